@@ -1,0 +1,41 @@
+"""Solvers for z = f(z) on rows (B, N) of torch tensors. Knows no layers, no autograd policy, no trees."""
+
+from deqlm_solvers.anderson import Anderson
+from deqlm_solvers.broyden import Broyden
+from deqlm_solvers.fixed_point import FixedPoint
+from deqlm_solvers.frame import Frame
+from deqlm_solvers.options import Options, options
+from deqlm_solvers.registry import Registry
+from deqlm_solvers.solution import Adjoint, ConvergenceError, ConvergenceWarning, Cost, Solution
+from deqlm_solvers.solve import Solve
+from deqlm_solvers.solver import GUARANTEES, SOLVERS, Evaluation, Map, Solver, StepSolver, register_solver
+from deqlm_solvers.status import Status
+from deqlm_solvers.stop import Stop
+
+from deqlm_solvers import adapters  # isort: skip  (registers them; needs Solver)
+
+__all__ = [
+    "GUARANTEES",
+    "SOLVERS",
+    "Adjoint",
+    "Anderson",
+    "Broyden",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "Cost",
+    "Evaluation",
+    "FixedPoint",
+    "Frame",
+    "Map",
+    "Options",
+    "Registry",
+    "Solution",
+    "Solve",
+    "Solver",
+    "Status",
+    "StepSolver",
+    "Stop",
+    "adapters",
+    "options",
+    "register_solver",
+]

@@ -1,0 +1,140 @@
+"""What every adapter needs: checks, a counting map that ends a peer on time, and the outcome per row."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deqlm_solvers.checks import require
+from deqlm_solvers.counted import HALF, CountedMap, check_start
+from deqlm_solvers.driver import warn_below_floor
+from deqlm_solvers.frame import Frame
+from deqlm_solvers.measure import Measure, Reading
+from deqlm_solvers.solution import Solution
+from deqlm_solvers.solver import Evaluation, Map, Solver
+from deqlm_solvers.status import Status
+from deqlm_solvers.stop import Stop
+
+__all__ = ["Peer", "PeerEndedError", "Watch"]
+
+T = TypeVar("T")
+
+
+class PeerEndedError(Exception):
+    """Leaves a peer that offers no other way out."""
+
+
+class Peer(Solver):
+    """A solver of another library, run as it is, whose result is measured by our formula.
+
+    STALLED also stands for "the peer gave up": it ended by a rule of its own, or failed, before ``max_iter``.
+    """
+
+    EXTRA: ClassVar[str] = "compare"
+
+    def check(self, z0: Tensor, stop: Stop) -> None:
+        """Refuse what no adapter can do.
+
+        Raises:
+            TypeError: no tensor.
+            ValueError: a start that is not (B, N) in float32 or float64, or a budget.
+        """
+        check_start(z0)
+        require(z0.dtype not in HALF, "z0", z0.dtype, f"float32 or float64 for {self.name}")
+        if stop.is_budget:
+            raise ValueError(f"{self.name} cannot run a budget (rtol=0, atol=0); set rtol or atol")
+        warn_below_floor(stop, z0.dtype)
+
+
+class Watch:
+    """The map as a peer sees it: counted, never called too often, with the outcome of the solve at the end.
+
+    Args:
+        f: the map.
+        z0: start, (B, N).
+        stop: tolerance, trace and divergence.
+        frame: leaves, tokens, scale and mask.
+        most: evaluations that the peer may make.
+
+    Attributes:
+        last: the last evaluation, or None before the first.
+    """
+
+    def __init__(self, f: Map, z0: Tensor, stop: Stop, frame: Frame, most: int) -> None:
+        self.map = CountedMap(f, z0)
+        self.measure = Measure(stop, frame, z0)
+        self.stop = stop
+        self.most = most
+        self.last: Evaluation | None = None
+        self.limit = torch.full((z0.shape[0],), torch.inf, dtype=torch.float64, device=z0.device)
+        self.trace: list[Tensor] = []
+        self.in_map = False
+
+    def evaluate(self, z: Tensor) -> Evaluation:
+        """Evaluate f at ``z`` (B, N).
+
+        Raises:
+            PeerEndedError: instead of an evaluation beyond ``most``.
+        """
+        if self.map.calls >= self.most:
+            raise PeerEndedError
+        self.in_map = True
+        at = self.map(z.contiguous())
+        self.in_map = False
+        if self.last is None:
+            self.limit = self.measure(at.fz, at.r).residual * self.stop.divergence
+        if self.stop.trace:
+            self.trace.append(self.measure(at.fz, at.r).residual)
+        self.last = at
+        return at
+
+    def run(self, peer: Callable[[], T], quiet: type[Warning] | None = None) -> T | None:
+        """Call a peer; None where it ended by an exception that is not one of f.
+
+        Args:
+            peer: the call.
+            quiet: a warning of the peer's own algebra that is not the caller's business.
+        """
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                if quiet is not None:
+                    warnings.simplefilter("ignore", quiet)
+                return peer()
+        except PeerEndedError:
+            return None
+        except (ArithmeticError, ValueError, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
+            if self.in_map:
+                raise
+            return None
+
+    def close(self, z: Tensor, reading: Reading, last: Reading, token_steps: Tensor | None = None) -> Solution:
+        """Return the solution.
+
+        Args:
+            z: returned point, (B, N).
+            reading: at ``z``.
+            last: of the last evaluation that the peer made.
+            token_steps: see `Solution`.
+        """
+        calls = self.map.calls
+        end = Status.MAX_ITER if calls >= self.stop.max_iter else Status.STALLED
+        status = torch.full_like(reading.residual, int(end), dtype=torch.int8)
+        status.masked_fill_((last.residual > self.limit) | (reading.residual > self.limit), int(Status.DIVERGED))
+        status.masked_fill_(~(last.residual.isfinite() & reading.residual.isfinite()), int(Status.NONFINITE))
+        status.masked_fill_(reading.ratio <= 1, int(Status.CONVERGED))
+        sound = reading.residual.isfinite()
+        return Solution(
+            z=z,
+            residual=torch.where(sound, reading.residual, torch.inf),
+            relative=torch.where(sound, reading.relative, torch.inf),
+            steps=torch.full_like(status, calls, dtype=torch.int64),
+            status=status,
+            cost=self.map.cost,
+            trace=torch.stack(self.trace) if self.stop.trace else None,
+            token_steps=token_steps,
+        )

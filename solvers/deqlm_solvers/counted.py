@@ -1,0 +1,82 @@
+"""The map as the driver calls it: checked, counted, and cast to the inner dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deqlm_solvers.checks import require
+from deqlm_solvers.solution import Cost
+from deqlm_solvers.solver import Evaluation, Map
+
+__all__ = ["CountedMap", "check_start", "inner_dtype"]
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def inner_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of iterates and algebra for a state of ``dtype``: at least float32."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+def check_start(z0: Tensor) -> None:
+    """Raise unless ``z0`` is a (B, N) floating-point tensor.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: wrong number of dimensions, or an integer or complex dtype.
+    """
+    if not isinstance(z0, Tensor):
+        raise TypeError(f"z0 must be a tensor, got {type(z0).__name__}")
+    require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
+    require(z0.is_floating_point(), "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
+
+
+class CountedMap:
+    """Evaluates f: checks what it returns, counts calls, and does half precision in float32.
+
+    A bfloat16 or float16 state lives on its own grid: f sees the rounded point, and the residual is that of the rounded
+    point, so what is returned has the residual that is reported.
+    """
+
+    def __init__(self, f: Map, z0: Tensor) -> None:
+        self.f = f
+        self.dtype = z0.dtype
+        self.inner = inner_dtype(z0.dtype)
+        self.shape = z0.shape
+        self.device = z0.device
+        self.calls = 0
+
+    @property
+    def cost(self) -> Cost:
+        """Evaluations so far."""
+        return Cost(evaluations=self.calls, row_evaluations=self.calls * self.shape[0])
+
+    def __call__(self, z: Tensor) -> Evaluation:
+        """Evaluate at ``z`` (B, N), inner dtype.
+
+        Raises:
+            TypeError: f returned no tensor.
+            ValueError: f changed shape, dtype or device, or wrote into its argument.
+        """
+        point = z.to(self.dtype)
+        version = point._version
+        fz = self.f(point)
+        self.calls += 1
+        if point._version != version:
+            raise ValueError("f wrote into its argument in place; return a new tensor (z.clone() first, or z + 1)")
+        if not isinstance(fz, Tensor):
+            raise TypeError(f"f must return a tensor, got {type(fz).__name__}")
+        if fz.shape != self.shape or fz.dtype != self.dtype or fz.device != self.device:
+            self._explain(fz)
+        if self.dtype != self.inner:
+            z, fz = point.to(self.inner), fz.to(self.inner)
+        return Evaluation(z, fz, fz - z)
+
+    def _explain(self, fz: Tensor) -> None:
+        for what, got, want in (
+            ("shape", tuple(fz.shape), tuple(self.shape)),
+            ("dtype", fz.dtype, self.dtype),
+            ("device", fz.device, self.device),
+        ):
+            require(got == want, f"the {what} of f(z)", got, f"that of z, {want}")

@@ -1,0 +1,57 @@
+"""Damped Picard iteration."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from deqlm_solvers.checks import require
+from deqlm_solvers.options import options
+from deqlm_solvers.solver import Evaluation, Map, StepSolver, register_solver
+
+__all__ = ["FixedPoint"]
+
+
+@register_solver("fixed_point")
+@options
+class FixedPoint(StepSolver):
+    """Picard iteration z <- z + damping * (f(z) - z): the cheapest step, enough when f contracts.
+
+    The tested residual is that of the map, never of the damped step.
+
+    Args:
+        damping: beta in (0, 1]; 1 takes the full step. Less than 1 settles oscillations.
+        first_damping: damping of the first step, or None for ``damping``; 1.0 with ``damping=0.8`` and `Unrolled` is
+            the warm-up of the implicit language models.
+
+    Raises:
+        ValueError: a damping outside (0, 1].
+
+    Reference:
+        E. Picard (1890); damping: M. A. Krasnoselskii (1955), Two remarks on the method of successive approximations.
+
+    Example:
+        >>> import torch
+        >>> from deqlm_solvers import FixedPoint, Solve, Stop
+        >>> sol = Solve(FixedPoint(), Stop(rtol=1e-5))(torch.cos, torch.zeros(1, 1))
+        >>> round(sol.z.item(), 3)
+        0.739
+    """
+
+    damping: float = 1.0
+    first_damping: float | None = None
+
+    guarantees: ClassVar[frozenset[str]] = StepSolver.guarantees | {"known_answers", "lean", "differentiable"}
+
+    def __post_init__(self) -> None:
+        require(0 < self.damping <= 1, "damping", self.damping, "in (0, 1]")
+        if self.first_damping is not None:
+            require(0 < self.first_damping <= 1, "first_damping", self.first_damping, "in (0, 1], or None")
+
+    def init(self, z: Tensor) -> float:
+        """Return the damping of the first step."""
+        return self.damping if self.first_damping is None else self.first_damping
+
+    def step(self, f: Map, at: Evaluation, state: float) -> tuple[Tensor, float]:
+        return (at.fz if state == 1 else at.z + state * at.r), self.damping

@@ -1,0 +1,26 @@
+"""How the rows of a solve are to be read: leaves, tokens, scale, mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Frame"]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What rows stand for; a solver passes it on to the measure of residuals and needs no more of it.
+
+    Attributes:
+        leaves: shape of each tensor of the state within one row; None is one leaf of N unknowns.
+        batch_dims: how many dimensions of the user's state index rows.
+        scale: s of the tolerance, (B,), or None for 0.
+        token_mask: (B, L) bool, True where a token counts; None counts all.
+    """
+
+    leaves: tuple[tuple[int, ...], ...] | None = None
+    batch_dims: int = 1
+    scale: Tensor | None = None
+    token_mask: Tensor | None = None

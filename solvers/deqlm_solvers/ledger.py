@@ -1,0 +1,262 @@
+"""Device-side bookkeeping of one solve: what is finished, what is best, what is reported."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from deqlm_solvers.frame import Frame
+from deqlm_solvers.measure import Measure, Reading
+from deqlm_solvers.schedule import Schedule, make_schedule
+from deqlm_solvers.solution import Cost, Solution
+from deqlm_solvers.solver import Evaluation
+from deqlm_solvers.status import Status
+from deqlm_solvers.stop import Stop
+
+__all__ = ["Ledger", "open_ledger"]
+
+
+class Ledger(ABC):
+    """Records every evaluation of a solve; the only part that knows the `Stop`.
+
+    Attributes:
+        steps_after_last: whether the point after the last evaluation is wanted.
+    """
+
+    steps_after_last = False
+
+    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
+        self.stop = stop
+        self.measure = Measure(stop, frame, z)
+        self.trace: list[Tensor] = []
+
+    @abstractmethod
+    def record(self, k: int, at: Evaluation) -> None:
+        """Take evaluation number ``k`` (from 0)."""
+
+    def finished(self, k: int) -> bool:
+        """Say whether every row is done; may read from the device."""
+        return False
+
+    def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
+        """Return ``z_next`` with finished rows held at ``z``."""
+        return z_next
+
+    @abstractmethod
+    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        """Return the solution; ``z_last`` is the last point of the loop, (B, N).
+
+        With ``keep_last`` the solution is the last point, with its residual, and not the best one.
+        """
+
+    def _traced(self) -> Tensor | None:
+        return torch.stack(self.trace) if self.stop.trace else None
+
+
+def open_ledger(stop: Stop, frame: Frame, z: Tensor) -> Ledger:
+    """Return the ledger that a `Stop` asks for, for a solve from ``z`` (B, N)."""
+    kind = BudgetLedger if stop.is_budget else BestMapLedger if stop.keep == "best_f" else RowLedger
+    return kind(stop, frame, z)
+
+
+class RowLedger(Ledger):
+    """Freezes each row at its first passing point; otherwise keeps its best one."""
+
+    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
+        super().__init__(stop, frame, z)
+        rows, device = z.shape[0], z.device
+        self.schedule: Schedule = make_schedule(stop, z)
+        self.active = torch.ones(rows, dtype=torch.bool, device=device)
+        self.best_z = z.detach().clone()
+        self.best_ratio = torch.full((rows,), torch.inf, dtype=torch.float64, device=device)
+        self.best_residual = self.best_ratio.clone()
+        self.best_relative = self.best_ratio.clone()
+        self.last_residual = self.best_ratio.clone()
+        self.last_relative = self.best_ratio.clone()
+        self.steps = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.stalled: Tensor | None = None
+        self.limit = self.best_ratio
+        self.halfway: tuple[Tensor, Tensor] | None = None
+        if stop.patience is not None:
+            self.mark = self.best_ratio.clone()
+            self.since = torch.zeros_like(self.steps)
+            self.stalled = torch.zeros_like(self.active)
+        if stop.per == "token":
+            self.best_prefix = torch.zeros_like(self.steps)
+            self.token_steps: Tensor | None = None
+
+    def record(self, k: int, at: Evaluation) -> None:
+        if not self.schedule.tests(k):
+            self._trace(None)
+            return
+        reading = self.measure(at.fz.detach(), at.r.detach())
+        self._trace(reading)
+        if k == 0:
+            self.limit = reading.residual * self.stop.divergence
+        tested = self.schedule.narrow(k, self.active)
+        self.steps.masked_fill_(tested, k + 1)
+        self.last_residual = torch.where(tested, reading.residual, self.last_residual)
+        self.last_relative = torch.where(tested, reading.relative, self.last_relative)
+        grown = self._keep_best(k, tested, reading, at.z.detach())
+        stays = (reading.ratio > 1) & (reading.residual <= self.limit)
+        if self.stalled is not None:
+            stays &= self._progressing(k, tested, reading, grown)
+        self.active = self.active & (stays if tested is self.active else stays | ~tested)
+        if self.halfway is None and 2 * (k + 1) >= self.stop.max_iter:
+            self.halfway = (self.last_residual, self.last_relative)
+        self.schedule.plan(k, tested, self.active, reading.ratio)
+
+    def finished(self, k: int) -> bool:
+        return self.schedule.finished(k, self.active)
+
+    def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
+        return torch.where(self.active[:, None], z_next, z)
+
+    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        return Solution(
+            z=z_last.detach() if keep_last else self.best_z,
+            residual=self.last_residual if keep_last else self.best_residual,
+            relative=self.last_relative if keep_last else self.best_relative,
+            steps=self.steps,
+            status=self._status(),
+            cost=cost,
+            trace=self._traced(),
+            token_steps=self._token_steps(),
+        )
+
+    def _keep_best(self, k: int, tested: Tensor, reading: Reading, z: Tensor) -> Tensor | None:
+        """Update the best point; return where the converged prefix grew (per="token" only)."""
+        better = tested & (reading.ratio < self.best_ratio)
+        grown = None
+        if self.stop.per == "token" and reading.groups is not None:
+            passing = reading.groups <= 1
+            prefix = passing.long().cumprod(1).sum(1)
+            finite = tested & reading.ratio.isfinite()
+            grown = finite & (prefix > self.best_prefix)
+            better = grown | (better & (prefix == self.best_prefix))
+            self.best_prefix = torch.where(grown, prefix, self.best_prefix)
+            if self.token_steps is None:
+                self.token_steps = torch.ones_like(passing, dtype=torch.int64)
+            self.token_steps.masked_fill_(tested[:, None] & ~passing, k + 2)
+        self.best_ratio = torch.where(better, reading.ratio, self.best_ratio)
+        self.best_residual = torch.where(better, reading.residual, self.best_residual)
+        self.best_relative = torch.where(better, reading.relative, self.best_relative)
+        self.best_z = torch.where(better[:, None], z, self.best_z)
+        return grown
+
+    def _progressing(self, k: int, tested: Tensor, reading: Reading, grown: Tensor | None) -> Tensor:
+        assert self.stalled is not None and self.stop.patience is not None
+        progress = tested & (reading.ratio < 0.9 * self.mark)
+        self.mark = torch.where(progress, reading.ratio, self.mark)
+        if grown is not None:
+            progress |= grown
+        self.since.masked_fill_(progress, k)
+        patient = (k - self.since) < self.stop.patience
+        self.stalled |= tested & ~patient
+        return patient
+
+    def _status(self) -> Tensor:
+        """Combine what was seen, by precedence: later lines win."""
+        status = torch.full_like(self.steps, int(Status.MAX_ITER), dtype=torch.int8)
+        if self.halfway is not None and self.stop.patience is None and self.stop.max_iter >= 8:
+            vanishing = (self.last_residual <= 0.75 * self.halfway[0]) & (self.last_relative >= 0.9 * self.halfway[1])
+            status.masked_fill_(vanishing, int(Status.STALLED))
+        if self.stalled is not None:
+            status.masked_fill_(self.stalled, int(Status.STALLED))
+        status.masked_fill_(self.last_residual > self.limit, int(Status.DIVERGED))
+        status.masked_fill_(~self.last_residual.isfinite(), int(Status.NONFINITE))
+        status.masked_fill_(self.best_ratio <= 1, int(Status.CONVERGED))
+        return status
+
+    def _token_steps(self) -> Tensor | None:
+        if self.stop.per != "token" or self.token_steps is None:
+            return None
+        settled = self.token_steps <= self.steps[:, None]
+        if self.measure.mask is not None:
+            settled &= self.measure.mask
+        return torch.where(settled, self.token_steps, 0)
+
+    def _trace(self, reading: Reading | None) -> None:
+        if self.stop.trace:
+            blank = torch.full_like(self.best_residual, torch.nan)
+            self.trace.append(blank if reading is None else reading.residual)
+
+
+class BudgetLedger(Ledger):
+    """Tests nothing: a fixed number of evaluations and steps."""
+
+    steps_after_last = True
+
+    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
+        super().__init__(stop, frame, z)
+        self.start = z.detach()
+
+    def record(self, k: int, at: Evaluation) -> None:
+        self.last = (at.fz.detach(), at.r.detach())
+        if self.stop.trace:
+            self.trace.append(self.measure(*self.last).residual)
+
+    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        reading = self.measure(*self.last)
+        z = z_last.detach()
+        sound = reading.residual.isfinite() & torch.linalg.vector_norm(z, dim=1, dtype=torch.float64).isfinite()
+        status = torch.where(sound, int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8)
+        return Solution(
+            z=torch.where(sound[:, None], z, self.start),
+            residual=torch.where(sound, reading.residual, torch.inf),
+            relative=torch.where(sound, reading.relative, torch.inf),
+            steps=torch.full_like(status, self.stop.max_iter, dtype=torch.int64),
+            status=status,
+            cost=cost,
+            residual_of="previous",
+            trace=self._traced(),
+        )
+
+
+class BestMapLedger(Ledger):
+    """Keeps f(z) at the tested z with the smallest ||f(z) - z|| / (||f(z)|| + 1e-9); no row is frozen.
+
+    Reference: the rule of torchdeq's fixed_point_iter, which the implicit language models were trained with.
+    """
+
+    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
+        super().__init__(stop, frame, z)
+        self.best_f = z.detach()
+        self.best_relative = torch.full((z.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
+        self.best_residual = self.best_relative.clone()
+        self.relative = self.best_relative
+        self.count = 0
+
+    def record(self, k: int, at: Evaluation) -> None:
+        self.count = k + 1
+        fz = at.fz.detach()
+        reading = self.measure(fz, at.r.detach())
+        size = self.measure.size(fz)
+        self.relative = reading.residual / (size + 1e-9)
+        better = self.relative < self.best_relative
+        self.best_relative = torch.where(better, self.relative, self.best_relative)
+        self.best_residual = torch.where(better, reading.residual, self.best_residual)
+        self.best_f = torch.where(better[:, None], fz, self.best_f)
+        if self.stop.trace:
+            self.trace.append(reading.residual)
+
+    def finished(self, k: int) -> bool:
+        every = self.stop.check_every
+        return every > 0 and (k + 1) % every == 0 and bool((self.relative < self.stop.rtol).all())
+
+    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        status = torch.full_like(self.best_relative, int(Status.MAX_ITER), dtype=torch.int8)
+        status.masked_fill_(~self.relative.isfinite(), int(Status.NONFINITE))
+        status.masked_fill_(self.best_relative < self.stop.rtol, int(Status.CONVERGED))
+        return Solution(
+            z=self.best_f,
+            residual=self.best_residual,
+            relative=self.best_relative,
+            steps=torch.full_like(status, self.count, dtype=torch.int64),
+            status=status,
+            cost=cost,
+            residual_of="previous",
+            trace=self._traced(),
+        )

@@ -1,0 +1,139 @@
+"""The one formula of the tolerance: residual, scale and their ratio, per row, token or leaf."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deqlm_solvers.checks import require
+from deqlm_solvers.frame import Frame
+from deqlm_solvers.stop import Stop
+
+__all__ = ["Measure", "Reading"]
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+class Reading(NamedTuple):
+    """Residuals of one evaluation.
+
+    Attributes:
+        residual: ||f(z) - z||, (B,) float64, of the worst group where there are several.
+        relative: residual / max(||f(z)||, s), (B,) float64, of the worst group; 0 for an exact zero.
+        ratio: residual / tolerance, (B,) float64, of the worst group; a point passes at <= 1.
+        groups: ratio of each token or leaf, (B, G) float64; None for per="row".
+    """
+
+    residual: Tensor
+    relative: Tensor
+    ratio: Tensor
+    groups: Tensor | None
+
+
+class Measure:
+    """Reads residuals by the rule of a `Stop`: ||f(z) - z|| <= atol + rtol * max(||f(z)||, s).
+
+    Norms are accumulated in float64, so that squares neither overflow nor vanish.
+
+    Args:
+        stop: norm, per, tolerances.
+        frame: leaves, tokens, scale, mask.
+        z: the start, (B, N).
+
+    Raises:
+        ValueError: weights, token_dim, scale or mask that do not fit the state.
+    """
+
+    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
+        self.stop = stop
+        self.leaves = frame.leaves or (tuple(z.shape[1:]),)
+        self.scale = _scale(frame.scale, z)
+        self.weights = self._weights(z) if isinstance(stop.norm, tuple) else None
+        self.mask = None
+        if stop.per == "token":
+            self.token_axis = stop.token_dim - frame.batch_dims
+            self.mask = self._token_mask(frame.token_mask, z)
+        elif frame.token_mask is not None:
+            raise ValueError("token_mask is not used unless Stop(per='token')")
+
+    def __call__(self, fz: Tensor, r: Tensor) -> Reading:
+        """Read one evaluation. fz, r: (B, N)."""
+        stop = self.stop
+        residual, size = self._norms(r), self._norms(fz)
+        scale = self.scale
+        if scale is not None:
+            size = torch.maximum(size, scale if size.dim() == 1 else scale[:, None])
+        ratio = residual / (size * stop.rtol + (stop.atol + TINY))
+        if stop.per == "row":
+            return Reading(residual, residual / (size + TINY), ratio, None)
+        relative = residual / (size + TINY)
+        if self.mask is not None:
+            residual, relative, ratio = (torch.where(self.mask, t, 0.0) for t in (residual, relative, ratio))
+        if ratio.shape[1] == 0:
+            zero = ratio.sum(1)
+            return Reading(zero, zero, zero, ratio)
+        return Reading(residual.amax(1), relative.amax(1), ratio.amax(1), ratio)
+
+    def size(self, fz: Tensor) -> Tensor:
+        """Return ||f(z)|| of rows, (B,) float64; for per="row"."""
+        return self._norms(fz)
+
+    def _norms(self, t: Tensor) -> Tensor:
+        """Return (B,) for rows, (B, G) for tokens or leaves, float64."""
+        if self.weights is not None:
+            t = t * self.weights
+        if self.stop.per == "row":
+            norm = torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+            return norm / math.sqrt(max(1, t.shape[1])) if self.stop.norm == "rms" else norm
+        parts = self._split(t)
+        if self.stop.per == "leaf":
+            norms = [torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64) for p in parts]
+            if self.stop.norm == "rms":
+                norms = [
+                    n / math.sqrt(max(1, p[0].numel() if len(p) else 1)) for n, p in zip(norms, parts, strict=True)
+                ]
+            return torch.stack(norms, dim=1)
+        by_token = [p.movedim(1 + self.token_axis, 1).flatten(2) for p in parts]
+        joined = by_token[0] if len(by_token) == 1 else torch.cat(by_token, dim=2)
+        norm = torch.linalg.vector_norm(joined, dim=2, dtype=torch.float64)
+        return norm / math.sqrt(max(1, joined.shape[2])) if self.stop.norm == "rms" else norm
+
+    def _split(self, t: Tensor) -> list[Tensor]:
+        if len(self.leaves) == 1:
+            return [t.reshape(t.shape[0], *self.leaves[0])]
+        sizes = [math.prod(shape) for shape in self.leaves]
+        return [p.reshape(t.shape[0], *shape) for p, shape in zip(t.split(sizes, dim=1), self.leaves, strict=True)]
+
+    def _weights(self, z: Tensor) -> Tensor:
+        given = self.stop.norm
+        sizes = [math.prod(shape) for shape in self.leaves]
+        weights = torch.tensor(given, dtype=z.dtype, device=z.device)
+        if len(given) == sum(sizes):
+            return weights
+        ok = len(given) == len(sizes)
+        require(ok, "norm", f"{len(given)} weights", f"one weight per leaf ({len(sizes)}) or unknown ({sum(sizes)})")
+        return torch.cat([w.expand(n) for w, n in zip(weights, sizes, strict=True)])
+
+    def _token_mask(self, mask: Tensor | None, z: Tensor) -> Tensor | None:
+        axis, dim = self.token_axis, self.stop.token_dim
+        for shape in self.leaves:
+            ok = 0 <= axis < len(shape)
+            require(ok, "token_dim", dim, f"a dimension of the state behind the batch, whose rows have shape {shape}")
+        lengths = {shape[axis] for shape in self.leaves}
+        require(len(lengths) == 1, "token_dim", dim, f"equally long in all leaves, whose lengths are {sorted(lengths)}")
+        if mask is None:
+            return None
+        want = (z.shape[0], lengths.pop())
+        require(mask.dtype == torch.bool, "token_mask", mask.dtype, "bool, True where a token counts")
+        require(tuple(mask.shape) == want, "token_mask", tuple(mask.shape), f"of shape (rows, tokens) = {want}")
+        return mask.to(z.device)
+
+
+def _scale(scale: Tensor | None, z: Tensor) -> Tensor | None:
+    if scale is None:
+        return None
+    require(tuple(scale.shape) == (z.shape[0],), "scale", tuple(scale.shape), f"one value per row, ({z.shape[0]},)")
+    return scale.detach().to(device=z.device, dtype=torch.float64)

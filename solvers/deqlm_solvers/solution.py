@@ -1,0 +1,205 @@
+"""What a solve returns: tensors with one entry per row, left on the device until somebody asks."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+from torch import Tensor
+
+from deqlm_solvers.checks import require
+from deqlm_solvers.status import Status
+
+__all__ = ["Adjoint", "ConvergenceError", "ConvergenceWarning", "Cost", "OnFailure", "Solution", "check_on_failure"]
+
+OnFailure = Literal["warn", "raise", "ignore"]
+
+
+class ConvergenceWarning(UserWarning):
+    """Some rows of a solve did not converge; filtered by Python's own warning filters."""
+
+
+class ConvergenceError(RuntimeError):
+    """Some rows of a solve did not converge, and the caller asked for an exception."""
+
+
+def check_on_failure(value: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of the three policies."""
+    require(value in ("warn", "raise", "ignore"), "on_failure", value, "'warn', 'raise' or 'ignore'")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a solve spent.
+
+    Attributes:
+        evaluations: calls of f.
+        row_evaluations: rows summed over those calls.
+        vjps: products with the transposed Jacobian (adjoint solves).
+        jvps: products with the Jacobian.
+    """
+
+    evaluations: int = 0
+    row_evaluations: int = 0
+    vjps: int = 0
+    jvps: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.evaluations + other.evaluations,
+            self.row_evaluations + other.row_evaluations,
+            self.vjps + other.vjps,
+            self.jvps + other.jvps,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A solve's result, one entry per row, on the device of the state.
+
+    Attributes:
+        z: returned point: (B, N) from a solver; the structure, shape and dtype of ``z0`` from `deqlm.solve` and `DEQ`.
+        residual: ||f(z) - z|| of the returned point in the norm of `Stop` (worst token or leaf where those are tested),
+            float64; infinite where f never returned a finite value.
+        relative: residual divided by max(||f(z)||, s), of the same point, float64.
+        steps: evaluations of f until the row was done, int64.
+        status: `Status` values, int8.
+        cost: what was spent, on the whole batch.
+        residual_of: "z", or "previous" where the reported residual is that of the point before the returned one:
+            z_{K-1} of a budget, or the z whose f(z) is returned (keep="best_f").
+        trace: residual of every evaluation, (evaluations, B), NaN where not tested; None unless asked for. After a row
+            is done it repeats the row's own last residual.
+        token_steps: (B, L) evaluation from which each token stayed within tolerance, 0 where it did not; None unless
+            per="token".
+        adjoint: outcome of the backward solve; filled in when backward has run. None without a gradient.
+    """
+
+    z: Any
+    residual: Tensor
+    relative: Tensor
+    steps: Tensor
+    status: Tensor
+    cost: Cost = Cost()
+    residual_of: Literal["z", "previous"] = "z"
+    trace: Tensor | None = None
+    token_steps: Tensor | None = None
+    adjoint: Adjoint | None = None
+
+    @property
+    def converged(self) -> Tensor:
+        """True for rows whose returned point is within tolerance, bool."""
+        return self.status == int(Status.CONVERGED)
+
+    @property
+    def failed(self) -> Tensor:
+        """True for rows that ended neither CONVERGED nor BUDGET, bool."""
+        return self.status > int(Status.BUDGET)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+    def summary(self) -> str:
+        """Describe the outcome in words: rows per status, worst residual, what to try. Reads from the device."""
+        return _summary("solve", self.status, self.relative, self.steps)
+
+    def raise_if_failed(self) -> Self:
+        """Return self, or raise when a row failed. Reads from the device once.
+
+        Raises:
+            ConvergenceError: which rows failed, why, and what to try.
+        """
+        apply_policy("raise", self.status, self.relative, self.steps, "solve")
+        return self
+
+    def __repr__(self) -> str:
+        lines = [self.summary()]
+        if self.residual_of == "previous":
+            lines.append("the residual is that of the point before the returned one")
+        spent = f"{self.cost.evaluations} evaluations of f on {self.cost.row_evaluations} rows"
+        lines.append(f"cost: {spent}")
+        if self.adjoint is not None:
+            lines.append(repr(self.adjoint))
+        return "Solution(" + "; ".join(lines) + ")"
+
+
+@dataclass(eq=False)
+class Adjoint:
+    """Outcome of a gradient: status, steps and residual of the backward solve, or the growth of truncated terms.
+
+    Empty until backward has run (`ran`). Truncated methods, which solve nothing, fill in only `growth`.
+
+    Attributes:
+        on_failure: what to do when the backward solve does not converge.
+        status: `Status` per row, int8, or None.
+        steps: products with the transposed Jacobian until the row was done, or None.
+        residual: ||J^T w + g - w|| / ||g|| of the returned w, float64, or None.
+        growth: per row, factor by which one more term of a truncated series shrinks (< 1) or grows (> 1), or None.
+        cost: summed over all backward solves of this solution.
+    """
+
+    on_failure: OnFailure = "warn"
+    status: Tensor | None = None
+    steps: Tensor | None = None
+    residual: Tensor | None = None
+    growth: Tensor | None = None
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def ran(self) -> bool:
+        """True once a backward solve has been recorded."""
+        return self.status is not None
+
+    @property
+    def converged(self) -> Tensor | None:
+        """True per row whose backward solve is within tolerance; None before backward."""
+        return None if self.status is None else self.status == int(Status.CONVERGED)
+
+    def record(self, sol: Solution, vjps: int) -> None:
+        """Keep the outcome of a backward solve and apply the failure policy."""
+        self.status, self.steps, self.residual = sol.status, sol.steps, sol.residual
+        self.cost = self.cost + Cost(vjps=vjps)
+        if self.on_failure != "ignore":
+            apply_policy(self.on_failure, sol.status, sol.residual, sol.steps, "backward solve")
+
+    def __repr__(self) -> str:
+        if self.status is not None and self.residual is not None and self.steps is not None:
+            return _summary("backward solve", self.status, self.residual, self.steps)
+        if self.growth is not None:
+            worst = f"{self.growth.max().item():.2g}" if self.growth.numel() else "none"
+            return f"gradient: truncated series, largest growth per term {worst}"
+        return "backward solve: not run yet"
+
+
+def apply_policy(policy: OnFailure, status: Tensor, relative: Tensor, steps: Tensor, what: str) -> None:
+    """Warn or raise when a row failed; reads one flag from the device."""
+    if policy == "ignore" or not bool((status > int(Status.BUDGET)).any()):
+        return
+    text = _summary(what, status, relative, steps)
+    if policy == "raise":
+        raise ConvergenceError(text)
+    warnings.warn(text, ConvergenceWarning, stacklevel=3)
+
+
+def _summary(what: str, status: Tensor, relative: Tensor, steps: Tensor) -> str:
+    codes = status.flatten().tolist()
+    if not codes:
+        return f"{what}: no rows"
+    parts, hints = [], []
+    for kind in Status:
+        rows = [i for i, code in enumerate(codes) if code == kind]
+        if rows:
+            shown = f" (rows {_listing(rows)})" if kind.failed else ""
+            parts.append(f"{len(rows)} {kind.name}{shown}")
+            if kind.hint:
+                hints.append(f"{kind.name}: {kind.hint}")
+    worst = relative.flatten().max().item()
+    text = f"{what}: {', '.join(parts)} of {len(codes)} rows after at most {int(steps.max())} evaluations, "
+    text += f"largest relative residual {worst:.2g}"
+    return text + "".join(f". {hint}" for hint in hints)
+
+
+def _listing(rows: list[int], most: int = 8) -> str:
+    shown = ", ".join(map(str, rows[:most]))
+    return shown if len(rows) <= most else f"{shown}, ... {len(rows)} in all"

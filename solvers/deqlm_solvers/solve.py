@@ -1,0 +1,61 @@
+"""A solver together with its stopping rule."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from deqlm_solvers.anderson import Anderson
+from deqlm_solvers.checks import require
+from deqlm_solvers.frame import Frame
+from deqlm_solvers.options import Options, options
+from deqlm_solvers.solution import Solution
+from deqlm_solvers.solver import SOLVERS, Map, Solver
+from deqlm_solvers.stop import Stop
+
+__all__ = ["Solve"]
+
+
+@options(kw_only=False)
+class Solve(Options):
+    """How to solve: a solver and a `Stop`; the same type for forward and backward solves.
+
+    Args:
+        solver: an object, a registered name, or a dict with ``name`` and options.
+        stop: a `Stop`, or a dict of its fields.
+
+    Raises:
+        ValueError: the solver cannot honour a field of ``stop`` that differs from its default.
+
+    Example:
+        >>> import torch
+        >>> from deqlm_solvers import Solve, Stop
+        >>> solve = Solve("fixed_point", Stop(rtol=1e-6))
+        >>> solve(lambda z: 0.5 * z + 1, torch.zeros(2, 3)).z[0, 0].item()
+        1.999...
+    """
+
+    solver: Solver = Anderson()
+    stop: Stop = Stop()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "solver", SOLVERS.make(self.solver))
+        if isinstance(self.stop, dict):
+            object.__setattr__(self, "stop", Stop.from_dict(self.stop))
+        require(isinstance(self.stop, Stop), "stop", self.stop, "a Stop")
+        for name, field in Stop.__dataclass_fields__.items():  # type: ignore[attr-defined]
+            value = getattr(self.stop, name)
+            if value != field.default and name not in self.solver.honours:
+                raise ValueError(f"solver {self.solver.name!r} cannot honour Stop({name}={value!r})")
+
+    def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
+        """Solve z = f(z) from ``z0`` (B, N), without a graph.
+
+        Args:
+            f: maps (B, N) to (B, N), same dtype and device.
+            z0: start, floating point; never written to.
+            frame: leaves, tokens, scale and mask of the rows; None for plain rows.
+
+        Raises:
+            TypeError, ValueError: a bad start, or an f that changes shape, dtype or device or works in place.
+        """
+        return self.solver.solve(f, z0, self.stop, frame or Frame())

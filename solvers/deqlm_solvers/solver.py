@@ -1,0 +1,107 @@
+"""The contract of a solver."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from deqlm_solvers.frame import Frame
+from deqlm_solvers.options import Options
+from deqlm_solvers.registry import Registry
+from deqlm_solvers.solution import Solution
+from deqlm_solvers.stop import Stop
+
+__all__ = ["GUARANTEES", "SOLVERS", "Evaluation", "Map", "Solver", "StepSolver", "register_solver"]
+
+Map = Callable[[Tensor], Tensor]
+"""A map on rows: (B, N) -> (B, N), same dtype and device, row by row unless the caller says otherwise."""
+
+GUARANTEES = {
+    "known_answers": "finds the known fixed points of linear and tanh contractions in float32 and float64",
+    "rows": "changing or NaN-ing other rows leaves a row bit-equal; rows alone and together agree bit for bit",
+    "check_every": "every check_every gives equal bits",
+    "half": "takes bfloat16 and float16 states, with float32 inner algebra",
+    "budget": "rtol=0, atol=0 makes exactly max_iter evaluations and steps",
+    "lean": "operations and host syncs per evaluation stay within the budget of the contract suite",
+    "differentiable": "its steps can be differentiated by autograd",
+}
+"""What a solver may promise beyond a true residual and true counts; the contract suite tests what is declared."""
+
+
+class Evaluation(NamedTuple):
+    """One evaluation of the map.
+
+    Attributes:
+        z: point, (B, N), in the inner dtype (at least float32).
+        fz: f(z), (B, N), inner dtype.
+        r: f(z) - z, (B, N), inner dtype.
+    """
+
+    z: Tensor
+    fz: Tensor
+    r: Tensor
+
+
+class Solver(Options, ABC):
+    """Anything that solves z = f(z) on rows. Subclass `StepSolver` for an update rule, this for a whole method.
+
+    Class attributes:
+        guarantees: names from `GUARANTEES` that hold; the contract suite tests exactly those.
+        honours: fields of `Stop` that may differ from their default; any other non-default field raises.
+    """
+
+    guarantees: ClassVar[frozenset[str]] = frozenset()
+    honours: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+        """Solve z = f(z) from ``z0`` (B, N); the solution carries the true residual of its z and true counts."""
+
+
+class StepSolver(Solver):
+    """An update rule: it proposes the next point, and does not loop, stop, log or count.
+
+    The driver evaluates f at each proposed point, tests it, freezes finished rows and asks for the next. What `step`
+    does to a row may depend on nothing but that row.
+
+    Example:
+        >>> from deqlm_solvers import StepSolver, options, register_solver
+        >>> @register_solver("halfway")
+        ... @options
+        ... class Halfway(StepSolver):
+        ...     def init(self, z):
+        ...         return None
+        ...     def step(self, f, at, state):
+        ...         return at.z + 0.5 * at.r, state
+    """
+
+    guarantees: ClassVar[frozenset[str]] = frozenset({"rows", "check_every", "half", "budget"})
+    honours: ClassVar[frozenset[str]] = frozenset(Stop.__dataclass_fields__)  # type: ignore[attr-defined]
+
+    @abstractmethod
+    def init(self, z: Tensor) -> Any:
+        """Return the state for a solve from ``z`` (B, N), inner dtype: all buffers, allocated once."""
+
+    @abstractmethod
+    def step(self, f: Map, at: Evaluation, state: Any) -> tuple[Tensor, Any]:
+        """Return the next point (B, N), inner dtype, and the new state.
+
+        Args:
+            f: the map, for methods that need its derivatives.
+            at: the evaluation just made.
+            state: what `init` or the last `step` returned.
+        """
+
+    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+        from deqlm_solvers.driver import drive
+
+        return drive(self, f, z0, stop, frame)
+
+
+SOLVERS: Registry[Solver] = Registry("solver", Solver, "deqlm.solvers")
+"""Every registered solver: iterate for names, index for the class."""
+
+register_solver = SOLVERS.register

@@ -1,0 +1,127 @@
+"""When a solve ends and which point it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from deqlm_solvers.checks import require
+from deqlm_solvers.options import Options, options
+
+__all__ = ["Stop"]
+
+
+@options
+class Stop(Options):
+    """Stopping rule of a solve.
+
+    A point z of a row passes when ``||f(z) - z|| <= atol + rtol * max(||f(z)||, s)``, with s a scale that the caller
+    may give per row (default 0). This bounds the residual, not the error. The row returns the first tested point that
+    passes, else the best one: the smallest residual relative to its tolerance.
+
+    ``rtol=0, atol=0`` is a *budget*: exactly ``max_iter`` evaluations and steps, no test, no freezing, no host sync;
+    the row returns z_K, and the reported residual is that of z_{K-1}. Only a row whose last residual is not finite
+    is marked, as NONFINITE.
+
+    Args:
+        max_iter: largest number of evaluations of f, >= 1.
+        rtol: relative tolerance, >= 0, without unit.
+        atol: absolute tolerance, >= 0, in the unit of the norm.
+        norm: "l2", "rms" (l2 divided by the root of the number of unknowns), or weights >= 0 of a weighted l2 norm:
+            one per leaf of the state, or one per unknown of a row.
+        per: what must pass: "row" (one norm over the row), "token" (every position along ``token_dim``; a norm over a
+            sequence lets late tokens pass that have not moved yet), or "leaf" (every tensor of a tree, so that a big
+            one cannot hide a small one).
+        token_dim: dimension of the tokens in the state as the user sees it, batch dimensions counted.
+        keep: "best" as above, or "best_f": f(z) at the tested z with the smallest ||f(z) - z|| / (||f(z)|| + 1e-9),
+            no row frozen, the loop ends when every row passes at once (the rule of the reference implementation).
+        test_every: evaluations from one test of a row to the next, >= 1; "auto" predicts from each row's own rate when
+            it will pass, at most 8 evaluations ahead, so a row may end up to 7 evaluations late.
+        check_every: evaluations between two host reads of "is every row done", >= 0 (0: never, the loop runs to
+            ``max_iter``). It changes time, never a result.
+        trace: keep the residual of every tested evaluation in `Solution.trace`.
+        patience: a row without progress for this many evaluations ends STALLED; progress is a best residual that fell
+            by 10 % relative to its tolerance, or with per="token" a longer converged prefix. None never gives up
+            early: causal maps can hold their residual for hundreds of evaluations and then drop to zero.
+        divergence: a row ends DIVERGED when its residual exceeds this multiple of its first one; > 1, inf disables it.
+
+    Raises:
+        ValueError: a value that breaks its rule.
+
+    Example:
+        >>> Stop(max_iter=50, rtol=1e-6).is_budget, Stop(max_iter=4, rtol=0).is_budget
+        (False, True)
+    """
+
+    max_iter: int = 100
+    rtol: float = 1e-4
+    atol: float = 0.0
+    norm: Literal["l2", "rms"] | Sequence[float] = "l2"
+    per: Literal["row", "token", "leaf"] = "row"
+    token_dim: int = 1
+    keep: Literal["best", "best_f"] = "best"
+    test_every: int | Literal["auto"] = 1
+    check_every: int = 1
+    trace: bool = False
+    patience: int | None = None
+    divergence: float = 1e8
+
+    def __post_init__(self) -> None:
+        _whole("max_iter", self.max_iter, 1)
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            require(_number(value) and math.isfinite(value) and value >= 0, name, value, "a finite number >= 0")
+        if isinstance(self.norm, str):
+            require(self.norm in ("l2", "rms"), "norm", self.norm, "'l2', 'rms' or a sequence of weights")
+        else:
+            weights = tuple(float(w) for w in self.norm)
+            ok = len(weights) > 0 and all(math.isfinite(w) and w >= 0 for w in weights)
+            require(ok, "norm", self.norm, "weights that are finite and >= 0, at least one")
+            object.__setattr__(self, "norm", weights)
+        require(self.per in ("row", "token", "leaf"), "per", self.per, "'row', 'token' or 'leaf'")
+        _whole("token_dim", self.token_dim, 0)
+        require(self.keep in ("best", "best_f"), "keep", self.keep, "'best' or 'best_f'")
+        if self.test_every != "auto":
+            _whole("test_every", self.test_every, 1)
+        _whole("check_every", self.check_every, 0)
+        require(isinstance(self.trace, bool), "trace", self.trace, "True or False")
+        if self.patience is not None:
+            _whole("patience", self.patience, 1)
+        require(_number(self.divergence) and self.divergence > 1, "divergence", self.divergence, "a number > 1")
+        self._refuse_ignored()
+
+    @property
+    def is_budget(self) -> bool:
+        """True when nothing is tested: both tolerances are zero."""
+        return self.rtol == 0 and self.atol == 0
+
+    def _refuse_ignored(self) -> None:
+        """A setting that would be ignored is an error."""
+        if self.is_budget:
+            self._only_default(
+                "is not used by a budget (rtol=0, atol=0), which tests nothing",
+                *("keep", "test_every", "check_every", "patience", "divergence"),
+            )
+        if self.keep == "best_f":
+            self._only_default("is not used with keep='best_f'", "atol", "per", "test_every", "patience", "divergence")
+        if self.test_every == "auto":
+            self._only_default(
+                "is not used with test_every='auto', which reads the device at every test", "check_every"
+            )
+        if self.per != "token":
+            self._only_default("is not used unless per='token'", "token_dim")
+
+    def _only_default(self, why: str, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:  # type: ignore[attr-defined]
+                raise ValueError(f"{name}={getattr(self, name)!r} {why}")
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(ok, name, value, f"a whole number >= {least}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
