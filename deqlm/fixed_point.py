@@ -1,0 +1,134 @@
+"""The functional interface: solve z = f(z) for a tensor or a tree, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deqlm.failures import Failures
+from deqlm.gradients.base import GRADIENTS, Forward, Gradient
+from deqlm.rows import RowMap, Rows
+from deqlm_solvers import Frame, Solution, Solve, Solver, Stop
+from deqlm_solvers.checks import require
+from deqlm_solvers.solution import OnFailure
+
+__all__ = ["solve", "solve_rows"]
+
+
+def solve(
+    f: Callable[..., Any],
+    z0: Any,
+    *,
+    args: tuple[Any, ...] = (),
+    solver: str | Mapping[str, Any] | Solver = "anderson",
+    stop: Stop | None = None,
+    gradient: str | Mapping[str, Any] | Gradient = "implicit",
+    batch_dims: int | None = None,
+    scale: float | Tensor | None = None,
+    token_mask: Tensor | None = None,
+    on_failure: OnFailure = "warn",
+    failed_grad: str = "drop",
+) -> Solution:
+    """Solve z = f(z, *args) for a tensor or a tree of tensors, every row on its own.
+
+    With grad enabled the returned ``z`` carries the gradient of ``gradient`` with respect to parameters, ``args`` and
+    whatever f captures; under ``torch.no_grad()`` it is the solver's point.
+
+    Args:
+        f: maps a state to a state of the same structure, shapes, dtypes and device; must not write into its argument.
+        z0: start; a tensor or a tree of tensors, floating point or complex. Never written to.
+        args: further arguments of f. Tensors whose first dimensions are those of the batch are per row: give inputs
+            here rather than capture them, so that a row with NaN inputs can be kept out of shared gradients.
+        solver: a registered name, a dict with ``name`` and options, or an object.
+        stop: when to end; None is ``Stop()`` (100 evaluations, rtol 1e-4).
+        gradient: likewise, of `GRADIENTS`.
+        batch_dims: leading dimensions that index independent rows. None is 1, or 0 for a 0-d state; a 1-d state must
+            say 0 (one problem of N unknowns) or 1 (N scalar problems).
+        scale: s of the tolerance ``atol + rtol * max(||f(z)||, s)``: a number, or one per row.
+        token_mask: bool, batch shape + (L,), True where a token counts; for ``Stop(per="token")``.
+        on_failure: "warn", "raise" or "ignore" when a row does not converge; costs one read after the loop.
+        failed_grad: "drop" (rows that end NONFINITE or DIVERGED add zero to every gradient; costs one read after the
+            loop), "keep" or "raise".
+
+    Returns:
+        `Solution` with ``z`` in the structure of ``z0`` and one entry per row in the batch shape.
+
+    Raises:
+        TypeError, ValueError: bad input, an unknown option, or an f that changes structure, shape, dtype or device.
+        KeyError: an unknown solver or gradient name.
+        ConvergenceError: a row failed and a policy is "raise".
+
+    Example:
+        >>> import deqlm, torch
+        >>> sol = deqlm.solve(torch.cos, torch.zeros(()))
+        >>> round(sol.z.item(), 3), bool(sol.converged)
+        (0.739, True)
+    """
+    how = Solve(solver, Stop() if stop is None else stop)  # type: ignore[arg-type]
+    method = GRADIENTS.make(gradient)
+    method.check(how)
+    failures = Failures(on_failure, failed_grad)  # type: ignore[arg-type]
+    rows = Rows(z0, batch_dims)
+    return solve_rows(RowMap(rows, f, tuple(args), {}), how, method, failures, scale=scale, token_mask=token_mask)
+
+
+def solve_rows(
+    f: RowMap,
+    how: Solve,
+    gradient: Gradient,
+    failures: Failures,
+    *,
+    scale: float | Tensor | None = None,
+    token_mask: Tensor | None = None,
+) -> Solution:
+    """Solve a packed map from its own start and unpack the solution; see `solve`."""
+    rows = f.rows
+    frame = Frame(
+        leaves=rows.row_shapes,
+        batch_dims=rows.batch_dims,
+        scale=_scale(scale, rows),
+        token_mask=None if token_mask is None else _token_mask(token_mask, rows),
+    )
+    forward = Forward(how, frame)
+    if torch.is_grad_enabled():
+        sol = gradient.attach(forward, f, rows.z0, failures)
+    elif torch.is_inference_mode_enabled():
+        # tensors made in inference mode have no version counter, by which work in place is found
+        with torch.inference_mode(False), torch.no_grad():
+            sol = forward(f, rows.z0)
+        failures.report(sol)
+    else:
+        sol = forward(f, rows.z0)
+        failures.report(sol)
+    return _unpack(sol, rows)
+
+
+def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
+    if scale is None:
+        return None
+    value = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
+    ok = value.dim() == 0 or value.shape == rows.batch_shape
+    require(ok, "scale", tuple(value.shape), f"a number or one value per row, {tuple(rows.batch_shape)}")
+    return value.expand(rows.batch_shape).reshape(rows.count)
+
+
+def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
+    ok = mask.dim() == rows.batch_dims + 1 and mask.shape[:-1] == rows.batch_shape
+    require(ok, "token_mask", tuple(mask.shape), f"the batch shape {tuple(rows.batch_shape)} and the tokens behind it")
+    return mask.reshape(rows.count, mask.shape[-1])
+
+
+def _unpack(sol: Solution, rows: Rows) -> Solution:
+    trace, token_steps = sol.trace, sol.token_steps
+    return sol.replace(
+        z=rows.unpack(sol.z),
+        residual=rows.per_row(sol.residual),
+        relative=rows.per_row(sol.relative),
+        steps=rows.per_row(sol.steps),
+        status=rows.per_row(sol.status),
+        trace=None if trace is None else trace.reshape(trace.shape[0], *rows.batch_shape),
+        token_steps=None if token_steps is None else rows.per_row(token_steps),
+    )

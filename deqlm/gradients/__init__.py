@@ -1,0 +1,9 @@
+"""How a solved point is tied to autograd."""
+
+from deqlm.gradients.base import GRADIENTS, Gradient, register_gradient
+from deqlm.gradients.implicit import Implicit
+from deqlm.gradients.one_step import OneStep
+from deqlm.gradients.phantom import Phantom
+from deqlm.gradients.unrolled import Unrolled
+
+__all__ = ["GRADIENTS", "Gradient", "Implicit", "OneStep", "Phantom", "Unrolled", "register_gradient"]

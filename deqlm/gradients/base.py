@@ -1,0 +1,99 @@
+"""The contract of a gradient method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from deqlm.failures import Failures
+from deqlm.rows import RowMap, healthy_source
+from deqlm_solvers import Adjoint, Frame, Map, Options, Registry, Solution, Solve
+
+__all__ = ["GRADIENTS", "Forward", "Gradient", "register_gradient"]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward solve: how, and what the rows stand for. Calling it solves without a graph."""
+
+    solve: Solve
+    frame: Frame
+
+    def __call__(self, f: Map, z0: Tensor) -> Solution:
+        return self.solve(f, z0, self.frame)
+
+
+class Gradient(Options, ABC):
+    """Ties the solved point to autograd. Most methods implement `connect` and nothing else.
+
+    Class attributes:
+        exact: at a converged point the gradient is the implicit one up to tolerances; the contract suite tests it.
+
+    Example:
+        >>> import torch
+        >>> from deqlm import Gradient, options, register_gradient
+        >>> @register_gradient("two_steps")
+        ... @options
+        ... class TwoSteps(Gradient):
+        ...     def connect(self, f, z, adjoint):
+        ...         return f(f(z))
+    """
+
+    exact: ClassVar[bool] = False
+
+    def check(self, solve: Solve) -> None:
+        """Refuse, at construction, a solve that this method cannot differentiate.
+
+        Raises:
+            ValueError: with the reason and what would fit.
+        """
+        return
+
+    @abstractmethod
+    def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
+        """Return (B, N) with the value of ``z`` (or close to it) whose graph carries the gradient.
+
+        Args:
+            f: the map on rows; what it captures is reached through its graph.
+            z: solved point, (B, N), without a graph.
+            adjoint: report to fill in, in backward or at once.
+        """
+
+    def attach(self, forward: Forward, f: RowMap, z0: Tensor, failures: Failures) -> Solution:
+        """Solve from ``z0`` (B, N) and connect the result; rows that failed are kept out of the graph."""
+        sol = forward(f, z0)
+        failures.report(sol)
+        adjoint = failures.adjoint()
+        bad = failures.bad_rows(sol)
+        if bad is None:
+            return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
+        if bool(bad.all()):
+            return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
+        healthy = sol.z.index_select(0, healthy_source(bad))
+        z = self.connect(f.without(bad), healthy, adjoint)
+        return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
+
+
+def nothing(f: Map, z: Tensor) -> Tensor:
+    """Return ``z`` tied to the graph of f(z) by a zero gradient, for a batch in which every row failed."""
+    return _Nothing.apply(f(z), z)  # type: ignore[no-any-return]
+
+
+class _Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, fz: Tensor, z: Tensor) -> Tensor:
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+GRADIENTS: Registry[Gradient] = Registry("gradient", Gradient, "deqlm.gradients")
+"""Every registered gradient method: iterate for names, index for the class."""
+
+register_gradient = GRADIENTS.register

@@ -1,0 +1,67 @@
+"""The phantom gradient: a few damped steps through autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deqlm.gradients.base import Gradient, register_gradient
+from deqlm_solvers import Adjoint, Map, options
+from deqlm_solvers.checks import require
+from deqlm_solvers.counted import inner_dtype
+
+__all__ = ["Phantom"]
+
+
+@register_gradient("phantom")
+@options(kw_only=False)
+class Phantom(Gradient):
+    """Take ``steps`` damped steps from the solved point with autograd on: cheap, robust, used by the paper.
+
+    The output is the last step's point. With A = (1 - damping) I + damping J the error against the implicit gradient is
+    that of a series cut after ``steps`` terms, ||(A^T)^steps|| in norm; it vanishes with more steps only if the
+    spectral radius of A is below 1. `Adjoint.growth` estimates, per row, the factor from one term to the next out of
+    the steps themselves (None for one step, NaN where the steps are lost in rounding).
+
+    Args:
+        steps: damped steps, >= 1.
+        damping: tau in (0, 1].
+
+    Raises:
+        ValueError: an option outside its range.
+
+    Reference:
+        Z. Geng et al. (2021), On training implicit models, NeurIPS, equation (9) (unrolled phantom gradient).
+
+    Example:
+        >>> import deqlm, torch
+        >>> deq = deqlm.DEQ(torch.nn.Linear(3, 3), gradient=deqlm.Phantom(4, 0.8), on_failure="ignore")
+        >>> deq(torch.ones(2, 3)).sum().backward()
+    """
+
+    steps: int = 4
+    damping: float = 0.8
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+        require(whole and self.steps >= 1, "steps", self.steps, "a whole number >= 1")
+        require(0 < self.damping <= 1, "damping", self.damping, "in (0, 1]")
+
+    def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
+        inner, dtype = inner_dtype(z.dtype), z.dtype
+        point = z.to(inner)
+        lengths = []
+        for _ in range(self.steps):
+            image = f(point.to(dtype)).to(inner)
+            following = image if self.damping == 1 else torch.lerp(point, image, self.damping)
+            lengths.append(_length(following - point))
+            point = following
+        if self.steps > 1:
+            noise = 8 * torch.finfo(dtype).eps * _length(point)
+            ratio = (lengths[-1] / lengths[0]) ** (1 / (self.steps - 1))
+            adjoint.growth = torch.where(lengths[0] > noise, ratio, torch.nan)
+        return point.to(dtype)
+
+
+def _length(t: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(t.detach(), dim=1, dtype=torch.float64)

@@ -1,0 +1,80 @@
+"""Backpropagation through the solver's own steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from deqlm.failures import Failures
+from deqlm.gradients.base import Forward, Gradient, nothing, register_gradient
+from deqlm.rows import RowMap, healthy_source
+from deqlm_solvers import Adjoint, Map, Solution, Solve, StepSolver, options
+from deqlm_solvers.checks import require
+from deqlm_solvers.driver import iterate
+
+__all__ = ["Unrolled"]
+
+
+@register_gradient("unrolled")
+@options
+class Unrolled(Gradient):
+    """Differentiate every step of the forward solve: the exact gradient of the truncated iteration, start included.
+
+    The output is the last iterate (z_K for a budget), and `Solution.residual` is that of the last iterate too. Memory
+    grows with the number of steps; ``checkpoint=True`` keeps one state per step and evaluates f again in backward.
+    Needs a solver whose steps can be differentiated (`FixedPoint`).
+
+    The warm-up of the implicit language models, n steps of which the first is undamped, is
+    ``solver=FixedPoint(damping=0.8, first_damping=1.0), stop=Stop(max_iter=n, rtol=0), gradient=Unrolled()``.
+
+    Args:
+        checkpoint: recompute each evaluation of f in backward instead of storing its activations.
+
+    Raises:
+        ValueError: at construction of a `DEQ` or a solve, for a solver that writes its history in place.
+
+    Example:
+        >>> import deqlm, torch
+        >>> deq = deqlm.DEQ(torch.nn.Linear(3, 3), solver="fixed_point", gradient="unrolled",
+        ...                 stop=deqlm.Stop(max_iter=4, rtol=0))
+        >>> deq(torch.ones(2, 3)).sum().backward()
+    """
+
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.checkpoint, bool), "checkpoint", self.checkpoint, "True or False")
+
+    def check(self, solve: Solve) -> None:
+        if "differentiable" not in solve.solver.guarantees or not isinstance(solve.solver, StepSolver):
+            raise ValueError(
+                f"gradient 'unrolled' cannot differentiate the steps of solver {solve.solver.name!r}; "
+                "use solver='fixed_point', or gradient='implicit' or 'phantom'"
+            )
+        require(solve.stop.keep == "best", "keep", solve.stop.keep, "'best' with gradient 'unrolled'")
+
+    def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
+        raise TypeError("gradient 'unrolled' differentiates the forward solve; it cannot connect a solved point")
+
+    def attach(self, forward: Forward, f: RowMap, z0: Tensor, failures: Failures) -> Solution:
+        sol = self._run(forward, f, z0)
+        failures.report(sol)
+        bad = failures.bad_rows(sol)
+        if bad is None:
+            return sol.replace(adjoint=failures.adjoint())
+        value = sol.z.detach()
+        if bool(bad.all()):
+            return sol.replace(z=nothing(f, value), adjoint=failures.adjoint())
+        again = self._run(forward, f.without(bad), z0.index_select(0, healthy_source(bad)))
+        z = torch.where(bad[:, None], value, again.z)
+        return sol.replace(z=z, cost=sol.cost + again.cost, adjoint=failures.adjoint())
+
+    def _run(self, forward: Forward, f: Map, z0: Tensor) -> Solution:
+        solver, stop = forward.solve.solver, forward.solve.stop
+        assert isinstance(solver, StepSolver)
+        step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
+        last, ledger, cost = iterate(solver, step, z0, stop, forward.frame)
+        with torch.no_grad():
+            sol = ledger.close(last, cost, keep_last=True)
+        return sol.replace(z=last.to(z0.dtype))

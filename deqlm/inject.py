@@ -1,0 +1,64 @@
+"""How the input x enters the map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from deqlm.rows import tree_add
+from deqlm_solvers.checks import require
+
+__all__ = ["Add", "Argument", "Inject", "Projected", "make_inject"]
+
+
+class Inject(nn.Module):
+    """Injection: `forward` makes u of x once per call, `join` evaluates the layer at (z, u)."""
+
+    def forward(self, x: Any) -> Any:
+        """Return u, made once per call of the `DEQ`."""
+        return x
+
+    def join(self, layer: Callable[..., Any], z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluate the layer at the state ``z`` with the injected input ``u``."""
+        raise NotImplementedError
+
+
+class Add(Inject):
+    """layer(z + u, ...), leaf by leaf."""
+
+    def join(self, layer: Callable[..., Any], z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return layer(tree_add(z, u), *args, **kwargs)
+
+
+class Argument(Inject):
+    """layer(z, u, ...)."""
+
+    def join(self, layer: Callable[..., Any], z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return layer(z, u, *args, **kwargs)
+
+
+class Projected(Add):
+    """layer(z + u, ...) with u = module(x): a learned injection, evaluated once per call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Any) -> Any:
+        return self.module(x)
+
+
+def make_inject(spec: str | nn.Module) -> Inject:
+    """Return the injection of "add", "argument", an `Inject`, or any module that makes u of x (then added).
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(spec, Inject):
+        return spec
+    if isinstance(spec, nn.Module):
+        return Projected(spec)
+    require(spec in ("add", "argument"), "inject", spec, "'add', 'argument' or an nn.Module")
+    return Add() if spec == "add" else Argument()

@@ -1,0 +1,203 @@
+"""State trees to rows (B, N) and back; the only file that knows pytrees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from deqlm_solvers.checks import require
+
+__all__ = ["RowMap", "Rows", "tree_add", "zeros_like_tree"]
+
+
+class Rows:
+    """Packs a state (a tensor or a tree of tensors) into rows (B, N), and unpacks what a solver returns.
+
+    The first ``batch_dims`` dimensions of every leaf index independent problems; the rest is flattened, leaf after
+    leaf. One real leaf is a view, a tree is one ``cat``. Complex leaves become pairs of reals. Leaves of several dtypes
+    are solved in their common one and returned each in its own.
+
+    Args:
+        state: tensor or tree of tensors (dict, list, tuple, dataclass registered with torch).
+        batch_dims: leading dimensions that index rows; 0 makes one problem of everything; None takes 1, or 0 for a
+            0-d state, and refuses a 1-d state, which can mean either.
+
+    Raises:
+        TypeError: a leaf that is no tensor.
+        ValueError: no leaf, too few dimensions, leaves of several batch shapes or devices, or an integer leaf.
+    """
+
+    def __init__(self, state: Any, batch_dims: int | None = None) -> None:
+        leaves, self.spec = tree_flatten(state)
+        require(len(leaves) > 0, "z0", state, "a tensor or a tree with at least one tensor")
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"every leaf of z0 must be a tensor, got {type(leaf).__name__}")
+            ok = leaf.is_floating_point() or leaf.is_complex()
+            require(ok, "z0", leaf.dtype, "floating point or complex; use z0.float() for integers")
+        self.batch_dims = _batch_dims(leaves, batch_dims)
+        self.batch_shape = leaves[0].shape[: self.batch_dims]
+        for leaf in leaves:
+            same = leaf.shape[: self.batch_dims] == self.batch_shape
+            require(same, "z0", tuple(leaf.shape), f"a leaf whose first dimensions are {tuple(self.batch_shape)}")
+            require(leaf.device == leaves[0].device, "z0", leaf.device, f"on one device, {leaves[0].device}")
+        self.count = math.prod(self.batch_shape)
+        self.shapes = [leaf.shape for leaf in leaves]
+        self.dtypes = [leaf.dtype for leaf in leaves]
+        reals = [_real(leaf) for leaf in leaves]
+        self.row_shapes = tuple(tuple(real.shape[self.batch_dims :]) for real in reals)
+        self.sizes = [math.prod(shape) for shape in self.row_shapes]
+        self.dtype = reals[0].dtype
+        for real in reals:
+            self.dtype = torch.promote_types(self.dtype, real.dtype)
+        self.device = leaves[0].device
+        self.z0 = self._join(reals)
+
+    def pack(self, state: Any) -> Tensor:
+        """Return the rows (B, N) of a state with the structure, shapes and dtypes of the first one.
+
+        Under autocast a leaf may have a lower floating dtype; it is cast back.
+
+        Raises:
+            TypeError: another structure.
+            ValueError: another shape, dtype or device.
+        """
+        leaves, spec = tree_flatten(state)
+        if spec != self.spec:
+            raise TypeError(f"f must return the structure of z, {_describe(self.spec)}, got {_describe(spec)}")
+        reals = []
+        for leaf, shape, dtype in zip(leaves, self.shapes, self.dtypes, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"f must return tensors, got {type(leaf).__name__}")
+            require(leaf.shape == shape, "the shape of f(z)", tuple(leaf.shape), f"that of z, {tuple(shape)}")
+            require(leaf.device == self.device, "the device of f(z)", leaf.device, f"that of z, {self.device}")
+            if leaf.dtype != dtype:
+                cast = torch.is_autocast_enabled(self.device.type) and leaf.is_floating_point()
+                require(cast, "the dtype of f(z)", leaf.dtype, f"that of z, {dtype}")
+                leaf = leaf.to(dtype)
+            reals.append(_real(leaf))
+        return self._join(reals)
+
+    def unpack(self, rows: Tensor) -> Any:
+        """Return the state of rows (B, N), each leaf in its shape and dtype."""
+        leaves = []
+        parts = [rows] if len(self.sizes) == 1 else rows.split(self.sizes, dim=1)
+        for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True):
+            if dtype.is_complex:
+                pairs = part.reshape(*shape, 2).to(dtype.to_real())
+                leaves.append(torch.view_as_complex(pairs))
+            else:
+                leaves.append(part.reshape(shape).to(dtype))
+        return tree_unflatten(leaves, self.spec)
+
+    def per_row(self, values: Tensor) -> Tensor:
+        """Return one value per row (B, ...) in the batch shape of the state."""
+        return values.reshape((*self.batch_shape, *values.shape[1:]))
+
+    def is_per_row(self, value: Any) -> bool:
+        """Say whether ``value`` is a tensor whose first dimensions are the batch shape."""
+        if not isinstance(value, Tensor) or self.batch_dims == 0:
+            return False
+        return value.shape[: self.batch_dims] == self.batch_shape
+
+    def _join(self, reals: list[Tensor]) -> Tensor:
+        flat = [real.reshape(self.count, size).to(self.dtype) for real, size in zip(reals, self.sizes, strict=True)]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+
+class RowMap:
+    """A user's map as a map on rows: z (B, N) -> f(unpack(z), *args, **kwargs), packed again.
+
+    Attributes:
+        rows: how states are packed.
+        args, kwargs: what f gets besides the state; tensors whose first dimensions are the batch shape are per row.
+    """
+
+    def __init__(self, rows: Rows, f: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.rows = rows
+        self.f = f
+        self.args = args
+        self.kwargs = dict(kwargs)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.rows.pack(self.f(self.rows.unpack(z), *self.args, **self.kwargs))
+
+    def without(self, bad: Tensor) -> RowMap:
+        """Return the map in which ``bad`` rows (B,) use the per-row arguments of the first healthy row.
+
+        Zero times NaN is NaN: a NaN row would spoil every shared gradient even with a zero cotangent, so its inputs are
+        replaced before the graph is built. A 2-d square tensor (B, B) may be a mask between positions; it is replaced
+        only where it is NaN in a bad row.
+        """
+        source = healthy_source(bad)
+
+        def replaced(value: Any) -> Any:
+            if not self.rows.is_per_row(value):
+                return value
+            flat = value.reshape(self.rows.count, *value.shape[self.rows.batch_dims :])
+            square = flat.dim() == 2 and flat.shape[0] == flat.shape[1]
+            if square and not (flat.is_floating_point() and bool(flat[bad].isnan().any())):
+                return value
+            return flat.index_select(0, source).reshape(value.shape)
+
+        args, kwargs = tree_map(replaced, (self.args, self.kwargs))
+        return RowMap(self.rows, self.f, args, kwargs)
+
+
+def healthy_source(bad: Tensor) -> Tensor:
+    """Return per row which row to read: itself, or the first healthy one where ``bad`` (B,) is True."""
+    index = torch.arange(bad.shape[0], device=bad.device)
+    return torch.where(bad, bad.long().argmin(), index)
+
+
+def tree_add(a: Any, b: Any) -> Any:
+    """Add two states leaf by leaf.
+
+    Raises:
+        TypeError: different structures.
+    """
+    leaves_a, spec_a = tree_flatten(a)
+    leaves_b, spec_b = tree_flatten(b)
+    if spec_a != spec_b:
+        raise TypeError(
+            f"inject='add' needs x with the structure of z, {_describe(spec_a)}, got {_describe(spec_b)}; "
+            "use inject='argument' or a module"
+        )
+    return tree_unflatten([x + y for x, y in zip(leaves_a, leaves_b, strict=True)], spec_a)
+
+
+def zeros_like_tree(state: Any) -> Any:
+    """Return a state of zeros with the structure, shapes and dtypes of ``state``."""
+    return tree_map(torch.zeros_like, state)
+
+
+def first_tensor(tree: Any) -> Tensor | None:
+    """Return the first tensor of a tree, or None."""
+    return next((leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)), None)
+
+
+def _real(leaf: Tensor) -> Tensor:
+    return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
+
+
+def _batch_dims(leaves: list[Tensor], given: int | None) -> int:
+    least = min(leaf.dim() for leaf in leaves)
+    if given is None:
+        if all(leaf.dim() == 1 for leaf in leaves):
+            raise ValueError(
+                "batch_dims must be given for a 1-d z0: 0 for one problem of N unknowns, 1 for N scalar problems"
+            )
+        return min(1, least)
+    whole = isinstance(given, int) and not isinstance(given, bool) and given >= 0
+    require(whole, "batch_dims", given, "a whole number >= 0")
+    require(given <= least, "batch_dims", given, f"at most the dimensions of z0, {least}")
+    return given
+
+
+def _describe(spec: Any) -> str:
+    return "a tensor" if spec.is_leaf() else str(spec)
