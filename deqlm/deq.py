@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from deqlm.failures import Failures
@@ -14,6 +15,7 @@ from deqlm.inject import make_inject
 from deqlm.noise import Replay
 from deqlm.rows import RowMap, Rows, first_tensor, zeros_like_tree
 from deqlm_solvers import Solve, Solver, Stop
+from deqlm_solvers.checks import require
 from deqlm_solvers.solution import OnFailure
 
 __all__ = ["DEQ"]
@@ -74,6 +76,8 @@ class DEQ(nn.Module):
         self.gradient = GRADIENTS.make(gradient)
         self.gradient.check(self.solve)
         self.failures = Failures(on_failure, failed_grad)
+        whole = isinstance(batch_dims, int) and not isinstance(batch_dims, bool) and batch_dims >= 0
+        require(whole, "batch_dims", batch_dims, "a whole number >= 0")
         self.batch_dims = batch_dims
         if isinstance(start, Tensor) and not isinstance(start, nn.Parameter):
             self.register_buffer("start", start)
@@ -97,15 +101,21 @@ class DEQ(nn.Module):
         Returns:
             y with the structure, shape and dtype of the state.
         """
-        u = self.inject(x)
+        device = first_tensor(x)
+        inject = Replay(self.inject, torch.device("cpu") if device is None else device.device)
+        u = inject(x)
+        inject.seal()
         rows = Rows(self._start(u), self.batch_dims)
         layer = Replay(self.layer, rows.device)
+
+        def prepare(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+            return inject(x), args, kwargs
 
         def f(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self.inject.join(layer, z, u, args, kwargs)
 
-        sol = solve_rows(RowMap(rows, f, (u, args, kwargs), {}), self.solve, self.gradient, self.failures,
-                         token_mask=token_mask)  # fmt: skip
+        rowmap = RowMap(rows, f, (x, args, kwargs), prepare, prepared=(u, args, kwargs))
+        sol = solve_rows(rowmap, self.solve, self.gradient, self.failures, token_mask=token_mask)
         layer.seal()
         return (sol.z, sol) if with_stats else sol.z
 
@@ -119,11 +129,7 @@ class DEQ(nn.Module):
         if not isinstance(start, Tensor):
             return start(u)
         like = first_tensor(u)
-        if like is None or start.dim() == like.dim():
-            return start
-        if start.dim() == like.dim() - self.batch_dims:
-            return start.expand(*like.shape[: self.batch_dims], *start.shape)
-        raise ValueError(
-            f"start must be of the state's shape, with or without its {self.batch_dims} batch dimensions, "
-            f"got {tuple(start.shape)} for an input of shape {tuple(like.shape)}"
-        )
+        batch = like.shape[: self.batch_dims] if like is not None else start.shape[: self.batch_dims]
+        if like is not None and start.shape == like.shape[self.batch_dims :]:
+            return start.expand(*batch, *start.shape)
+        return start if start.shape[: self.batch_dims] == batch else start.expand(*batch, *start.shape)

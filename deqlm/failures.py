@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from deqlm_solvers import Adjoint, Solution, Status
 from deqlm_solvers.checks import require
-from deqlm_solvers.solution import OnFailure, apply_policy, check_on_failure
+from deqlm_solvers.solution import FailedGrad, OnFailure, apply_policy, check_on_failure
 
 __all__ = ["Failures"]
 
@@ -25,7 +24,7 @@ class Failures:
     """
 
     on_failure: OnFailure = "warn"
-    failed_grad: Literal["drop", "keep", "raise"] = "drop"
+    failed_grad: FailedGrad = "drop"
 
     def __post_init__(self) -> None:
         check_on_failure(self.on_failure)
@@ -34,7 +33,7 @@ class Failures:
 
     def adjoint(self) -> Adjoint:
         """Return the empty report that the backward solve will fill in."""
-        return Adjoint(on_failure=self.on_failure)
+        return Adjoint(on_failure=self.on_failure, failed_grad=self.failed_grad)
 
     def report(self, sol: Solution) -> None:
         """Apply ``on_failure``; a budget is not read for a warning."""

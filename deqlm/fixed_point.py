@@ -11,7 +11,7 @@ from torch import Tensor
 from deqlm.failures import Failures
 from deqlm.gradients.base import GRADIENTS, Forward, Gradient
 from deqlm.rows import RowMap, Rows
-from deqlm_solvers import Frame, Solution, Solve, Solver, Stop
+from deqlm_solvers import Frame, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import require
 from deqlm_solvers.solution import OnFailure
 
@@ -72,7 +72,7 @@ def solve(
     method.check(how)
     failures = Failures(on_failure, failed_grad)  # type: ignore[arg-type]
     rows = Rows(z0, batch_dims)
-    return solve_rows(RowMap(rows, f, tuple(args), {}), how, method, failures, scale=scale, token_mask=token_mask)
+    return solve_rows(RowMap(rows, f, tuple(args)), how, method, failures, scale=scale, token_mask=token_mask)
 
 
 def solve_rows(
@@ -98,12 +98,23 @@ def solve_rows(
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = forward(f, rows.z0)
+            sol = forward(_inferring(f), rows.z0)
         failures.report(sol)
     else:
         sol = forward(f, rows.z0)
         failures.report(sol)
     return _unpack(sol, rows)
+
+
+def _inferring(f: Map) -> Map:
+    """Return f evaluated in inference mode, with a result that is none of its tensors."""
+
+    def evaluate(z: Tensor) -> Tensor:
+        with torch.inference_mode():
+            fz = f(z)
+        return fz.clone()
+
+    return evaluate
 
 
 def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ class Rows:
             self.dtype = torch.promote_types(self.dtype, real.dtype)
         self.device = leaves[0].device
         self.z0 = self._join(reals)
+        self._template = tree_unflatten(range(len(leaves)), self.spec)
 
     def pack(self, state: Any) -> Tensor:
         """Return the rows (B, N) of a state with the structure, shapes and dtypes of the first one.
@@ -68,6 +69,8 @@ class Rows:
             ValueError: another shape, dtype or device.
         """
         leaves, spec = tree_flatten(state)
+        if spec != self.spec:
+            leaves, spec = tree_flatten(_in_order(state, self._template))
         if spec != self.spec:
             raise TypeError(f"f must return the structure of z, {_describe(self.spec)}, got {_describe(spec)}")
         reals = []
@@ -90,6 +93,8 @@ class Rows:
         for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True):
             if dtype.is_complex:
                 pairs = part.reshape(*shape, 2).to(dtype.to_real())
+                # a slice of several leaves may begin at an odd place, which complex numbers cannot
+                pairs = pairs if len(parts) == 1 else pairs.clone(memory_format=torch.contiguous_format)
                 leaves.append(torch.view_as_complex(pairs))
             else:
                 leaves.append(part.reshape(shape).to(dtype))
@@ -111,42 +116,68 @@ class Rows:
 
 
 class RowMap:
-    """A user's map as a map on rows: z (B, N) -> f(unpack(z), *args, **kwargs), packed again.
+    """A user's map as a map on rows: z (B, N) -> f(unpack(z), *prepared inputs), packed again.
 
-    Attributes:
+    Args:
         rows: how states are packed.
-        args, kwargs: what f gets besides the state; tensors whose first dimensions are the batch shape are per row.
+        f: called as ``f(z, *inputs)``.
+        inputs: what f gets besides the state, before `prepare`; a tuple of trees.
+        prepare: makes f's inputs of ``inputs``, once; None takes them as they are.
+        prepared: its result, where the caller has it already.
     """
 
-    def __init__(self, rows: Rows, f: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        f: Callable[..., Any],
+        inputs: tuple[Any, ...],
+        prepare: Callable[..., tuple[Any, ...]] | None = None,
+        prepared: tuple[Any, ...] | None = None,
+    ) -> None:
         self.rows = rows
         self.f = f
-        self.args = args
-        self.kwargs = dict(kwargs)
+        self.inputs = inputs
+        self.prepare = prepare
+        if prepared is None:
+            prepared = inputs if prepare is None else prepare(*inputs)
+        self.prepared = prepared
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.rows.pack(self.f(self.rows.unpack(z), *self.args, **self.kwargs))
+        return self.rows.pack(self.f(self.rows.unpack(z), *self.prepared))
 
-    def without(self, bad: Tensor) -> RowMap:
-        """Return the map in which ``bad`` rows (B,) use the per-row arguments of the first healthy row.
+    def without(self, bad: Tensor, z: Tensor) -> RowMap:
+        """Return the map in which ``bad`` rows (B,) use the inputs of the first healthy row.
 
         Zero times NaN is NaN: a NaN row would spoil every shared gradient even with a zero cotangent, so its inputs are
-        replaced before the graph is built. A 2-d square tensor (B, B) may be a mask between positions; it is replaced
-        only where it is NaN in a bad row.
+        replaced before the graph is built. A tensor whose first dimensions only happen to be those of the batch (a
+        table of positions, a mask between tokens) is found out, because replacing parts of it changes f of healthy
+        rows, and left as it is.
+
+        Args:
+            bad: rows to replace; not all of them.
+            z: point (B, N) at which maps are compared, healthy in every row.
         """
+        leaves, spec = tree_flatten(self.inputs)
         source = healthy_source(bad)
+        places = [i for i, leaf in enumerate(leaves) if self.rows.is_per_row(leaf)]
 
-        def replaced(value: Any) -> Any:
-            if not self.rows.is_per_row(value):
-                return value
-            flat = value.reshape(self.rows.count, *value.shape[self.rows.batch_dims :])
-            square = flat.dim() == 2 and flat.shape[0] == flat.shape[1]
-            if square and not (flat.is_floating_point() and bool(flat[bad].isnan().any())):
-                return value
-            return flat.index_select(0, source).reshape(value.shape)
+        def replacing(chosen: list[int]) -> RowMap:
+            new = [self._select(leaf, source) if i in chosen else leaf for i, leaf in enumerate(leaves)]
+            return RowMap(self.rows, self.f, tree_unflatten(new, spec), self.prepare)
 
-        args, kwargs = tree_map(replaced, (self.args, self.kwargs))
-        return RowMap(self.rows, self.f, args, kwargs)
+        with torch.no_grad():
+            want = self(z)[~bad]
+
+            def harmless(chosen: list[int]) -> bool:
+                return torch.allclose(replacing(chosen)(z)[~bad], want, rtol=1e-3, atol=1e-6, equal_nan=True)
+
+            if not harmless(places):
+                places = [i for i in places if harmless([i])]
+        return replacing(places)
+
+    def _select(self, leaf: Tensor, source: Tensor) -> Tensor:
+        rows = self.rows
+        return leaf.reshape(rows.count, *leaf.shape[rows.batch_dims :]).index_select(0, source).reshape(leaf.shape)
 
 
 def healthy_source(bad: Tensor) -> Tensor:
@@ -156,10 +187,11 @@ def healthy_source(bad: Tensor) -> Tensor:
 
 
 def tree_add(a: Any, b: Any) -> Any:
-    """Add two states leaf by leaf.
+    """Add the injected input ``b`` to the state ``a``, leaf by leaf.
 
     Raises:
         TypeError: different structures.
+        ValueError: different shapes; nothing is broadcast.
     """
     leaves_a, spec_a = tree_flatten(a)
     leaves_b, spec_b = tree_flatten(b)
@@ -168,7 +200,10 @@ def tree_add(a: Any, b: Any) -> Any:
             f"inject='add' needs x with the structure of z, {_describe(spec_a)}, got {_describe(spec_b)}; "
             "use inject='argument' or a module"
         )
-    return tree_unflatten([x + y for x, y in zip(leaves_a, leaves_b, strict=True)], spec_a)
+    for z, u in zip(leaves_a, leaves_b, strict=True):
+        rule = f"that of the state, {tuple(z.shape)}, for inject='add'"
+        require(z.shape == u.shape, "the shape of u", tuple(u.shape), rule)
+    return tree_unflatten([z + u for z, u in zip(leaves_a, leaves_b, strict=True)], spec_a)
 
 
 def zeros_like_tree(state: Any) -> Any:
@@ -199,5 +234,17 @@ def _batch_dims(leaves: list[Tensor], given: int | None) -> int:
     return given
 
 
+def _in_order(state: Any, template: Any) -> Any:
+    """Return ``state`` with the keys of its dicts in the order of ``template``."""
+    if isinstance(template, dict) and isinstance(state, dict) and state.keys() == template.keys():
+        return {key: _in_order(state[key], value) for key, value in template.items()}
+    if type(template) in (list, tuple) and type(state) is type(template) and len(state) == len(template):
+        return type(template)(_in_order(s, t) for s, t in zip(state, template, strict=True))
+    return state
+
+
 def _describe(spec: Any) -> str:
-    return "a tensor" if spec.is_leaf() else str(spec)
+    if spec.is_leaf():
+        return "a tensor"
+    tree = tree_unflatten(["tensor"] * spec.num_leaves, spec)
+    return f"a {type(tree).__name__} {tree}".replace("'tensor'", "tensor")

@@ -74,7 +74,7 @@ class Gradient(Options, ABC):
         if bool(bad.all()):
             return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
         healthy = sol.z.index_select(0, healthy_source(bad))
-        z = self.connect(f.without(bad), healthy, adjoint)
+        z = self.connect(f.without(bad, healthy), healthy, adjoint)
         return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from deqlm.gradients.base import Gradient, register_gradient
-from deqlm_solvers import Adjoint, Anderson, Map, Solution, Solve, Status, Stop, options
+from deqlm_solvers import Adjoint, Anderson, Map, Solve, Status, Stop, options
 from deqlm_solvers.checks import require
 from deqlm_solvers.driver import warn_below_floor
 
 __all__ = ["Implicit"]
+
+BAD = int(Status.DIVERGED)
 
 
 @register_gradient("implicit", "ift")
@@ -65,11 +67,21 @@ class Implicit(Gradient):
         require(stop.atol == 0, "solve.stop.atol", stop.atol, "0, lest gradients depend on the scale of the loss")
         require(stop.keep == "best", "solve.stop.keep", stop.keep, "'best'")
         require(stop.per == "row", "solve.stop.per", stop.per, "'row'")
+        require(stop.norm == "l2", "solve.stop.norm", stop.norm, "'l2', the norm of the tolerance rtol ||g||")
+        self.unit_solve()
+
+    def unit_solve(self) -> Solve:
+        """Return the solve for a cotangent of length 1, whose absolute tolerance is the relative one."""
+        solver, stop = self.solve.solver, self.solve.stop
+        if stop.is_budget:
+            return Solve(solver, stop)
+        require("atol" in solver.honours, "solve.solver", solver.name, "a solver that honours Stop(atol=...)")
+        return Solve(solver, stop.replace(rtol=0.0, atol=stop.rtol))
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         source = _Source.apply(z.detach().requires_grad_())
         fz = f(source)
-        if not fz.requires_grad:
+        if not _reaches_leaf(fz, beyond=source):
             return z
         system = _System(self, fz, source, adjoint)
         y = _Chord.apply(fz, None, z, system)
@@ -109,15 +121,11 @@ class _System:
     def invert(self, product: Map, g: Tensor) -> Tensor:
         """Solve w = product(w) + g, (B, N); rows that fail badly get zero."""
         unit, scale = _unit(g)
-        stop = self.method.solve.stop
-        if not stop.is_budget:
-            warn_below_floor(stop, g.dtype)
-            stop = stop.replace(rtol=0.0, atol=stop.rtol)
-        sol: Solution = Solve(self.method.solve.solver, stop)(lambda w: product(w) + unit, unit)
+        warn_below_floor(self.method.solve.stop, g.dtype)
+        sol = self.method.unit_solve()(lambda w: product(w) + unit, unit)
         self.adjoint.record(sol, vjps=sol.cost.evaluations)
-        bad = sol.status >= int(Status.DIVERGED)
-        w = torch.where(bad[:, None], 0.0, sol.z)
-        return w * scale[1] * scale[0]
+        w = sol.z * scale[1] * scale[0]
+        return w if self.adjoint.failed_grad == "keep" else torch.where(sol.status[:, None] >= BAD, 0.0, w)
 
 
 def _unit(g: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -158,46 +166,62 @@ class _Chord(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         (g,) = grads
         system: _System = ctx.system
-        w = _Transposed.apply(g, system) if system.method.second_order else _Once.apply(g, system.fz, system)
-        return w, None if ctx.from_start else g - w, None, None
+        if system.method.second_order:
+            w = _Transposed.apply(g, system.fz, system)
+        else:
+            w = system.invert(system.transposed, g)
+            if torch.is_grad_enabled():
+                w = _Refused.apply(w, system.fz, "a second derivative needs Implicit(second_order=True)")
+        return w, None if ctx.from_start else g - w, None, None  # type: ignore[return-value]
 
 
 class _Transposed(torch.autograd.Function):
-    """g -> (I - J^T)^-1 g, linear in g, differentiable as such."""
+    """g -> (I - J^T)^-1 g, linear in g, differentiable once.
 
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, system: _System) -> Tensor:
-        ctx.system = system
-        return system.invert(system.transposed, g)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Plain.apply(grads[0], ctx.system), None  # type: ignore[return-value]
-
-
-class _Plain(torch.autograd.Function):
-    """v -> (I - J)^-1 v."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, system: _System) -> Tensor:
-        ctx.system = system
-        return system.invert(system.plain(), v)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Transposed.apply(grads[0], ctx.system), None  # type: ignore[return-value]
-
-
-class _Once(torch.autograd.Function):
-    """g -> (I - J^T)^-1 g, with an error for whoever differentiates it.
-
-    It takes f(z) too, so that every path of a second derivative to a parameter leads through the error.
+    It takes f(z) too, without a gradient to it, so that a third derivative meets the error that backward leaves there.
     """
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, fz: Tensor, system: _System) -> Tensor:
+        ctx.system = system
         return system.invert(system.transposed, g)
 
     @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        system: _System = ctx.system
+        v = system.invert(system.plain(), grads[0])
+        if not torch.is_grad_enabled():
+            return v, None, None
+        why = "third derivatives are not available through Implicit; use Unrolled"
+        return _Refused.apply(v, system.fz, why), _Refused.apply(torch.zeros_like(v), system.fz, why), None
+
+
+class _Refused(torch.autograd.Function):
+    """Identity with an error for whoever differentiates it.
+
+    It takes f(z) too, so that every path of a further derivative to a parameter leads through the error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, fz: Tensor, why: str) -> Tensor:
+        ctx.why = why
+        return value.clone()
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError("a second derivative needs Implicit(second_order=True)")
+        raise RuntimeError(ctx.why)
+
+
+def _reaches_leaf(fz: Tensor, beyond: Tensor) -> bool:
+    """Say whether the graph of ``fz`` leads to a leaf that wants a gradient, other than through ``beyond``."""
+    seen, todo = {beyond.grad_fn, None}, [fz.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        assert node is not None
+        if type(node).__name__ == "AccumulateGrad":
+            return True
+        todo.extend(following for following, _ in node.next_functions)
+    return False

@@ -58,8 +58,7 @@ class Phantom(Gradient):
             point = following
         if self.steps > 1:
             noise = 8 * torch.finfo(dtype).eps * _length(point)
-            ratio = (lengths[-1] / lengths[0]) ** (1 / (self.steps - 1))
-            adjoint.growth = torch.where(lengths[0] > noise, ratio, torch.nan)
+            adjoint.growth = torch.where(lengths[-2] > noise, lengths[-1] / lengths[-2], torch.nan)
         return point.to(dtype)
 
 

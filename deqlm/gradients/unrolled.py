@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from deqlm.failures import Failures
 from deqlm.gradients.base import Forward, Gradient, nothing, register_gradient
 from deqlm.rows import RowMap, healthy_source
-from deqlm_solvers import Adjoint, Map, Solution, Solve, StepSolver, options
+from deqlm_solvers import Adjoint, Map, Solution, Solve, Status, StepSolver, options
 from deqlm_solvers.checks import require
 from deqlm_solvers.driver import iterate
 
@@ -63,11 +63,11 @@ class Unrolled(Gradient):
         bad = failures.bad_rows(sol)
         if bad is None:
             return sol.replace(adjoint=failures.adjoint())
-        value = sol.z.detach()
         if bool(bad.all()):
-            return sol.replace(z=nothing(f, value), adjoint=failures.adjoint())
-        again = self._run(forward, f.without(bad), z0.index_select(0, healthy_source(bad)))
-        z = torch.where(bad[:, None], value, again.z)
+            return sol.replace(z=nothing(f, sol.z.detach()), adjoint=failures.adjoint())
+        start = z0.index_select(0, healthy_source(bad))
+        again = self._run(forward, f.without(bad, start), start)
+        z = torch.where(bad[:, None], sol.z.detach(), again.z)
         return sol.replace(z=z, cost=sol.cost + again.cost, adjoint=failures.adjoint())
 
     def _run(self, forward: Forward, f: Map, z0: Tensor) -> Solution:
@@ -75,6 +75,9 @@ class Unrolled(Gradient):
         assert isinstance(solver, StepSolver)
         step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
         last, ledger, cost = iterate(solver, step, z0, stop, forward.frame)
+        if not last.requires_grad:
+            last = nothing(f, last.to(z0.dtype))
         with torch.no_grad():
             sol = ledger.close(last, cost, keep_last=True)
-        return sol.replace(z=last.to(z0.dtype))
+        kept = (sol.status < int(Status.DIVERGED))[:, None]
+        return sol.replace(z=torch.where(kept, last, sol.z).to(z0.dtype))

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.checks import require
-from deqlm_solvers.linalg import solve_leading
+from deqlm_solvers.fixed_point import picard
+from deqlm_solvers.linalg import push_column, solve_leading
 from deqlm_solvers.options import options
-from deqlm_solvers.secant import Pairs, Secant
-from deqlm_solvers.solver import StepSolver, register_solver
+from deqlm_solvers.secant import Pairs, Secant, SecantState
+from deqlm_solvers.solver import Evaluation, Map, StepSolver, register_solver
 
 __all__ = ["Anderson"]
 
@@ -27,8 +28,8 @@ class Anderson(Secant):
     newer ones (squared sine below 1e-4 in float32, 1e-9 in float64), so stale points do not slow a fast row down.
 
     Args:
-        memory: points (z, f(z)) that are mixed, >= 1; 1 is damped Picard iteration. Memory of the solver is
-            2 (memory - 1) states.
+        memory: points (z, f(z)) that are mixed, >= 1; 1 is damped Picard iteration, without safeguard. The history
+            takes 2 (memory - 1) states.
         damping: beta in (0, 1], weight of the mixed residual in the step.
         ridge: regularisation relative to the scaled Gram matrix (unit diagonal), >= 0; None takes 1e-6 for float32 and
             1e-12 for float64 algebra.
@@ -63,33 +64,28 @@ class Anderson(Secant):
             require(0 <= self.ridge < 1, "ridge", self.ridge, "in [0, 1), or None")
 
     def pairs_kept(self) -> int:
-        return self.memory - 1
+        return max(1, self.memory - 1)
 
     def initial_damping(self) -> float:
         return self.damping
 
-    def open_algebra(self, pairs: Pairs) -> Tensor:
-        """Return the Gram matrix of the residual changes, (B, M, M) float64."""
-        rows, memory = pairs.birth.shape
-        return torch.zeros(rows, memory, memory, dtype=torch.float64, device=pairs.y.device)
+    def step(self, f: Map, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:
+        if self.memory == 1:
+            return picard(at, self.damping), state
+        return super().step(f, at, state)
 
-    def coefficients(self, algebra: Tensor, pairs: Pairs, slot: int, r: Tensor, damping: Tensor) -> Tensor:
-        """Return gamma of min ||r - Y^T gamma||, (B, M)."""
-        products = torch.bmm(pairs.y, torch.stack((pairs.y[:, slot], r), dim=2)).double()
-        row, rhs = products.unbind(2)
-        algebra[:, slot] = row
-        algebra[:, :, slot] = row
-        diagonal = algebra.diagonal(dim1=1, dim2=2)
-        used = (pairs.birth >= 0) & (diagonal > 0)
-        scale = torch.where(used, diagonal, 1.0).rsqrt()
-        both = used[:, :, None] & used[:, None, :]
-        scaled = torch.where(both, algebra * scale[:, :, None] * scale[:, None, :], 0.0)
+    def product_names(self) -> tuple[str, ...]:
+        return ("yy",)
+
+    def weights(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
+        """Return gamma of min ||r - Y^T gamma||, by age, (B, M)."""
+        with_new = torch.bmm(pairs.y, torch.stack((pairs.y[:, pairs.newest], r), dim=2))
+        column, rhs = with_new[:, pairs.by_age].double().unbind(2)
+        gram = products["yy"] = push_column(products["yy"], column)
+        squares = gram.diagonal(dim1=1, dim2=2)
+        scale = squares.rsqrt().masked_fill(pairs.unused(squares), 0.0)
+        scaled = gram * (scale[:, :, None] * scale[:, None])
         double = r.dtype == torch.float64
         ridge = self.ridge if self.ridge is not None else (1e-12 if double else 1e-6)
-        scaled.diagonal(dim1=1, dim2=2).copy_(torch.where(used, 1.0 + ridge, 1.0))
-        newest_first = pairs.newest_first()
-        ordered = scaled[:, newest_first][:, :, newest_first]
-        goal = torch.where(used, rhs * scale, 0.0)[:, newest_first]
-        gamma = torch.empty_like(scale)
-        gamma[:, newest_first] = solve_leading(ordered, goal, 1e-9 if double else 1e-4)
-        return (gamma * scale).to(r.dtype)
+        scaled.diagonal(dim1=1, dim2=2).fill_(1.0 + ridge)
+        return solve_leading(scaled, rhs * scale, 1e-9 if double else 1e-4) * scale

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.checks import require
-from deqlm_solvers.linalg import solve_general
+from deqlm_solvers.linalg import push_column, push_row, solve_general
 from deqlm_solvers.options import options
 from deqlm_solvers.secant import Pairs, Secant, SecantState
 from deqlm_solvers.solver import Evaluation, StepSolver, register_solver
@@ -71,78 +71,72 @@ class Broyden(Secant):
     def initial_damping(self) -> float:
         return self.damping
 
-    def open_algebra(self, pairs: Pairs) -> dict[str, Tensor]:
-        """Return the products of the history, (B, M, M) float64 each: ss, sy (rows s, columns y) or yy."""
-        rows, memory = pairs.birth.shape
-        names = ("ss", "sy") if self.update == "good" else ("yy",)
-        blank = torch.zeros(rows, memory, memory, dtype=torch.float64, device=pairs.y.device)
-        return {name: blank.clone() for name in names}
+    def product_names(self) -> tuple[str, ...]:
+        return ("ss", "sy") if self.update == "good" else ("yy",)
 
-    def coefficients(self, algebra: dict[str, Tensor], pairs: Pairs, slot: int, r: Tensor, damping: Tensor) -> Tensor:
+    def weights(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
         system = self._good if self.update == "good" else self._bad
-        return system(algebra, pairs, slot, r, damping).to(r.dtype)
+        return system(products, pairs, r, damping)
 
-    def _good(self, algebra: dict[str, Tensor], pairs: Pairs, slot: int, r: Tensor, damping: Tensor) -> Tensor:
-        """Inverse of the compact form of method 1: K = -strict lower(S S^T) - beta S Y^T, q = -beta S r."""
-        new = torch.stack((pairs.s[:, slot], pairs.y[:, slot], r), dim=2)
-        ss_row, sy_column, rhs = torch.bmm(pairs.s, new).double().unbind(2)
-        sy_row = torch.bmm(pairs.y, pairs.s[:, slot, :, None]).double()[..., 0]
-        ss, sy = algebra["ss"], algebra["sy"]
-        ss[:, slot] = ss_row
-        ss[:, :, slot] = ss_row
-        sy[:, :, slot] = sy_column
-        sy[:, slot] = sy_row
-        beta = damping.double()[:, None]
-        newer = pairs.birth[:, :, None] > pairs.birth[:, None, :]
-        system = -torch.where(newer, ss, 0.0) - beta[:, None] * sy
-        return _masked_solve(system, -beta * rhs, ss.diagonal(dim1=1, dim2=2), pairs)
+    def _good(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
+        """Inverse of the compact form of method 1, signs changed.
 
-    def _bad(self, algebra: dict[str, Tensor], pairs: Pairs, slot: int, r: Tensor, damping: Tensor) -> Tensor:
-        """Compact form of method 2: K = upper(Y Y^T) in order of age, q = Y r."""
-        products = torch.bmm(pairs.y, torch.stack((pairs.y[:, slot], r), dim=2)).double()
-        row, rhs = products.unbind(2)
-        yy = algebra["yy"]
-        yy[:, slot] = row
-        yy[:, :, slot] = row
-        not_newer = pairs.birth[:, :, None] <= pairs.birth[:, None, :]
-        return _masked_solve(torch.where(not_newer, yy, 0.0), rhs, yy.diagonal(dim1=1, dim2=2), pairs)
+        K holds s_i . s_j where pair i is newer than j, plus beta s_i . y_j; q holds beta s_i . r.
+        """
+        s, y = pairs.s[:, pairs.newest], pairs.y[:, pairs.newest]
+        with_new = torch.bmm(pairs.both, torch.stack((s, y, r), dim=2)).double()
+        (ss_new, sy_new, rhs), (ys_new, _, _) = (half[:, pairs.by_age].unbind(2) for half in with_new.chunk(2, dim=1))
+        ss = products["ss"] = push_row(products["ss"], ss_new)
+        sy = push_column(products["sy"], sy_new)
+        sy[:, 0] = ys_new
+        products["sy"] = sy
+        beta = damping.double()
+        system = ss.triu(1) + beta[..., None] * sy
+        return _scaled_solve(system, beta * rhs, ss.diagonal(dim1=1, dim2=2), pairs)
 
-    def _advance(self, at: Evaluation, norm: Tensor, grown: Tensor, state: SecantState) -> Tensor:
+    def _bad(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
+        """Compact form of method 2: K holds y_i . y_j where pair i is not newer than j, q holds y_i . r."""
+        with_new = torch.bmm(pairs.y, torch.stack((pairs.y[:, pairs.newest], r), dim=2))
+        column, rhs = with_new[:, pairs.by_age].double().unbind(2)
+        yy = products["yy"] = push_column(products["yy"], column)
+        return _scaled_solve(yy.tril(), rhs, yy.diagonal(dim1=1, dim2=2), pairs)
+
+    def _advance(
+        self, at: Evaluation, norm: Tensor, sound: Tensor, state: SecantState, skip: Tensor | None = None
+    ) -> Tensor:
         if self.line_search is None:
-            return super()._advance(at, norm, grown, state)
+            return super()._advance(at, norm, sound, state, skip)
         before = replace(state)
-        assert state.pairs is not None and before.direction is not None and before.length is not None
-        birth = state.pairs.birth.clone()
-        birth[:, state.pairs.slot] = -1
+        assert before.direction is not None and before.length is not None
+        count = before.pairs.count
         enough = norm <= (1 - 1e-4 * before.length) * before.base_norm
         shorten = ~enough & (before.length > self.SHORTEST)
-        z_next = super()._advance(at, norm, grown, state)
+        z_next = super()._advance(at, norm, sound, state, shorten)
         assert state.direction is not None and state.length is not None
-        again = shorten[:, None]
         half = 0.5 * before.length
-        state.pairs.birth = torch.where(again, birth, state.pairs.birth)
-        state.base_z = torch.where(again, before.base_z, state.base_z)
-        state.base_r = torch.where(again, before.base_r, state.base_r)
-        state.base_norm = torch.where(shorten, before.base_norm, state.base_norm)
+        state.base_norm = torch.where(shorten, before.base_norm, _base_norm(state))
+        state.pairs.count = torch.where(shorten, count + 1, state.pairs.count)
+        state.base_z = torch.where(shorten, before.base_z, state.base_z)
+        state.base_r = torch.where(shorten, before.base_r, state.base_r)
         state.damping = torch.where(shorten, before.damping, state.damping)
-        state.accepted = torch.where(shorten, before.accepted, state.accepted)
-        state.direction = torch.where(again, before.direction, state.direction)
+        state.direction = torch.where(shorten, before.direction, state.direction)
         state.length = torch.where(shorten, half, state.length)
-        shortened = before.base_z + half[:, None].to(z_next.dtype) * before.direction
-        return torch.where(again, shortened, z_next)
+        shortened = before.base_z + half.to(z_next.dtype) * before.direction
+        return torch.where(shorten, shortened, z_next)
 
     def _propose(self, state: SecantState, step: Tensor) -> None:
         if self.line_search is not None:
-            state.direction, state.length = step, torch.ones_like(state.base_norm)
+            state.direction, state.length = step, torch.ones_like(state.first_norm)
 
 
-def _masked_solve(system: Tensor, rhs: Tensor, squares: Tensor, pairs: Pairs) -> Tensor:
-    """Solve (B, M, M) systems over the stored pairs, scaled by the root of ``squares`` (B, M) on both sides."""
-    used = (pairs.birth >= 0) & (squares > 0)
-    scale = torch.where(used, squares, 1.0).rsqrt()
-    both = used[:, :, None] & used[:, None, :]
-    scaled = torch.where(both, system * scale[:, :, None] * scale[:, None, :], 0.0)
-    diagonal = scaled.diagonal(dim1=1, dim2=2)
-    diagonal.copy_(torch.where(used, diagonal, 1.0))
-    x = solve_general(scaled, torch.where(used, rhs * scale, 0.0))
-    return x * scale
+def _base_norm(state: SecantState) -> Tensor:
+    return torch.linalg.vector_norm(state.base_r, dim=1, keepdim=True, dtype=torch.float64)
+
+
+def _scaled_solve(system: Tensor, rhs: Tensor, squares: Tensor, pairs: Pairs) -> Tensor:
+    """Solve (B, M, M) systems over the usable pairs, scaled by the root of ``squares`` (B, M) on both sides."""
+    unused = pairs.unused(squares)
+    scale = squares.rsqrt().masked_fill(unused, 0.0)
+    scaled = system * (scale[:, :, None] * scale[:, None])
+    scaled.diagonal(dim1=1, dim2=2).add_(unused)
+    return solve_general(scaled, rhs * scale) * scale

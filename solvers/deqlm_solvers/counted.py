@@ -61,17 +61,23 @@ class CountedMap:
         """
         point = z.to(self.dtype)
         version = point._version
-        fz = self.f(point)
-        self.calls += 1
+        fz = self.call(point)
         if point._version != version:
             raise ValueError("f wrote into its argument in place; return a new tensor (z.clone() first, or z + 1)")
         if not isinstance(fz, Tensor):
             raise TypeError(f"f must return a tensor, got {type(fz).__name__}")
         if fz.shape != self.shape or fz.dtype != self.dtype or fz.device != self.device:
             self._explain(fz)
+        if fz.requires_grad and not torch.is_grad_enabled():
+            fz = fz.detach()
         if self.dtype != self.inner:
             z, fz = point.to(self.inner), fz.to(self.inner)
-        return Evaluation(z, fz, fz - z)
+        return Evaluation(z, fz)
+
+    def call(self, z: Tensor) -> Tensor:
+        """Return f(z), state dtype, counted and otherwise as it is."""
+        self.calls += 1
+        return self.f(z)
 
     def _explain(self, fz: Tensor) -> None:
         for what, got, want in (

@@ -38,12 +38,18 @@ def iterate(solver: StepSolver, f: Map, z0: Tensor, stop: Stop, frame: Frame) ->
     state = solver.init(z)
     for k in range(stop.max_iter):
         at = evaluate(z)
-        ledger.record(k, at)
-        if ledger.finished(k) or (k + 1 == stop.max_iter and not ledger.steps_after_last):
+        ledger.record(k, at.detached())
+        last = evaluate.calls >= stop.max_iter
+        if ledger.finished(k) or (last and not ledger.steps_after_last):
             z = at.z
             break
-        z_next, state = solver.step(f, at, state)
+        z_next, state = solver.step(evaluate.call, at, state)
         z = ledger.freeze(z_next, at.z)
+        if z is at.fz and not z.requires_grad:
+            # f may own this tensor and write its next result into it
+            z = z.clone()
+        if last:
+            break
     if ledger.steps_after_last:
         z = z.to(z0.dtype).to(evaluate.inner)
     return z, ledger, evaluate.cost

@@ -10,7 +10,7 @@ from deqlm_solvers.checks import require
 from deqlm_solvers.options import options
 from deqlm_solvers.solver import Evaluation, Map, StepSolver, register_solver
 
-__all__ = ["FixedPoint"]
+__all__ = ["FixedPoint", "picard"]
 
 
 @register_solver("fixed_point")
@@ -54,4 +54,9 @@ class FixedPoint(StepSolver):
         return self.damping if self.first_damping is None else self.first_damping
 
     def step(self, f: Map, at: Evaluation, state: float) -> tuple[Tensor, float]:
-        return (at.fz if state == 1 else at.z + state * at.r), self.damping
+        return picard(at, state), self.damping
+
+
+def picard(at: Evaluation, damping: float) -> Tensor:
+    """Return z + damping * (f(z) - z), which is f(z) itself for damping 1."""
+    return at.fz if damping == 1 else at.z + damping * at.r

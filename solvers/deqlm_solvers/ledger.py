@@ -48,7 +48,8 @@ class Ledger(ABC):
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         """Return the solution; ``z_last`` is the last point of the loop, (B, N).
 
-        With ``keep_last`` the solution is the last point, with its residual, and not the best one.
+        With ``keep_last`` the solution is the last point, with its residual, and not the best one, but for rows that
+        end NONFINITE or DIVERGED.
         """
 
     def _traced(self) -> Tensor | None:
@@ -71,14 +72,12 @@ class RowLedger(Ledger):
         self.active = torch.ones(rows, dtype=torch.bool, device=device)
         self.best_z = z.detach().clone()
         self.best_ratio = torch.full((rows,), torch.inf, dtype=torch.float64, device=device)
-        self.best_residual = self.best_ratio.clone()
-        self.best_relative = self.best_ratio.clone()
-        self.last_residual = self.best_ratio.clone()
-        self.last_relative = self.best_ratio.clone()
+        self.best = torch.full((2, rows), torch.inf, dtype=torch.float64, device=device)
+        self.last = self.best
         self.steps = torch.zeros(rows, dtype=torch.int64, device=device)
         self.stalled: Tensor | None = None
         self.limit = self.best_ratio
-        self.halfway: tuple[Tensor, Tensor] | None = None
+        self.halfway: Tensor | None = None
         if stop.patience is not None:
             self.mark = self.best_ratio.clone()
             self.since = torch.zeros_like(self.steps)
@@ -89,23 +88,23 @@ class RowLedger(Ledger):
 
     def record(self, k: int, at: Evaluation) -> None:
         if not self.schedule.tests(k):
-            self._trace(None)
+            self._trace(None, self.active)
             return
-        reading = self.measure(at.fz.detach(), at.r.detach())
-        self._trace(reading)
+        reading = self.measure(at.fz, at.r)
         if k == 0:
             self.limit = reading.residual * self.stop.divergence
         tested = self.schedule.narrow(k, self.active)
+        self._trace(reading, tested | ~self.active)
         self.steps.masked_fill_(tested, k + 1)
-        self.last_residual = torch.where(tested, reading.residual, self.last_residual)
-        self.last_relative = torch.where(tested, reading.relative, self.last_relative)
-        grown = self._keep_best(k, tested, reading, at.z.detach())
+        now = torch.stack((reading.residual, reading.relative))
+        self.last = torch.where(tested, now, self.last)
+        grown = self._keep_best(k, tested, reading, now, at.z)
         stays = (reading.ratio > 1) & (reading.residual <= self.limit)
         if self.stalled is not None:
             stays &= self._progressing(k, tested, reading, grown)
         self.active = self.active & (stays if tested is self.active else stays | ~tested)
         if self.halfway is None and 2 * (k + 1) >= self.stop.max_iter:
-            self.halfway = (self.last_residual, self.last_relative)
+            self.halfway = self.last
         self.schedule.plan(k, tested, self.active, reading.ratio)
 
     def finished(self, k: int) -> bool:
@@ -115,18 +114,24 @@ class RowLedger(Ledger):
         return torch.where(self.active[:, None], z_next, z)
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        status = self._status()
+        z, shown = self.best_z, self.best
+        if keep_last:
+            sound = status < int(Status.DIVERGED)
+            z, shown = torch.where(sound[:, None], z_last.detach(), z), torch.where(sound, self.last, shown)
+        residual, relative = shown
         return Solution(
-            z=z_last.detach() if keep_last else self.best_z,
-            residual=self.last_residual if keep_last else self.best_residual,
-            relative=self.last_relative if keep_last else self.best_relative,
+            z=z,
+            residual=residual,
+            relative=relative,
             steps=self.steps,
-            status=self._status(),
+            status=status,
             cost=cost,
             trace=self._traced(),
             token_steps=self._token_steps(),
         )
 
-    def _keep_best(self, k: int, tested: Tensor, reading: Reading, z: Tensor) -> Tensor | None:
+    def _keep_best(self, k: int, tested: Tensor, reading: Reading, now: Tensor, z: Tensor) -> Tensor | None:
         """Update the best point; return where the converged prefix grew (per="token" only)."""
         better = tested & (reading.ratio < self.best_ratio)
         grown = None
@@ -141,8 +146,7 @@ class RowLedger(Ledger):
                 self.token_steps = torch.ones_like(passing, dtype=torch.int64)
             self.token_steps.masked_fill_(tested[:, None] & ~passing, k + 2)
         self.best_ratio = torch.where(better, reading.ratio, self.best_ratio)
-        self.best_residual = torch.where(better, reading.residual, self.best_residual)
-        self.best_relative = torch.where(better, reading.relative, self.best_relative)
+        self.best = torch.where(better, now, self.best)
         self.best_z = torch.where(better[:, None], z, self.best_z)
         return grown
 
@@ -159,14 +163,15 @@ class RowLedger(Ledger):
 
     def _status(self) -> Tensor:
         """Combine what was seen, by precedence: later lines win."""
+        residual, relative = self.last
         status = torch.full_like(self.steps, int(Status.MAX_ITER), dtype=torch.int8)
         if self.halfway is not None and self.stop.patience is None and self.stop.max_iter >= 8:
-            vanishing = (self.last_residual <= 0.75 * self.halfway[0]) & (self.last_relative >= 0.9 * self.halfway[1])
+            vanishing = (residual <= 0.75 * self.halfway[0]) & (relative >= 0.9 * self.halfway[1])
             status.masked_fill_(vanishing, int(Status.STALLED))
         if self.stalled is not None:
             status.masked_fill_(self.stalled, int(Status.STALLED))
-        status.masked_fill_(self.last_residual > self.limit, int(Status.DIVERGED))
-        status.masked_fill_(~self.last_residual.isfinite(), int(Status.NONFINITE))
+        status.masked_fill_(residual > self.limit, int(Status.DIVERGED))
+        status.masked_fill_(~residual.isfinite(), int(Status.NONFINITE))
         status.masked_fill_(self.best_ratio <= 1, int(Status.CONVERGED))
         return status
 
@@ -178,10 +183,10 @@ class RowLedger(Ledger):
             settled &= self.measure.mask
         return torch.where(settled, self.token_steps, 0)
 
-    def _trace(self, reading: Reading | None) -> None:
+    def _trace(self, reading: Reading | None, shown: Tensor) -> None:
         if self.stop.trace:
-            blank = torch.full_like(self.best_residual, torch.nan)
-            self.trace.append(blank if reading is None else reading.residual)
+            blank = torch.full_like(self.best_ratio, torch.nan)
+            self.trace.append(blank if reading is None else torch.where(shown, reading.residual, blank))
 
 
 class BudgetLedger(Ledger):
@@ -194,7 +199,7 @@ class BudgetLedger(Ledger):
         self.start = z.detach()
 
     def record(self, k: int, at: Evaluation) -> None:
-        self.last = (at.fz.detach(), at.r.detach())
+        self.last = (at.fz, at.r)
         if self.stop.trace:
             self.trace.append(self.measure(*self.last).residual)
 
@@ -227,24 +232,26 @@ class BestMapLedger(Ledger):
         self.best_relative = torch.full((z.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
         self.best_residual = self.best_relative.clone()
         self.relative = self.best_relative
-        self.count = 0
+        self.over = torch.zeros((), dtype=torch.bool, device=z.device)
+        self.count = torch.zeros((), dtype=torch.int64, device=z.device)
 
     def record(self, k: int, at: Evaluation) -> None:
-        self.count = k + 1
-        fz = at.fz.detach()
-        reading = self.measure(fz, at.r.detach())
-        size = self.measure.size(fz)
-        self.relative = reading.residual / (size + 1e-9)
-        better = self.relative < self.best_relative
-        self.best_relative = torch.where(better, self.relative, self.best_relative)
+        reading = self.measure(at.fz, at.r)
+        size = self.measure.size(at.fz)
+        relative = reading.residual / (size + 1e-9)
+        better = (relative < self.best_relative) & ~self.over
+        self.best_relative = torch.where(better, relative, self.best_relative)
         self.best_residual = torch.where(better, reading.residual, self.best_residual)
-        self.best_f = torch.where(better[:, None], fz, self.best_f)
+        self.best_f = torch.where(better[:, None], at.fz, self.best_f)
         if self.stop.trace:
             self.trace.append(reading.residual)
+        self.relative = torch.where(self.over, self.relative, relative)
+        self.count = self.count + ~self.over
+        self.over = (self.relative < self.stop.rtol).all()
 
     def finished(self, k: int) -> bool:
         every = self.stop.check_every
-        return every > 0 and (k + 1) % every == 0 and bool((self.relative < self.stop.rtol).all())
+        return every > 0 and (k + 1) % every == 0 and bool(self.over)
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         status = torch.full_like(self.best_relative, int(Status.MAX_ITER), dtype=torch.int8)
@@ -254,7 +261,7 @@ class BestMapLedger(Ledger):
             z=self.best_f,
             residual=self.best_residual,
             relative=self.best_relative,
-            steps=torch.full_like(status, self.count, dtype=torch.int64),
+            steps=self.count.expand(status.shape).clone(),
             status=status,
             cost=cost,
             residual_of="previous",

@@ -96,7 +96,8 @@ class Measure:
                     n / math.sqrt(max(1, p[0].numel() if len(p) else 1)) for n, p in zip(norms, parts, strict=True)
                 ]
             return torch.stack(norms, dim=1)
-        by_token = [p.movedim(1 + self.token_axis, 1).flatten(2) for p in parts]
+        by_token = [p.movedim(1 + self.token_axis, 1) for p in parts]
+        by_token = [p.reshape(*p.shape[:2], math.prod(p.shape[2:])) for p in by_token]
         joined = by_token[0] if len(by_token) == 1 else torch.cat(by_token, dim=2)
         norm = torch.linalg.vector_norm(joined, dim=2, dtype=torch.float64)
         return norm / math.sqrt(max(1, joined.shape[2])) if self.stop.norm == "rms" else norm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,65 +17,76 @@ __all__ = ["Pairs", "Secant", "SecantState"]
 class Pairs:
     """A ring of secant pairs (s, y) = (change of z, change of r) per row; buffers are allocated once.
 
-    The slot is shared by all rows; ``birth`` tells per row and slot when the pair was stored, -1 where there is none.
+    All rows store into the same slot; ``count`` says per row how many of the newest pairs it may use.
 
     Attributes:
-        s, y: (B, M, N), inner dtype.
-        birth: (B, M) int64.
+        s, y: (B, M, N), inner dtype, views of one buffer, in ring order.
+        count: (B, 1) int64.
+        ages: (1, M), 0 to M - 1: age of a pair in order of age, newest first.
     """
 
     def __init__(self, memory: int, z: Tensor) -> None:
         rows, unknowns = z.shape
         self.memory = memory
-        self.s = z.new_zeros(rows, memory, unknowns)
-        self.y = z.new_zeros(rows, memory, unknowns)
-        self.birth = torch.full((rows, memory), -1, dtype=torch.int64, device=z.device)
+        self.both = z.new_zeros(rows, 2 * memory, unknowns)
+        self.s, self.y = self.both[:, :memory], self.both[:, memory:]
+        self.count = torch.zeros(rows, 1, dtype=torch.int64, device=z.device)
         self.stored = 0
         slots = torch.arange(memory, device=z.device)
-        self.orders = (slots[:, None] - slots[None, :]) % memory
+        self.ages = slots[None]
+        self._orders = (slots[:, None] - slots[None]) % memory
 
     @property
-    def slot(self) -> int:
-        """Where the next pair goes: over the oldest one."""
-        return self.stored % self.memory
+    def newest(self) -> int:
+        """Slot of the newest pair."""
+        return (self.stored - 1) % self.memory
 
-    def push(self, s: Tensor, y: Tensor, keep: Tensor) -> int:
-        """Store a pair per row, s and y (B, N), valid where ``keep`` (B,); return its slot."""
-        slot = self.slot
-        self.s[:, slot] = s
-        self.y[:, slot] = y
-        self.birth[:, slot] = torch.where(keep, self.stored, -1)
+    @property
+    def by_age(self) -> Tensor:
+        """Permutation (M,) between ring order and order of age; it is its own inverse."""
+        return self._orders[self.newest]
+
+    def push(self, at: Evaluation, base_z: Tensor, base_r: Tensor, skip: Tensor | None = None) -> None:
+        """Store the pair from the base point to ``at`` over the oldest one; a zero pair where ``skip`` (B, 1)."""
         self.stored += 1
-        return slot
+        s, y = self.s[:, self.newest], self.y[:, self.newest]
+        torch.sub(at.z, base_z, out=s)
+        torch.sub(at.r, base_r, out=y)
+        if skip is not None:
+            s.masked_fill_(skip, 0.0)
+            y.masked_fill_(skip, 0.0)
+        self.count = self.count + 1
 
-    def newest_first(self) -> Tensor:
-        """Return the slots from the newest pair to the oldest, (M,) int64."""
-        return self.orders[(self.stored - 1) % self.memory]
+    def unused(self, squares: Tensor) -> Tensor:
+        """Return which pairs, by age, a row cannot use: forgotten, or of no length. squares: (B, M)."""
+        return (self.ages >= self.count) | (squares <= 0)
 
-    def clear(self, rows: Tensor) -> None:
-        """Forget every pair of the rows where ``rows`` (B,) is True."""
-        self.birth.masked_fill_(rows[:, None], -1)
+    def combine(self, weights: Tensor, damping: Tensor) -> Tensor:
+        """Return sum_j weights_j (s_j + damping y_j), (B, N). weights: (B, M) by age; damping: (B, 1)."""
+        ring = weights[:, self.by_age]
+        columns = torch.cat((ring, damping * ring), dim=1)[..., None].expand(-1, -1, 2)
+        # a product with one column rounds by the place of a row in the batch, one with two does not
+        return torch.bmm(self.both.mT, columns)[..., 0]
 
 
 @dataclass
 class SecantState:
-    """State of a multisecant solve; one entry per row.
+    """State of a multisecant solve; one entry per row, columns (B, 1).
 
     Attributes:
-        pairs: the history; None with no memory.
-        algebra: products of the history, owned by the method.
+        pairs: the history.
+        products: inner products of the history by name, by age, (B, M, M) float64; owned by the method.
         base_z, base_r: point and residual that the pending step started from, (B, N).
-        base_norm: ||base_r||, (B,) float64.
+        base_norm: ||base_r||, float64; kept up by line searches only.
         best_z, best_r, best_norm: point with the smallest residual so far, where restarts begin.
-        first_norm: ||r_0||, (B,) float64.
-        damping: (B,), inner dtype; halved on every restart.
-        accepted: steps accepted since the start, (B,) float64.
-        fresh: no evaluation has been seen yet.
-        direction, length: pending step of a line search, (B, N) and (B,); None without one.
+        first_norm: ||r_0||, float64.
+        damping: beta, inner dtype; halved on every restart.
+        taken: steps so far; 0 before the first evaluation.
+        direction, length: pending step of a line search, (B, N) and (B, 1) float64; None without one.
     """
 
-    pairs: Pairs | None
-    algebra: Any
+    pairs: Pairs
+    products: dict[str, Tensor]
     base_z: Tensor
     base_r: Tensor
     base_norm: Tensor
@@ -84,8 +95,7 @@ class SecantState:
     best_norm: Tensor
     first_norm: Tensor
     damping: Tensor
-    accepted: Tensor
-    fresh: bool = True
+    taken: int = 0
     direction: Tensor | None = None
     length: Tensor | None = None
 
@@ -94,8 +104,8 @@ class Secant(StepSolver):
     """Step z + beta r - (S + beta Y) K^-1 q from the last pairs S, Y; methods differ in K and q.
 
     Safeguard, per row: a step is rejected when it is longer than ``LONGEST`` residuals, or when the residual that it
-    led to exceeds ``GROWTH`` ||r_0|| (n+1)^-1.1 after n accepted steps. Then the row restarts from its best point with
-    the damping halved (at least 1/16) and an empty history.
+    led to exceeds ``GROWTH`` ||r_0|| (n+1)^-1.1 after n steps. Then the row restarts from its best point with the
+    damping halved (at least 1/16) and an empty history.
 
     Reference:
         J. Zhang, B. O'Donoghue, S. Boyd (2020), Globally convergent type-I Anderson acceleration, SIAM J. Optim. 30,
@@ -116,19 +126,20 @@ class Secant(StepSolver):
         """Return beta of the first step."""
 
     @abstractmethod
-    def open_algebra(self, pairs: Pairs) -> Any:
-        """Return the buffers for products of the history."""
+    def product_names(self) -> tuple[str, ...]:
+        """Return which inner products of the history the method keeps."""
 
     @abstractmethod
-    def coefficients(self, algebra: Any, pairs: Pairs, slot: int, r: Tensor, damping: Tensor) -> Tensor:
-        """Bring the products up to date with the pair in ``slot`` and return K^-1 q, (B, M), inner dtype."""
+    def weights(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
+        """Bring the products up to date with the newest pair and return K^-1 q, by age, (B, M) float64."""
 
     def init(self, z: Tensor) -> SecantState:
-        pairs = Pairs(self.pairs_kept(), z) if self.pairs_kept() else None
-        infinite = torch.full((z.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
+        kept = self.pairs_kept()
+        blank = torch.zeros(z.shape[0], kept, kept, dtype=torch.float64, device=z.device)
+        infinite = torch.full((z.shape[0], 1), torch.inf, dtype=torch.float64, device=z.device)
         return SecantState(
-            pairs=pairs,
-            algebra=None if pairs is None else self.open_algebra(pairs),
+            pairs=Pairs(kept, z),
+            products={name: blank.clone() for name in self.product_names()},
             base_z=z,
             base_r=z,
             base_norm=infinite,
@@ -136,49 +147,56 @@ class Secant(StepSolver):
             best_r=z,
             best_norm=infinite,
             first_norm=infinite,
-            damping=torch.full((z.shape[0],), self.initial_damping(), dtype=z.dtype, device=z.device),
-            accepted=torch.zeros_like(infinite),
+            damping=torch.full((z.shape[0], 1), self.initial_damping(), dtype=z.dtype, device=z.device),
         )
 
     def step(self, f: Map, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:
-        norm = torch.linalg.vector_norm(at.r, dim=1, dtype=torch.float64)
-        if state.fresh:
-            state.fresh = False
+        norm = _norm(at.r)
+        if state.taken == 0:
             state.first_norm = state.best_norm = state.base_norm = norm
             state.best_z, state.best_r, state.base_z, state.base_r = at.z, at.r, at.z, at.r
-            step = state.damping[:, None] * at.r
+            step = state.damping * at.r
             self._propose(state, step)
-            return at.z + step, state
-        better = norm < state.best_norm
-        state.best_norm = torch.where(better, norm, state.best_norm)
-        state.best_z = torch.where(better[:, None], at.z, state.best_z)
-        state.best_r = torch.where(better[:, None], at.r, state.best_r)
-        grown = ~(norm <= self.GROWTH * state.first_norm * (state.accepted + 1) ** -1.1)
-        return self._advance(at, norm, grown, state), state
+            z_next = at.z + step
+        else:
+            better = norm < state.best_norm
+            state.best_norm = torch.where(better, norm, state.best_norm)
+            state.best_z = torch.where(better, at.z, state.best_z)
+            state.best_r = torch.where(better, at.r, state.best_r)
+            sound = norm <= state.first_norm * (self.GROWTH * (state.taken + 1) ** -1.1)
+            z_next = self._advance(at, norm, sound, state)
+        state.taken += 1
+        return z_next, state
 
-    def _advance(self, at: Evaluation, norm: Tensor, grown: Tensor, state: SecantState) -> Tensor:
-        """Accept the point or restart from the best one, per row; return the next point."""
-        step = state.damping[:, None] * at.r
-        if state.pairs is not None:
-            pairs = state.pairs
-            slot = pairs.push(at.z - state.base_z, at.r - state.base_r, ~grown)
-            gamma = self.coefficients(state.algebra, pairs, slot, at.r, state.damping)
-            change = torch.bmm(gamma[:, None], pairs.s) + (state.damping[:, None] * gamma)[:, None] @ pairs.y
-            step = step - change[:, 0]
-        long = ~(torch.linalg.vector_norm(step, dim=1, dtype=torch.float64) <= self.LONGEST * norm)
-        restart = grown | long
-        if state.pairs is not None:
-            state.pairs.clear(restart)
+    def _advance(
+        self, at: Evaluation, norm: Tensor, sound: Tensor, state: SecantState, skip: Tensor | None = None
+    ) -> Tensor:
+        """Accept the point or restart from the best one, per row; return the next point.
+
+        Args:
+            at: the evaluation just made.
+            norm: ||r||, (B, 1).
+            sound: rows whose residual is acceptable, (B, 1).
+            state: changed in place.
+            skip: rows whose pair is not worth keeping, (B, 1), or None.
+        """
+        pairs = state.pairs
+        pairs.push(at, state.base_z, state.base_r, skip)
+        weights = self.weights(state.products, pairs, at.r, state.damping)
+        step = state.damping * at.r - pairs.combine(weights.to(at.r.dtype), state.damping)
+        accepted = sound & (_norm(step) <= self.LONGEST * norm)
+        pairs.count = pairs.count * accepted
         halved = (0.5 * state.damping).clamp_min(self.SMALLEST_DAMPING)
-        state.damping = torch.where(restart, halved, state.damping)
-        state.accepted = state.accepted + ~restart
-        back = restart[:, None]
-        state.base_z = torch.where(back, state.best_z, at.z)
-        state.base_r = torch.where(back, state.best_r, at.r)
-        state.base_norm = torch.where(restart, state.best_norm, norm)
-        step = torch.where(back, state.damping[:, None] * state.best_r, step)
+        state.damping = torch.where(accepted, state.damping, halved)
+        state.base_z = torch.where(accepted, at.z, state.best_z)
+        state.base_r = torch.where(accepted, at.r, state.best_r)
+        step = torch.where(accepted, step, state.damping * state.best_r)
         self._propose(state, step)
         return state.base_z + step
 
     def _propose(self, state: SecantState, step: Tensor) -> None:
         """Hook for a line search: remember the pending step."""
+
+
+def _norm(t: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(t, dim=1, keepdim=True, dtype=torch.float64)

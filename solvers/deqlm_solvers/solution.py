@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 
 from deqlm_solvers.checks import require
@@ -14,6 +15,7 @@ from deqlm_solvers.status import Status
 __all__ = ["Adjoint", "ConvergenceError", "ConvergenceWarning", "Cost", "OnFailure", "Solution", "check_on_failure"]
 
 OnFailure = Literal["warn", "raise", "ignore"]
+FailedGrad = Literal["drop", "keep", "raise"]
 
 
 class ConvergenceWarning(UserWarning):
@@ -132,6 +134,8 @@ class Adjoint:
 
     Attributes:
         on_failure: what to do when the backward solve does not converge.
+        failed_grad: what to do with its rows that end NONFINITE or DIVERGED: "drop" (their gradient is zero), "keep" or
+            "raise".
         status: `Status` per row, int8, or None.
         steps: products with the transposed Jacobian until the row was done, or None.
         residual: ||J^T w + g - w|| / ||g|| of the returned w, float64, or None.
@@ -140,6 +144,7 @@ class Adjoint:
     """
 
     on_failure: OnFailure = "warn"
+    failed_grad: FailedGrad = "drop"
     status: Tensor | None = None
     steps: Tensor | None = None
     residual: Tensor | None = None
@@ -160,6 +165,14 @@ class Adjoint:
         """Keep the outcome of a backward solve and apply the failure policy."""
         self.status, self.steps, self.residual = sol.status, sol.steps, sol.residual
         self.cost = self.cost + Cost(vjps=vjps)
+        if self.failed_grad == "raise":
+            apply_policy(
+                "raise",
+                torch.where(sol.status < int(Status.DIVERGED), 0, sol.status),
+                sol.residual,
+                sol.steps,
+                "backward solve",
+            )
         if self.on_failure != "ignore":
             apply_policy(self.on_failure, sol.status, sol.residual, sol.steps, "backward solve")
 

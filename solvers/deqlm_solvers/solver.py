@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -31,18 +31,33 @@ GUARANTEES = {
 """What a solver may promise beyond a true residual and true counts; the contract suite tests what is declared."""
 
 
-class Evaluation(NamedTuple):
-    """One evaluation of the map.
+class Evaluation:
+    """One evaluation of the map, in the inner dtype (at least float32).
 
     Attributes:
-        z: point, (B, N), in the inner dtype (at least float32).
-        fz: f(z), (B, N), inner dtype.
-        r: f(z) - z, (B, N), inner dtype.
+        z: point, (B, N).
+        fz: f(z), (B, N).
     """
 
-    z: Tensor
-    fz: Tensor
-    r: Tensor
+    __slots__ = ("_r", "fz", "z")
+
+    def __init__(self, z: Tensor, fz: Tensor) -> None:
+        self.z = z
+        self.fz = fz
+        self._r: Tensor | None = None
+
+    @property
+    def r(self) -> Tensor:
+        """f(z) - z, (B, N), computed when first asked for."""
+        if self._r is None:
+            self._r = self.fz - self.z
+        return self._r
+
+    def detached(self) -> Evaluation:
+        """Return the same values without a graph; self where there is none."""
+        if not self.fz.requires_grad and not self.z.requires_grad:
+            return self
+        return Evaluation(self.z.detach(), self.fz.detach())
 
 
 class Solver(Options, ABC):
@@ -90,7 +105,7 @@ class StepSolver(Solver):
         """Return the next point (B, N), inner dtype, and the new state.
 
         Args:
-            f: the map, for methods that need its derivatives.
+            f: the map, for methods that need more of it; calls are counted against ``max_iter``.
             at: the evaluation just made.
             state: what `init` or the last `step` returned.
         """
