@@ -1,0 +1,1 @@
+"""The command line: `deqlm env | solvers | gradients | compare`."""

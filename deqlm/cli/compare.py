@@ -1,0 +1,147 @@
+"""``deqlm compare``: solvers, or gradient methods, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from deqlm import GRADIENTS, SOLVERS
+from deqlm.cli.errors import UserError, user_input
+from deqlm.compare import DEFAULT, PROBLEMS, Comparison, GradientComparison, compare, compare_gradients
+from deqlm.compare.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
+
+__all__ = ["add", "run"]
+
+DESCRIPTION = """\
+Compare solvers of z = f(z) on problems with known spectra and answers, or on your own map. Every registered solver is a
+row, adapters to other libraries included; one that fails is shown as failing. Solved means: the true relative residual
+of what was returned, with f in float64, is within 1.05 of the tolerance (1e-5 in float32, 1e-10 in float64).
+
+A table goes to the terminal; compare.json (with the environment), compare.txt and plots (SVG and PNG) into --out."""
+
+EPILOG = """\
+names and options
+  Options of a problem or a solver follow its name:  anderson:memory=5,damping=0.8   symmetric:rho=0.99,unknowns=256
+  Lists are separated by commas; `deqlm solvers` and --list-problems say what there is.
+
+your own map
+  --problems module:callable or --problems path/to/file.py:callable names a function that returns (f, z0): f maps a
+  tensor (or a tree of tensors) to one of the same shape, z0 is the start with the batch first. It is called with those
+  of the keywords dtype, device, batch and seed that it accepts, after torch's generator was seeded; options are passed
+  on:  mine.py:make:width=32. A file mine.py that works:
+
+      import torch
+      def make(dtype, batch=8):
+          '''My layer.'''
+          layer = torch.nn.Linear(16, 16, dtype=dtype)
+          return lambda z: torch.tanh(layer(z)), torch.zeros(batch, 16, dtype=dtype)
+
+  Return an nn.Module as f where you can: it is then copied to float64 for the true residual. Any other f is called with
+  a float64 z; where that does not work, the table says so.
+
+examples
+  deqlm compare                                                 every solver, every family of problems
+  deqlm compare --quick                                         a few problems, in seconds
+  deqlm compare --problems symmetric:rho=0.99,hard_row --dtype float64
+  deqlm compare --solvers anderson,anderson:memory=5,broyden,torchdeq.anderson --repeats 9
+  deqlm compare --problems mine.py:make --batch 64 --out my-results
+  deqlm compare --gradients                                     gradient methods against the exact gradient
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "compare",
+        help="compare solvers (or gradients) on known problems and on your own map",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = parser.add_argument
+    option("--problems", metavar="LIST", help=f"default: {len(DEFAULT)} problems of all families")
+    option("--solvers", metavar="LIST", help="default: every registered solver (with --gradients: every method)")
+    option("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
+    option("--batch", type=_whole, metavar="B", help="rows; default: each problem's own number")
+    option("--seed", type=int, default=0, help="seed of everything random; same seed, same counts (default 0)")
+    option(
+        "--repeats", type=_whole, default=5, metavar="N", help="timed runs, interleaved; the median counts (default 5)"
+    )
+    option("--threads", type=_whole, default=1, metavar="N", help="threads of torch (default 1)")
+    option("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    option("--out", type=Path, default=Path("deqlm-compare"), metavar="DIR", help="default: ./deqlm-compare")
+    option("--quick", action="store_true", help="fewer problems, at most 2 repeats")
+    option("--gradients", action="store_true", help="compare gradient methods instead of solvers")
+    option("--no-plots", action="store_true", help="write no plots")
+    option("--progress", action="store_true", help="draw the progress bar even when stderr is not a terminal")
+    option("--list-problems", action="store_true", help="list the problem families and their options, and leave")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, print, write; return 0, or 130 when interrupted."""
+    if arguments.list_problems:
+        from deqlm.cli.listing import list_registry
+
+        print(list_registry(PROBLEMS, names_only=False))
+        return 0
+    result = _compare(arguments)
+    print(result)
+    print(f"\n{result.seconds:.1f} s in all")
+    try:
+        written = result.save(arguments.out, plots=_plots(arguments))
+    except OSError as error:
+        raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
+    print("\n".join(f"wrote {path}" for path in written))
+    return 130 if result.interrupted else 0
+
+
+def _compare(arguments: argparse.Namespace) -> Comparison | GradientComparison:
+    """Check every name first, so that what fails later is no mistake of the user."""
+    registry: Any = GRADIENTS if arguments.gradients else SOLVERS
+    with user_input():
+        problems = _list(arguments.problems, "--problems")
+        methods = _list(arguments.solvers, "--solvers")
+        chosen = None if problems is None else [to_problem(spec) for spec in problems]
+        to_rows(registry, methods)
+        common = {
+            "dtype": parse_dtype(arguments.dtype),
+            "batch": arguments.batch,
+            "seed": arguments.seed,
+            "repeats": arguments.repeats,
+            "device": parse_device(arguments.device),
+            "quick": arguments.quick,
+            "threads": arguments.threads,
+            "progress": arguments.progress or None,
+        }
+    if arguments.gradients:
+        return compare_gradients(chosen, methods, **common)
+    return compare(chosen, methods, **common)
+
+
+def _plots(arguments: argparse.Namespace) -> bool:
+    if arguments.no_plots:
+        return False
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        print('deqlm: no plots: they need matplotlib, pip install "deqlm[compare]"', file=sys.stderr)
+        return False
+    return True
+
+
+def _list(text: str | None, option: str) -> list[str] | None:
+    if text is None:
+        return None
+    try:
+        return split_specs(text)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)

@@ -1,0 +1,83 @@
+"""What a registry holds, as text."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any
+
+from deqlm_solvers import GUARANTEES, Options, Registry
+
+__all__ = ["add_listing", "describe", "list_registry"]
+
+WIDTH = 118
+
+
+def add_listing(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> None:
+    """Add a subcommand that lists a registry."""
+    parser = commands.add_parser(name, help=text, description=f"{text}. Plugins of installed packages are listed too.")
+    parser.add_argument("--names", action="store_true", help="names only, one per line")
+    parser.set_defaults(run=run)
+
+
+def list_registry(registry: Registry[Any], names_only: bool) -> str:
+    """Return every entry with its first docstring line, options and guarantees; what cannot be imported says why."""
+    if names_only:
+        return "\n".join(registry)
+    parts = [describe(registry, name) for name in registry]
+    promised = {promise for name in registry for promise in _guarantees(registry, name)}
+    if promised:
+        parts.append("guarantees, tested by the contract suite:")
+        parts[-1] += "".join(f"\n  {name:14} {GUARANTEES[name]}" for name in sorted(promised) if name in GUARANTEES)
+    return "\n\n".join(parts)
+
+
+def describe(registry: Registry[Any], name: str) -> str:
+    """Return name, first docstring line, options with defaults, and guarantees of one entry."""
+    try:
+        cls = registry[name]
+    except Exception as error:  # a plugin may raise anything when it is imported
+        return f"{name}\n  cannot be imported: {type(error).__name__}: {error}"
+    lines = [name, *_wrapped(f"{_first_line(cls)}")]
+    settings = [f"{f.name}={_default(f)}" for f in fields(cls)]
+    lines += _wrapped(f"options: {', '.join(settings) or 'none'}")
+    promises = sorted(_guarantees(registry, name))
+    if promises:
+        lines += _wrapped(f"guarantees: {', '.join(promises)}")
+    if getattr(cls, "exact", False):
+        lines += _wrapped("guarantees: the implicit gradient up to tolerances at a converged point")
+    return "\n".join(lines)
+
+
+def _guarantees(registry: Registry[Any], name: str) -> frozenset[str]:
+    try:
+        return getattr(registry[name], "guarantees", frozenset())
+    except Exception:
+        return frozenset()
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+
+
+def _first_line(cls: type) -> str:
+    lines = (inspect.getdoc(cls) or "no description").strip().splitlines()
+    return lines[0]
+
+
+def _default(field: Any) -> str:
+    if field.default is MISSING:
+        return "(required)" if field.default_factory is MISSING else repr(field.default_factory())
+    return _short(field.default)
+
+
+def _short(value: Any) -> str:
+    """Return an option's value; nested options only with what differs from their defaults."""
+    if not isinstance(value, Options):
+        return repr(value)
+    known: Any = fields(value)  # type: ignore[arg-type]
+    given = [f"{f.name}={_short(getattr(value, f.name))}" for f in known if getattr(value, f.name) != f.default]
+    return f"{type(value).__name__}({', '.join(given)})"

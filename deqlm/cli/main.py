@@ -1,0 +1,77 @@
+"""Entry point of the command ``deqlm``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import deqlm
+from deqlm.cli import compare, env, gradients, solvers
+from deqlm.cli.errors import Parser, UserError
+from deqlm_solvers.checks import suggest
+
+__all__ = ["main"]
+
+COMMANDS = {"compare": compare, "env": env, "gradients": gradients, "solvers": solvers}
+
+EPILOG = """\
+examples:
+  deqlm compare --quick                          solvers on a few problems, in seconds
+  deqlm compare --problems mine.py:make          solvers on your own map
+  deqlm solvers                                  what there is to compare
+  deqlm COMMAND --help                           more on one command
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        0 when it went well, 2 for a mistake of the user, 130 after Ctrl-C.
+
+    Example:
+        >>> from deqlm.cli.main import main
+        >>> main(["solvers", "--names"])  # doctest: +ELLIPSIS
+        anderson
+        ...
+        0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            raise UserError(f"unknown command {arguments[0]!r}: {suggest(arguments[0], COMMANDS)}")
+        parsed = _parser().parse_args(arguments)
+        status = parsed.run(parsed)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"deqlm: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader left, as `head` does; what Python still wants to flush at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("deqlm: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="deqlm",
+        description=(deqlm.__doc__ or "").strip(),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"deqlm {deqlm.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS.values():
+        command.add(commands)
+    return parser

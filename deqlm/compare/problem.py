@@ -1,0 +1,171 @@
+"""What a problem of the comparison is: a map with a start, a tolerance, and where it exists the known answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from deqlm_solvers import Map, Options, Registry
+from deqlm_solvers.checks import require
+
+__all__ = ["PROBLEMS", "TOLERANCES", "Case", "Problem", "Setting", "register_problem"]
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+"""Relative tolerance asked for, per dtype; a few units in the last place for the half precisions."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a problem is built for.
+
+    Attributes:
+        dtype: dtype of the state.
+        device: device of the state.
+        batch: rows, or None for the problem's own number.
+        seed: seed of everything random in the problem.
+    """
+
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    batch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = ", ".join(str(d).removeprefix("torch.") for d in TOLERANCES)
+        require(self.dtype in TOLERANCES, "dtype", self.dtype, f"one of {known}")
+        require(self.batch is None or self.batch >= 1, "batch", self.batch, ">= 1, or None")
+
+    @property
+    def tol(self) -> float:
+        """Relative tolerance for this dtype."""
+        return TOLERANCES[self.dtype]
+
+    @property
+    def accepted(self) -> float:
+        """Largest true relative residual of a solved row: 1.05 tol; in half precision plus the rounding of f(z)."""
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        return 1.05 * self.tol + (torch.finfo(self.dtype).eps / 2 if half else 0.0)
+
+    def generator(self) -> torch.Generator:
+        """Return a fresh generator on the CPU, seeded with ``seed``."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A problem that was built: rows of z = f(z).
+
+    Attributes:
+        f: the map on rows, (B, N) -> (B, N), in the dtype of the setting.
+        exact: the same map in float64, with the parameters of ``f`` (rounded to the setting's dtype, then widened).
+        z0: start, (B, N).
+        max_iter: evaluations a solver may make.
+        solution: returns the known answer in float64, (B, N), or None where it is not unique or not known.
+        parameters: leaf tensors that ``f`` captures, for gradients; may be empty.
+        exact_parameters: the same in ``exact``.
+        note: what the reader of a table must know, for example that ``exact`` is not in float64.
+    """
+
+    f: Map
+    exact: Map
+    z0: Tensor
+    max_iter: int
+    solution: Callable[[], Tensor | None] = lambda: None
+    parameters: tuple[Tensor, ...] = ()
+    exact_parameters: tuple[Tensor, ...] = ()
+    note: str = ""
+
+
+class Problem(Options, ABC):
+    """A family of problems. Subclass it, decorate with `deqlm.options` and `register_problem`, implement `build`.
+
+    Class attributes:
+        max_iter: evaluations allowed in float32 and lower.
+        max_iter_double: evaluations allowed in float64, where the tolerance is 1e-10.
+        telling: options that the label always names.
+    """
+
+    max_iter: ClassVar[int] = 200
+    max_iter_double: ClassVar[int] = 300
+    telling: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def build(self, setting: Setting) -> Case:
+        """Return the problem for a dtype, device, batch and seed; equal settings give equal bits."""
+
+    def budget(self, setting: Setting) -> int:
+        """Return the evaluations a solver may make."""
+        return self.max_iter_double if setting.dtype == torch.float64 else self.max_iter
+
+    @property
+    def title(self) -> str:
+        """What the problem tests, one line: the first line of the class docstring."""
+        return (type(self).__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+    @property
+    def label(self) -> str:
+        """Registry name, telling options and those that differ from their defaults, as one would type it."""
+        return label_of(self, *self.telling)
+
+
+class TensorProblem(Problem):
+    """A problem given by tensors and a pure function of z and them; solves the two-dtype bookkeeping once."""
+
+    rows: ClassVar[int] = 32
+
+    @abstractmethod
+    def tensors(self, draw: Callable[..., Tensor], rows: int) -> dict[str, Tensor]:
+        """Return the parameters in float64; ``draw(*shape)`` gives standard normal numbers."""
+
+    @abstractmethod
+    def apply(self, z: Tensor, p: dict[str, Tensor]) -> Tensor:
+        """Return f(z), (B, N), for parameters ``p`` of the dtype of z."""
+
+    @abstractmethod
+    def start(self, p: dict[str, Tensor], rows: int) -> Tensor:
+        """Return z0, (B, N)."""
+
+    def answer(self, p: dict[str, Tensor]) -> Tensor | None:
+        """Return the fixed point for float64 parameters, (B, N), or None."""
+        return None
+
+    def build(self, setting: Setting) -> Case:
+        generator = setting.generator()
+        rows = setting.batch or self.rows
+        drawn = self.tensors(lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64), rows)
+        low = {name: t.to(setting.dtype).to(setting.device) for name, t in drawn.items()}
+        high = {name: t.double() for name, t in low.items()}
+        return Case(
+            f=lambda z: self.apply(z, low),
+            exact=lambda z: self.apply(z, high),
+            z0=self.start(low, rows),
+            max_iter=self.budget(setting),
+            solution=lambda: self.answer(high),
+            parameters=tuple(low.values()),
+            exact_parameters=tuple(high.values()),
+        )
+
+
+def label_of(options: Options, *always: str) -> str:
+    """Return ``name:key=value,...`` with the options that differ from their defaults, and those named in ``always``.
+
+    Example:
+        >>> from deqlm_solvers import Anderson
+        >>> label_of(Anderson(memory=5))
+        'anderson:memory=5'
+    """
+    defaults: Any = type(options).__dataclass_fields__  # type: ignore[attr-defined]
+    values = {key: getattr(options, key) for key in defaults}
+    tail = ",".join(f"{k}={v}" for k, v in values.items() if k in always or v != defaults[k].default)
+    return f"{options.name}:{tail}" if tail else options.name
+
+
+PROBLEMS: Registry[Problem] = Registry("problem", Problem, "deqlm.problems")
+"""Every registered problem family: iterate for names, index for the class; plugins use the group ``deqlm.problems``."""
+
+register_problem = PROBLEMS.register

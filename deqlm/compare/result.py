@@ -1,0 +1,160 @@
+"""What a comparison returns."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deqlm.compare.recorder import Trace
+
+__all__ = ["Comparison", "Entry", "ProblemResult"]
+
+Outcome = Literal["solved", "unsolved", "raised", "not installed"]
+
+
+@dataclass
+class Entry:
+    """One solver on one problem.
+
+    Attributes:
+        solver: label, as one would type it.
+        outcome: "solved" (every row), "unsolved" (a row is not, by its true residual), "raised", "not installed".
+        message: what was raised, or which package is missing; one line.
+        solved: rows whose true relative residual is at most `Setting.accepted`, 1.05 times the tolerance.
+        evaluations: calls of f, as f saw them.
+        row_evaluations: rows summed over those calls.
+        times: seconds of each timed run.
+        overhead: seconds per evaluation beyond a bare call of f; may be below 0 by noise.
+        memory: most bytes held at once, in units of the state; see `MemoryMeter`. None when not measured.
+        residual: largest over rows of ||f(z) - z|| / ||f(z)||, f in float64, at the returned point.
+        error: largest over rows of ||z - truth|| / ||truth||; None where no answer is known.
+        statuses: rows per `Status` as the solver reports them.
+        claimed: rows that the solver calls CONVERGED.
+        counts_agree: whether the solver's own count of evaluations is the true one.
+        warnings: distinct warnings of the recorded run.
+        trace: residual against evaluations and time; None where the solver did not run.
+    """
+
+    solver: str
+    outcome: Outcome = "raised"
+    message: str = ""
+    solved: int = 0
+    evaluations: int = 0
+    row_evaluations: int = 0
+    times: list[float] = field(default_factory=list)
+    overhead: float | None = None
+    memory: float | None = None
+    residual: float = math.inf
+    error: float | None = None
+    statuses: dict[str, int] = field(default_factory=dict)
+    claimed: int = 0
+    counts_agree: bool = True
+    warnings: list[str] = field(default_factory=list)
+    trace: Trace | None = None
+
+    @property
+    def ran(self) -> bool:
+        """True when the solver returned something."""
+        return self.outcome in ("solved", "unsolved")
+
+    @property
+    def seconds(self) -> float | None:
+        """Median of the timed runs; None when there are none."""
+        return statistics.median(self.times) if self.times else None
+
+
+@dataclass
+class ProblemResult:
+    """All solvers on one problem.
+
+    Attributes:
+        label, title: name as typed, and what the problem tests.
+        rows, unknowns: shape of the state.
+        tol: relative tolerance asked for.
+        max_iter: evaluations allowed.
+        f_seconds: median time of a bare call of f.
+        note: what the reader must know about the residuals.
+        message: why the problem could not be built; then there are no entries.
+        entries: one per solver, in the order asked for.
+    """
+
+    label: str
+    title: str
+    rows: int = 0
+    unknowns: int = 0
+    tol: float = 0.0
+    max_iter: int = 0
+    f_seconds: float = 0.0
+    note: str = ""
+    message: str = ""
+    entries: list[Entry] = field(default_factory=list)
+
+    def entry(self, solver: str) -> Entry:
+        """Return the entry of a solver label.
+
+        Raises:
+            KeyError: no such solver in this comparison.
+        """
+        for entry in self.entries:
+            if entry.solver == solver:
+                return entry
+        raise KeyError(f"no solver {solver!r} in this comparison")
+
+
+@dataclass
+class Comparison:
+    """Result of `compare`: a table (`str`), plain data (`to_dict`), files (`save`).
+
+    Attributes:
+        problems: one `ProblemResult` per problem, in the order asked for.
+        settings: dtype, device, batch, seed, repeats as used.
+        environment: versions, hardware, commit; see `environment`.
+        seconds: how long the comparison took.
+        interrupted: True when it was stopped by Ctrl-C; what was done until then is there.
+    """
+
+    problems: list[ProblemResult] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def solvers(self) -> list[str]:
+        """Labels of all solvers, in the order asked for."""
+        return list(dict.fromkeys(entry.solver for problem in self.problems for entry in problem.entries))
+
+    def __getitem__(self, problem: str) -> ProblemResult:
+        """Return the result of a problem label.
+
+        Raises:
+            KeyError: no such problem in this comparison.
+        """
+        for each in self.problems:
+            if each.label == problem:
+                return each
+        raise KeyError(f"no problem {problem!r} in this comparison; there are {[p.label for p in self.problems]}")
+
+    def __str__(self) -> str:
+        from deqlm.compare.report import table
+
+        return table(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; infinities and NaN become None."""
+        from deqlm.compare.record import comparison_record
+
+        return comparison_record(self)
+
+    def save(self, folder: str | Path, plots: bool = True) -> list[Path]:
+        """Write ``compare.json``, ``compare.txt`` and the plots (SVG and PNG); return what was written.
+
+        Raises:
+            ImportError: plots are wanted and matplotlib is missing.
+        """
+        from deqlm.compare.record import save
+
+        return save(self, Path(folder), plots)
