@@ -1,0 +1,91 @@
+"""`compare_gradients`: against a gradient made another way."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from deqlm import GRADIENTS, Gradient, Stop, options, register_gradient
+from deqlm.compare import PROBLEMS, Setting, compare_gradients
+from deqlm.compare.gradients import _Subject
+
+PROBLEM = "tanh:rho=0.5,unknowns=8"
+FAST = {"repeats": 1, "batch": 3, "progress": False}
+
+
+def test_every_registered_method_has_a_row_and_exact_ones_agree():
+    (problem,) = compare_gradients([PROBLEM], **FAST).problems
+    assert [e.gradient for e in problem.entries] == list(GRADIENTS)
+    for entry in problem.entries:
+        assert entry.outcome == "ran", entry
+        assert entry.seconds is not None
+        assert entry.vjps >= 1
+        assert entry.evaluations > entry.vjps * (entry.gradient == "one_step")
+        if GRADIENTS[entry.gradient].exact:
+            assert entry.cosine == pytest.approx(1.0, abs=1e-6)
+            assert entry.error < 1e-3
+    one, four = problem.entry("one_step"), problem.entry("phantom")
+    assert (one.vjps, four.vjps) == (1, 4)
+    assert four.error < one.error
+    assert one.cosine > 0
+
+
+def test_the_truth_is_that_of_long_unrolling():
+    case = PROBLEMS["tanh"](rho=0.5, unknowns=6).build(Setting(dtype=torch.float64, batch=2))
+    subject = _Subject(case, 0, Stop())
+    z = case.z0
+    for _ in range(200):
+        z = case.f(z)
+    unrolled = torch.autograd.grad(z, case.parameters, subject.loss_weight)
+    truth = subject.truth()
+    assert truth is not None
+    assert torch.allclose(truth, torch.cat([g.flatten() for g in unrolled]), rtol=1e-9, atol=1e-12)
+
+
+def test_a_map_without_parameters_is_differentiated_by_an_input():
+    def make(batch=3):
+        return (lambda z: 0.5 * z.tanh()), torch.ones(batch, 2)
+
+    (problem,) = compare_gradients([make], ["implicit"], **FAST).problems
+    assert problem.parameters == 6
+    assert problem.entry("implicit").error < 1e-4
+
+
+def test_failing_and_missing_methods_are_shown(registries):
+    @register_gradient("crashes")
+    @options
+    class Crashes(Gradient):
+        def connect(self, f, z, adjoint):
+            raise RuntimeError("no gradient today")
+
+    @register_gradient("absent")
+    @options
+    class Absent(Gradient):
+        def connect(self, f, z, adjoint):
+            raise ImportError("absent needs nothing_such")
+
+    result = compare_gradients([PROBLEM], ["one_step", "crashes", "absent"], **FAST)
+    assert [e.outcome for e in result.problems[0].entries] == ["ran", "raised", "not installed"]
+    assert "no gradient today" in str(result)
+    assert max(map(len, str(result).splitlines())) <= 120
+
+
+def test_options_are_taken_and_counts_repeat():
+    def counts():
+        result = compare_gradients([PROBLEM], ["phantom:steps=2", "implicit"], **FAST)
+        return [(e.gradient, e.evaluations, e.vjps, e.error) for e in result.problems[0].entries]
+
+    assert counts() == counts()
+    assert counts()[0][2] == 2
+
+
+def test_record_and_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = compare_gradients([PROBLEM], ["implicit", "one_step"], **FAST)
+    names = {path.name for path in result.save(tmp_path)}
+    assert names == {"gradients.json", "gradients.txt", "gradients.svg", "gradients.png"}
+    record = json.loads((tmp_path / "gradients.json").read_text())
+    assert record["problems"][0]["entries"][0]["gradient"] == "implicit"
+    assert "environment" in record

@@ -1,0 +1,86 @@
+"""Plots: written, equal byte for byte, and nobody is missing from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from deqlm.compare import Comparison, Entry, ProblemResult, compare
+from deqlm.compare.plots import draw_profile, draw_residuals, profile
+from deqlm.compare.style import looks, steady
+
+pytest.importorskip("matplotlib")
+
+NAMES = ["residual_evaluations", "residual_time", "profile"]
+
+
+@pytest.fixture(scope="module")
+def result():
+    problems = ["symmetric:rho=0.5,unknowns=8", "two_cycle:unknowns=4"]
+    return compare(problems, ["fixed_point", "anderson", "broyden"], repeats=1, memory=False, progress=False)
+
+
+def test_written_as_svg_and_png_and_deterministic(result, tmp_path):
+    first, second = result.save(tmp_path / "a"), result.save(tmp_path / "b")
+    assert {p.name for p in first} == {"compare.json", "compare.txt"} | {
+        f"{n}.{e}" for n in NAMES for e in ("svg", "png")
+    }
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    svg = (tmp_path / "a/profile.svg").read_text()
+    assert "<dc:date>" not in svg
+    assert svg.startswith("<?xml")
+
+
+def test_a_failing_solver_ends_with_a_cross(result):
+    with steady():
+        made = draw_residuals(result, "evaluations")
+    panel = made.axes[1]
+    assert panel.get_title(loc="left") == "two_cycle:unknowns=4"
+    markers = [line.get_marker() for line in panel.get_lines() if line.get_marker() != "None"]
+    assert sorted(markers) == ["X", "o", "o"]
+
+
+def test_raised_and_missing_solvers_are_named_in_the_panel():
+    entries = [Entry(solver="boom", outcome="raised"), Entry(solver="gone", outcome="not installed")]
+    comparison = Comparison(problems=[ProblemResult("p", "title", 1, 1, 1e-5, 10, entries=entries)])
+    with steady():
+        made = draw_residuals(comparison, "seconds")
+        draw_profile(comparison)
+    assert "boom raised" in made.axes[0].texts[0].get_text()
+    assert "gone not installed" in made.axes[0].texts[0].get_text()
+
+
+def test_profile_ratios():
+    def entry(name, outcome, evaluations):
+        return Entry(solver=name, outcome=outcome, evaluations=evaluations)
+
+    comparison = Comparison(
+        problems=[
+            ProblemResult("p", "", entries=[entry("a", "solved", 10), entry("b", "solved", 30)]),
+            ProblemResult("q", "", entries=[entry("a", "unsolved", 5), entry("b", "solved", 20)]),
+        ]
+    )
+    assert profile(comparison, lambda e: e.evaluations) == {"a": [1.0], "b": [1.0, 3.0]}
+
+
+def test_looks_differ_within_and_between_families():
+    names = [
+        "anderson",
+        "broyden",
+        "scipy.anderson",
+        "scipy.broyden1",
+        "torchdeq.anderson",
+        "mine.first",
+        "yours.first",
+    ]
+    chosen = looks(names)
+    assert len({(look.color, str(look.linestyle)) for look in chosen.values()}) == len(names)
+
+
+def test_the_user_keeps_her_settings():
+    import matplotlib
+
+    before = matplotlib.rcParams["font.size"]
+    with steady():
+        assert matplotlib.rcParams["svg.hashsalt"] == "deqlm"
+    assert matplotlib.rcParams["font.size"] == before

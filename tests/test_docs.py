@@ -1,0 +1,78 @@
+"""Everything the documentation shows runs.
+
+Each Python fence of README.md and docs/ runs, a page's fences in order in one namespace. A fence that cannot run says
+why in a comment on the line above it: ``<!-- not run: needs two GPUs -->``. Pages rendered from a script of the same
+name are rendered again instead and compared.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RENDER = ROOT / "docs/tutorials/render.py"
+SCRIPTS = [path for path in sorted(RENDER.parent.glob("*.py")) if path != RENDER]
+PAGES = [
+    page
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if page.exists() and page.with_suffix(".py") not in SCRIPTS
+]
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```[ ]*$", flags=re.MULTILINE | re.DOTALL
+)
+NOT_RUN = re.compile(r"<!-- not run: \S.* -->\s*\Z")
+
+
+def fences(text: str) -> list[tuple[int, str, str, bool]]:
+    """Return (first line, info string, code without indent, runs) of every fence of a page."""
+    found = []
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start("code")) + 1
+        code = re.sub(rf"^{match['indent']}", "", match["code"], flags=re.MULTILINE)
+        runs = not NOT_RUN.search(text[: match.start()])
+        found.append((line, match["info"].strip(), code, runs))
+    return found
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_fences_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for line, info, code, runs in fences(page.read_text()):
+        if info == "python" and runs:
+            exec(compile("\n" * (line - 1) + code, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_fences_are_python_or_say_what_else_they_are(page):
+    known = {"python", "bash", "text", "json", "toml", "yaml", "bibtex"}
+    unknown = [f"line {line - 1}: {info!r}" for line, info, _, _ in fences(page.read_text()) if info not in known]
+    assert not unknown, f"{name(page)}: {unknown}; a fence that cannot run has <!-- not run: why --> above it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=name)
+def test_tutorials_run_and_their_pages_are_fresh(script):
+    command = [sys.executable, "-W", "error", str(RENDER), "--check", script.stem]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_fences_are_found_with_their_lines_and_reasons():
+    run, skipped = "```python\nx = 1\n```\n", "<!-- not run: no GPU -->\n```python\ny\n```\n"
+    text = f'a\n{run}{skipped}=== "tab"\n    ```bash\n    ls\n    ```\n'
+    assert fences(text) == [
+        (3, "python", "x = 1\n", True),
+        (7, "python", "y\n", False),
+        (11, "bash", "ls\n", True),
+    ]
