@@ -79,13 +79,11 @@ class Anderson(Secant):
 
     def weights(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
         """Return gamma of min ||r - Y^T gamma||, by age, (B, M)."""
-        with_new = torch.bmm(pairs.y, torch.stack((pairs.y[:, pairs.newest], r), dim=2))
-        column, rhs = with_new[:, pairs.by_age].double().unbind(2)
-        gram = products["yy"] = push_column(products["yy"], column)
+        gram = products["yy"] = push_column(products["yy"], pairs.products(pairs.y, pairs.y[:, pairs.newest]))
         squares = gram.diagonal(dim1=1, dim2=2)
         scale = squares.rsqrt().masked_fill(pairs.unused(squares), 0.0)
         scaled = gram * (scale[:, :, None] * scale[:, None])
         double = r.dtype == torch.float64
         ridge = self.ridge if self.ridge is not None else (1e-12 if double else 1e-6)
         scaled.diagonal(dim1=1, dim2=2).fill_(1.0 + ridge)
-        return solve_leading(scaled, rhs * scale, 1e-9 if double else 1e-4) * scale
+        return solve_leading(scaled, pairs.products(pairs.y, r) * scale, 1e-9 if double else 1e-4) * scale

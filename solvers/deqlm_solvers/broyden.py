@@ -84,22 +84,17 @@ class Broyden(Secant):
         K holds s_i . s_j where pair i is newer than j, plus beta s_i . y_j; q holds beta s_i . r.
         """
         s, y = pairs.s[:, pairs.newest], pairs.y[:, pairs.newest]
-        with_new = torch.bmm(pairs.both, torch.stack((s, y, r), dim=2)).double()
-        (ss_new, sy_new, rhs), (ys_new, _, _) = (half[:, pairs.by_age].unbind(2) for half in with_new.chunk(2, dim=1))
-        ss = products["ss"] = push_row(products["ss"], ss_new)
-        sy = push_column(products["sy"], sy_new)
-        sy[:, 0] = ys_new
-        products["sy"] = sy
+        ss = products["ss"] = push_row(products["ss"], pairs.products(pairs.s, s))
+        sy = products["sy"] = push_column(products["sy"], pairs.products(pairs.s, y))
+        sy[:, 0] = pairs.products(pairs.y, s)
         beta = damping.double()
         system = ss.triu(1) + beta[..., None] * sy
-        return _scaled_solve(system, beta * rhs, ss.diagonal(dim1=1, dim2=2), pairs)
+        return _scaled_solve(system, beta * pairs.products(pairs.s, r), ss.diagonal(dim1=1, dim2=2), pairs)
 
     def _bad(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
         """Compact form of method 2: K holds y_i . y_j where pair i is not newer than j, q holds y_i . r."""
-        with_new = torch.bmm(pairs.y, torch.stack((pairs.y[:, pairs.newest], r), dim=2))
-        column, rhs = with_new[:, pairs.by_age].double().unbind(2)
-        yy = products["yy"] = push_column(products["yy"], column)
-        return _scaled_solve(yy.tril(), rhs, yy.diagonal(dim1=1, dim2=2), pairs)
+        yy = products["yy"] = push_column(products["yy"], pairs.products(pairs.y, pairs.y[:, pairs.newest]))
+        return _scaled_solve(yy.tril(), pairs.products(pairs.y, r), yy.diagonal(dim1=1, dim2=2), pairs)
 
     def _advance(
         self, at: Evaluation, norm: Tensor, sound: Tensor, state: SecantState, skip: Tensor | None = None

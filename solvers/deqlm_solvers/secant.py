@@ -61,12 +61,19 @@ class Pairs:
         """Return which pairs, by age, a row cannot use: forgotten, or of no length. squares: (B, M)."""
         return (self.ages >= self.count) | (squares <= 0)
 
+    def products(self, block: Tensor, vector: Tensor) -> Tensor:
+        """Return inner products of `s` or `y` with a vector (B, N), by age, (B, M) float64.
+
+        A plain sum, because batched matrix products round by the place of a row in the batch, or are slow.
+        """
+        return (block * vector[:, None]).sum(2)[:, self.by_age].double()
+
     def combine(self, weights: Tensor, damping: Tensor) -> Tensor:
         """Return sum_j weights_j (s_j + damping y_j), (B, N). weights: (B, M) by age; damping: (B, 1)."""
         ring = weights[:, self.by_age]
-        columns = torch.cat((ring, damping * ring), dim=1)[..., None].expand(-1, -1, 2)
-        # a product with one column rounds by the place of a row in the batch, one with two does not
-        return torch.bmm(self.both.mT, columns)[..., 0]
+        weight = torch.cat((ring, damping * ring), dim=1)
+        # a product with one to three rows rounds by the place of a row in the batch, one with four does not
+        return torch.bmm(torch.stack((weight, weight, weight, weight), dim=1), self.both)[:, 0]
 
 
 @dataclass
