@@ -30,7 +30,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "deqlm": deqlm.__version__,
         "commit": commit(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: version_of(name) for name in PACKAGES},
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
