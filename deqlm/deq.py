@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from deqlm.failures import Failures
-from deqlm.fixed_point import solve_rows
+from deqlm.fixed_point import STOP_HINTS, solve_rows
 from deqlm.gradients.base import GRADIENTS, Gradient
-from deqlm.inject import make_inject
+from deqlm.inject import Add, make_inject
 from deqlm.noise import Replay
 from deqlm.rows import RowMap, Rows, first_tensor, zeros_like_tree
 from deqlm_solvers import Solve, Solver, Stop
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import explain_options, whole
 from deqlm_solvers.solution import OnFailure
 
 __all__ = ["DEQ"]
@@ -26,7 +25,9 @@ class DEQ(nn.Module):
 
     The module owns the layer and nothing of a solve: no state is kept between calls, so several calls may stand in one
     graph. A graph is attached when grad mode is on, in train() and in eval() alike; under no_grad or inference_mode the
-    output is the solver's point. Noise (dropout) is drawn once per call, and buffers of normalisation layers move once.
+    output is the solver's point. Noise (dropout) is drawn once per call, and buffers of normalisation layers move once:
+    torch's generators are put back before each evaluation, so other threads should not draw from them meanwhile. The
+    layer should not mix rows: nn.TransformerEncoderLayer and nn.GRU need batch_first=True.
 
     Args:
         layer: module or function; the state in, the same structure and shape out.
@@ -37,7 +38,8 @@ class DEQ(nn.Module):
         stop: a `Stop`, a dict of its fields, or None for the default.
         start: where to start: None is zeros like u; a tensor of the state's shape, with or without the batch dimensions
             (a parameter gets a gradient from `Unrolled` only); or a callable u -> state.
-        batch_dims: leading dimensions that index independent rows; 0 makes one problem of the batch.
+        batch_dims: leading dimensions that index independent rows; 0 makes one problem of the batch, which is right for
+            layers that mix rows (BatchNorm in train(), the nodes of a graph). None is 1; a 1-d state must say 0 or 1.
         on_failure: "warn" (`ConvergenceWarning`), "raise" (`ConvergenceError`) or "ignore" when a row does not
             converge; likewise for the backward solve.
         failed_grad: "drop" (rows that end NONFINITE or DIVERGED add zero to every gradient), "keep" or "raise".
@@ -54,6 +56,7 @@ class DEQ(nn.Module):
         (torch.Size([2, 5, 16]), torch.Size([2]))
     """
 
+    @explain_options(STOP_HINTS)
     def __init__(
         self,
         layer: Callable[..., Any],
@@ -63,7 +66,7 @@ class DEQ(nn.Module):
         gradient: str | Mapping[str, Any] | Gradient = "implicit",
         stop: Stop | Mapping[str, Any] | None = None,
         start: Tensor | Callable[[Any], Any] | None = None,
-        batch_dims: int = 1,
+        batch_dims: int | None = None,
         on_failure: OnFailure = "warn",
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
     ) -> None:
@@ -76,8 +79,8 @@ class DEQ(nn.Module):
         self.gradient = GRADIENTS.make(gradient)
         self.gradient.check(self.solve)
         self.failures = Failures(on_failure, failed_grad)
-        whole = isinstance(batch_dims, int) and not isinstance(batch_dims, bool) and batch_dims >= 0
-        require(whole, "batch_dims", batch_dims, "a whole number >= 0")
+        if batch_dims is not None:
+            whole("batch_dims", batch_dims, 0)
         self.batch_dims = batch_dims
         if isinstance(start, Tensor) and not isinstance(start, nn.Parameter):
             self.register_buffer("start", start)
@@ -101,11 +104,15 @@ class DEQ(nn.Module):
         Returns:
             y with the structure, shape and dtype of the state.
         """
-        device = first_tensor(x)
-        inject = Replay(self.inject, torch.device("cpu") if device is None else device.device)
+        first = first_tensor(x)
+        if first is None:
+            raise TypeError(f"x must be a tensor or a tree of tensors, got {type(x).__name__}")
+        inject = Replay(self.inject, first.device)
         u = inject(x)
         inject.seal()
         rows = Rows(self._start(u), self.batch_dims)
+        if isinstance(self.inject, Add):
+            self.inject.check(rows.shapes, u)
         layer = Replay(self.layer, rows.device)
 
         def prepare(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -120,7 +127,7 @@ class DEQ(nn.Module):
         return (sol.z, sol) if with_stats else sol.z
 
     def extra_repr(self) -> str:
-        return f"solver={self.solve.solver}, stop={self.solve.stop}, gradient={self.gradient}"
+        return f"solver={self.solve.solver!s}, stop={self.solve.stop!s}, gradient={self.gradient!s}"
 
     def _start(self, u: Any) -> Any:
         start = self.start
@@ -129,7 +136,8 @@ class DEQ(nn.Module):
         if not isinstance(start, Tensor):
             return start(u)
         like = first_tensor(u)
-        batch = like.shape[: self.batch_dims] if like is not None else start.shape[: self.batch_dims]
-        if like is not None and start.shape == like.shape[self.batch_dims :]:
+        count = 1 if self.batch_dims is None else self.batch_dims
+        batch = start.shape[:count] if like is None else like.shape[:count]
+        if like is not None and start.shape == like.shape[count:]:
             return start.expand(*batch, *start.shape)
-        return start if start.shape[: self.batch_dims] == batch else start.expand(*batch, *start.shape)
+        return start if start.shape[:count] == batch else start.expand(*batch, *start.shape)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deqlm_solvers import Adjoint, Solution, Status
+from deqlm_solvers import Adjoint, Solution, Status, Stop
 from deqlm_solvers.checks import require
 from deqlm_solvers.solution import FailedGrad, OnFailure, apply_policy, check_on_failure
 
@@ -35,12 +35,12 @@ class Failures:
         """Return the empty report that the backward solve will fill in."""
         return Adjoint(on_failure=self.on_failure, failed_grad=self.failed_grad)
 
-    def report(self, sol: Solution) -> None:
+    def report(self, sol: Solution, stop: Stop) -> None:
         """Apply ``on_failure``; a budget is not read for a warning."""
-        if self.on_failure == "raise" or sol.residual_of == "z" or sol.steps.numel() == 0:
+        if self.on_failure == "raise" or not stop.is_budget:
             apply_policy(self.on_failure, sol.status, sol.relative, sol.steps, "solve")
 
-    def bad_rows(self, sol: Solution) -> Tensor | None:
+    def bad_rows(self, sol: Solution, stop: Stop) -> Tensor | None:
         """Return the rows (B,) whose gradient must be dropped, or None where there is none.
 
         Raises:
@@ -52,6 +52,6 @@ class Failures:
         if not bool(bad.any()):
             return None
         policy = "raise" if self.failed_grad == "raise" else self.on_failure
-        if self.failed_grad == "raise" or sol.residual_of == "previous":
+        if self.failed_grad == "raise" or stop.is_budget:
             apply_policy(policy, sol.status, sol.relative, sol.steps, "solve")
         return bad

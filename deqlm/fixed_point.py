@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,12 +13,18 @@ from deqlm.failures import Failures
 from deqlm.gradients.base import GRADIENTS, Forward, Gradient
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import Frame, Map, Solution, Solve, Solver, Stop
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import explain_options, require
 from deqlm_solvers.solution import OnFailure
 
-__all__ = ["solve", "solve_rows"]
+__all__ = ["STOP_HINTS", "solve", "solve_rows"]
+
+STOP_HINTS = {
+    **dict.fromkeys(("tol", "rtol", "atol", "max_iter", "per", "norm", "patience"), "give it as stop=Stop(...)"),
+    **dict.fromkeys(("memory", "damping"), "give it to the solver, such as solver=Anderson(...)"),
+}
 
 
+@explain_options(STOP_HINTS)
 def solve(
     f: Callable[..., Any],
     z0: Any,
@@ -38,7 +45,8 @@ def solve(
     whatever f captures; under ``torch.no_grad()`` it is the solver's point.
 
     Args:
-        f: maps a state to a state of the same structure, shapes, dtypes and device; must not write into its argument.
+        f: maps a state to a state of the same structure, shapes, dtypes and device. It must be deterministic (`DEQ`
+            holds dropout fixed, this function does not), must not write into its argument, and should not mix rows.
         z0: start; a tensor or a tree of tensors, floating point or complex. Never written to.
         args: further arguments of f. Tensors whose first dimensions are those of the batch are per row: give inputs
             here rather than capture them, so that a row with NaN inputs can be kept out of shared gradients.
@@ -67,6 +75,8 @@ def solve(
         >>> round(sol.z.item(), 3), bool(sol.converged)
         (0.739, True)
     """
+    if not isinstance(args, tuple):
+        raise TypeError(f"args must be a tuple, args=(x,), got {type(args).__name__}")
     how = Solve(solver, Stop() if stop is None else stop)  # type: ignore[arg-type]
     method = GRADIENTS.make(gradient)
     method.check(how)
@@ -91,6 +101,7 @@ def solve_rows(
         batch_dims=rows.batch_dims,
         scale=_scale(scale, rows),
         token_mask=None if token_mask is None else _token_mask(token_mask, rows),
+        snap=rows.snap if len(set(rows.dtypes)) > 1 else None,
     )
     forward = Forward(how, frame)
     if torch.is_grad_enabled():
@@ -99,11 +110,14 @@ def solve_rows(
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
             sol = forward(_inferring(f), rows.z0)
-        failures.report(sol)
+        failures.report(sol, how.stop)
     else:
         sol = forward(f, rows.z0)
-        failures.report(sol)
-    return _unpack(sol, rows)
+        failures.report(sol, how.stop)
+    cost = replace(sol.cost, evaluations=f.calls, row_evaluations=f.calls * rows.count)
+    if sol.adjoint is not None:
+        sol.adjoint.reshape(tuple(rows.batch_shape))
+    return _unpack(sol.replace(cost=cost), rows)
 
 
 def _inferring(f: Map) -> Map:
@@ -120,6 +134,8 @@ def _inferring(f: Map) -> Map:
 def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
     if scale is None:
         return None
+    ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
+    require(ok, "scale", scale, "a number or one value per row")
     value = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
     ok = value.dim() == 0 or value.shape == rows.batch_shape
     require(ok, "scale", tuple(value.shape), f"a number or one value per row, {tuple(rows.batch_shape)}")

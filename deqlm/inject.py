@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from deqlm.rows import tree_add
+from deqlm.rows import tensors, tree_add
 from deqlm_solvers.checks import require
 
 __all__ = ["Add", "Argument", "Inject", "Projected", "make_inject"]
@@ -27,6 +28,17 @@ class Inject(nn.Module):
 
 class Add(Inject):
     """layer(z + u, ...), leaf by leaf."""
+
+    def check(self, shapes: Sequence[torch.Size], u: Any) -> None:
+        """Raise unless the state, of leaves of ``shapes``, has the shapes of ``u``.
+
+        Raises:
+            ValueError: a start of another shape.
+        """
+        want = [leaf.shape for leaf in tensors(u)]
+        if len(want) == len(shapes) and list(shapes) != want:
+            got, rule = [tuple(s) for s in shapes], [tuple(w) for w in want]
+            raise ValueError(f"start must have the shapes of u, {rule}, with or without batch dimensions, got {got}")
 
     def join(self, layer: Callable[..., Any], z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return layer(tree_add(z, u), *args, **kwargs)

@@ -19,6 +19,9 @@ class Replay:
     normalisation layers) are put back before the next one, so that they move once. After `seal`, an evaluation
     (activation checkpointing in backward) reproduces the call's noise and leaves generators and buffers alone.
 
+    Noise from elsewhere (`random`, numpy, a `torch.Generator`), and noise that the first evaluation did not draw yet,
+    is not replayed. Putting back torch's generators repeats the numbers of other threads that draw meanwhile.
+
     Args:
         layer: what is evaluated; buffers are known for modules only.
         device: device of the state, whose generator is watched beside the CPU's.
@@ -31,10 +34,9 @@ class Replay:
         self.sealed = False
         self.noisy = False
         self.start = _generator_states(device)
-        module = layer if isinstance(layer, nn.Module) and any(m.training for m in layer.modules()) else None
-        buffers = [] if module is None else [b for b in module.buffers() if b is not None]
-        self.buffers = [(b, b.detach().clone(), _version(b)) for b in buffers]
-        self.statistics = set() if module is None else _running_statistics(module)
+        parts = list(layer.modules()) if isinstance(layer, nn.Module) else []
+        moving = any(part.training for part in parts)
+        self.buffers = [_Buffer(part, name) for part in parts for name in part._buffers] if moving else []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the layer."""
@@ -47,11 +49,7 @@ class Replay:
         self.evaluated = True
         after = _generator_states(self.device)
         self.noisy = not all(torch.equal(a, b) for a, b in zip(self.start, after, strict=True))
-        self.buffers = [
-            (b, kept, version)
-            for b, kept, version in self.buffers
-            if _version(b) != version or id(b) in self.statistics
-        ]
+        self.buffers = [buffer for buffer in self.buffers if buffer.moves()]
         return out
 
     def seal(self) -> None:
@@ -61,33 +59,47 @@ class Replay:
     def _rewind(self) -> None:
         if self.noisy:
             _set_generator_states(self.start, self.device)
-        for buffer, kept, _ in self.buffers:
-            # through .data, because autograd may have saved the buffer and must not see it change
-            buffer.data.copy_(kept)
+        for buffer in self.buffers:
+            buffer.put_back()
 
     def _reproduce(self, args: Any, kwargs: Any) -> Any:
         outside = _generator_states(self.device)
-        moved = [buffer.detach().clone() for buffer, _, _ in self.buffers]
+        moved = [_Buffer(buffer.owner, buffer.name) for buffer in self.buffers]
         self._rewind()
         try:
             return self.layer(*args, **kwargs)
         finally:
             _set_generator_states(outside, self.device)
-            for (buffer, _, _), value in zip(self.buffers, moved, strict=True):
-                buffer.data.copy_(value)
+            for buffer in moved:
+                buffer.put_back()
 
 
-def _version(t: Tensor) -> int:
-    return -1 if t.is_inference() else t._version
+class _Buffer:
+    """A buffer by its place in a module, with the tensor and the value that it had at first."""
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        self.owner = owner
+        self.name = name
+        self.tensor = owner._buffers[name]
+        self.value = None if self.tensor is None else self.tensor.detach().clone()
+        self.version = _version(self.tensor)
+
+    def moves(self) -> bool:
+        """Say whether an evaluation reassigned or changed it; running statistics change behind autograd's back."""
+        now = self.owner._buffers[self.name]
+        statistics = self.owner.training and getattr(self.owner, "track_running_stats", False)
+        return now is not self.tensor or _version(now) != self.version or (now is not None and statistics)
+
+    def put_back(self) -> None:
+        """Give the module its tensor with the first value again."""
+        self.owner._buffers[self.name] = self.tensor
+        if self.tensor is not None and self.value is not None:
+            # through .data, because autograd may have saved the buffer and must not see it change
+            self.tensor.data.copy_(self.value)
 
 
-def _running_statistics(module: nn.Module) -> set[int]:
-    """Return ids of the buffers that batch normalisation moves without telling autograd."""
-    found = set()
-    for part in module.modules():
-        if part.training and getattr(part, "track_running_stats", False):
-            found.update(id(b) for b in part.buffers(recurse=False))
-    return found
+def _version(t: Tensor | None) -> int:
+    return -1 if t is None or t.is_inference() else t._version
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:

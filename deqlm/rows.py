@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ class Rows:
         require(len(leaves) > 0, "z0", state, "a tensor or a tree with at least one tensor")
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
-                raise TypeError(f"every leaf of z0 must be a tensor, got {type(leaf).__name__}")
+                raise TypeError(f"the state must be a tensor or a tree of tensors, got a leaf {type(leaf).__name__}")
             ok = leaf.is_floating_point() or leaf.is_complex()
             require(ok, "z0", leaf.dtype, "floating point or complex; use z0.float() for integers")
         self.batch_dims = _batch_dims(leaves, batch_dims)
@@ -72,7 +73,9 @@ class Rows:
         if spec != self.spec:
             leaves, spec = tree_flatten(_in_order(state, self._template))
         if spec != self.spec:
-            raise TypeError(f"f must return the structure of z, {_describe(self.spec)}, got {_describe(spec)}")
+            wrap = isinstance(state, tuple) and self.spec.is_leaf()
+            hint = "; wrap it, such as lambda z: layer(z)[0]" if wrap else ""
+            raise TypeError(f"f must return the structure of z, {_describe(self.spec)}, got {_describe(spec)}{hint}")
         reals = []
         for leaf, shape, dtype in zip(leaves, self.shapes, self.dtypes, strict=True):
             if not isinstance(leaf, Tensor):
@@ -99,6 +102,10 @@ class Rows:
             else:
                 leaves.append(part.reshape(shape).to(dtype))
         return tree_unflatten(leaves, self.spec)
+
+    def snap(self, z: Tensor) -> Tensor:
+        """Return rows (B, N) rounded to what the dtypes of the leaves hold."""
+        return self.pack(self.unpack(z))
 
     def per_row(self, values: Tensor) -> Tensor:
         """Return one value per row (B, ...) in the batch shape of the state."""
@@ -141,8 +148,15 @@ class RowMap:
         if prepared is None:
             prepared = inputs if prepare is None else prepare(*inputs)
         self.prepared = prepared
+        self._counter = [0]
+
+    @property
+    def calls(self) -> int:
+        """Evaluations of f so far, those of maps made by `without` included."""
+        return self._counter[0]
 
     def __call__(self, z: Tensor) -> Tensor:
+        self._counter[0] += 1
         return self.rows.pack(self.f(self.rows.unpack(z), *self.prepared))
 
     def without(self, bad: Tensor, z: Tensor) -> RowMap:
@@ -159,21 +173,34 @@ class RowMap:
         """
         leaves, spec = tree_flatten(self.inputs)
         source = healthy_source(bad)
-        places = [i for i, leaf in enumerate(leaves) if self.rows.is_per_row(leaf)]
 
-        def replacing(chosen: list[int]) -> RowMap:
-            new = [self._select(leaf, source) if i in chosen else leaf for i, leaf in enumerate(leaves)]
-            return RowMap(self.rows, self.f, tree_unflatten(new, spec), self.prepare)
+        def with_leaves(new: dict[int, Tensor]) -> RowMap:
+            tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
+            made = RowMap(self.rows, self.f, tree, self.prepare)
+            made._counter = self._counter
+            return made
 
         with torch.no_grad():
             want = self(z)[~bad]
+            places = []
+            for i, leaf in enumerate(leaves):
+                if not self.rows.is_per_row(leaf):
+                    continue
+                replacement = self._select(leaf, source)
+                probe = self._poison(leaf, bad) if leaf.is_floating_point() or leaf.is_complex() else replacement
+                if torch.allclose(with_leaves({i: probe})(z)[~bad], want, rtol=1e-3, atol=1e-6):
+                    places.append(i)
+        healthy = with_leaves({i: self._select(leaves[i], source) for i in places})
+        with torch.no_grad():
+            if not bool(healthy(z).isfinite().all()):
+                text = "f is not finite in failed rows even with the inputs of a healthy row: gradients may be NaN; "
+                warnings.warn(text + "give per-row tensors by args, batch dimensions first", UserWarning, stacklevel=2)
+        return healthy
 
-            def harmless(chosen: list[int]) -> bool:
-                return torch.allclose(replacing(chosen)(z)[~bad], want, rtol=1e-3, atol=1e-6, equal_nan=True)
-
-            if not harmless(places):
-                places = [i for i in places if harmless([i])]
-        return replacing(places)
+    def _poison(self, leaf: Tensor, bad: Tensor) -> Tensor:
+        """Return ``leaf`` with NaN in bad rows: what reaches healthy rows from there cannot hide."""
+        flat = leaf.reshape(self.rows.count, -1)
+        return flat.masked_fill(bad[:, None], torch.nan).reshape(leaf.shape)
 
     def _select(self, leaf: Tensor, source: Tensor) -> Tensor:
         rows = self.rows
@@ -211,9 +238,14 @@ def zeros_like_tree(state: Any) -> Any:
     return tree_map(torch.zeros_like, state)
 
 
+def tensors(tree: Any) -> list[Tensor]:
+    """Return the tensors of a tree."""
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
 def first_tensor(tree: Any) -> Tensor | None:
     """Return the first tensor of a tree, or None."""
-    return next((leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)), None)
+    return next(iter(tensors(tree)), None)
 
 
 def _real(leaf: Tensor) -> Tensor:

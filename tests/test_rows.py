@@ -132,7 +132,7 @@ def test_one_entry_per_row_in_the_batch_shape(batch_dims, shape):
     assert sol.z.shape == b.shape
     for field in (sol.residual, sol.relative, sol.steps, sol.status, sol.converged):
         assert field.shape == shape
-    assert sol.trace.shape == (sol.cost.evaluations, *shape)
+    assert sol.trace.shape == (sol.steps.max(), *shape)
     fz = 0.5 * sol.z + b
     dims = tuple(range(batch_dims, 3))
     assert torch.allclose(sol.residual, torch.linalg.vector_norm(fz - sol.z, dim=dims), rtol=1e-6)
@@ -181,8 +181,13 @@ def test_a_1d_leaf_beside_others_is_one_number_per_row():
         (torch.zeros(2, 3, dtype=torch.int64), None, ValueError, r"z0 must be floating point or complex; use z0.float"),
         (torch.zeros(2, 3, dtype=torch.bool), None, ValueError, "z0 must be floating point or complex"),
         ([], None, ValueError, "z0 must be a tensor or a tree with at least one tensor"),
-        ([torch.zeros(2, 3), 1.0], None, TypeError, "every leaf of z0 must be a tensor, got float"),
-        (3.0, None, TypeError, "every leaf of z0 must be a tensor, got float"),
+        (
+            [torch.zeros(2, 3), 1.0],
+            None,
+            TypeError,
+            "the state must be a tensor or a tree of tensors, got a leaf float",
+        ),
+        (3.0, None, TypeError, "the state must be a tensor or a tree of tensors, got a leaf float"),
         ([torch.zeros(2, 3), torch.zeros(3, 3)], None, ValueError, r"a leaf whose first dimensions are \(2,\)"),
         ([torch.zeros(2, 3), torch.zeros(2, 3, device="meta")], None, ValueError, "on one device, cpu"),
         (torch.zeros(2, 3), 3, ValueError, "batch_dims must be at most the dimensions of z0, 2, got 3"),

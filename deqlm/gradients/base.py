@@ -32,6 +32,8 @@ class Gradient(Options, ABC):
 
     Class attributes:
         exact: at a converged point the gradient is the implicit one up to tolerances; the contract suite tests it.
+        keeps_point: `connect` returns the value of the solved point; if not, the reported residual is that of the
+            point before.
 
     Example:
         >>> import torch
@@ -44,6 +46,7 @@ class Gradient(Options, ABC):
     """
 
     exact: ClassVar[bool] = False
+    keeps_point: ClassVar[bool] = True
 
     def check(self, solve: Solve) -> None:
         """Refuse, at construction, a solve that this method cannot differentiate.
@@ -66,9 +69,11 @@ class Gradient(Options, ABC):
     def attach(self, forward: Forward, f: RowMap, z0: Tensor, failures: Failures) -> Solution:
         """Solve from ``z0`` (B, N) and connect the result; rows that failed are kept out of the graph."""
         sol = forward(f, z0)
-        failures.report(sol)
+        failures.report(sol, forward.solve.stop)
         adjoint = failures.adjoint()
-        bad = failures.bad_rows(sol)
+        if not self.keeps_point:
+            sol = sol.replace(residual_of="previous")
+        bad = failures.bad_rows(sol, forward.solve.stop)
         if bad is None:
             return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
         if bool(bad.all()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm.gradients.base import Gradient, register_gradient
-from deqlm_solvers import Adjoint, Anderson, Map, Solve, Status, Stop, options
+from deqlm_solvers import Adjoint, Anderson, Cost, Map, Solve, Status, Stop, options
 from deqlm_solvers.checks import require
 from deqlm_solvers.driver import warn_below_floor
 
@@ -29,8 +29,9 @@ class Implicit(Gradient):
     The gradient with respect to the start is zero.
 
     The backward solve runs per row until ||J^T w + g - w|| <= rtol ||g||: the scale of the loss cannot change it, and
-    g = 0 gives w = 0. Its outcome is in `Solution.adjoint` after backward; a row of it that ends NONFINITE or DIVERGED
-    adds zero to every gradient.
+    g = 0 gives w = 0 (where f keeps rows apart). Its outcome is in `Solution.adjoint` after backward. A row of it that
+    ends NONFINITE or DIVERGED is given w = 0, so it adds zero to every gradient unless the Jacobian of f itself is not
+    finite there, which no cotangent can mend.
 
     Args:
         solve: solver and `Stop` of the backward solve (an object or a dict); ``atol`` must be 0.
@@ -118,27 +119,52 @@ class _System:
 
         return product
 
-    def invert(self, product: Map, g: Tensor) -> Tensor:
-        """Solve w = product(w) + g, (B, N); rows that fail badly get zero."""
-        unit, scale = _unit(g)
+    def invert(self, product: Map, g: Tensor, *, plain: bool = False, correction: bool = False) -> Tensor:
+        """Solve w = product(w) + g, (B, N); rows that fail badly get zero.
+
+        Args:
+            product: w -> J^T w, or w -> J w.
+            g: right-hand side, (B, N).
+            plain: the products are with J.
+            correction: g is the residual of a solve before, whose outcome is the one to report.
+        """
+        unit, norm = _unit(g)
         warn_below_floor(self.method.solve.stop, g.dtype)
-        sol = self.method.unit_solve()(lambda w: product(w) + unit, unit)
-        self.adjoint.record(sol, vjps=sol.cost.evaluations)
-        w = sol.z * scale[1] * scale[0]
+        # each row in its own unit; a map that mixes rows needs the products in the units of g
+        sol = self.method.unit_solve()(lambda w: norm.divide(product(norm.times(w))) + unit, unit)
+        products = sol.cost.evaluations
+        cost = Cost(jvps=products) if plain else Cost(vjps=products)
+        self.adjoint.record(sol, cost, report=not (plain or correction))
+        w = norm.times(sol.z)
         return w if self.adjoint.failed_grad == "keep" else torch.where(sol.status[:, None] >= BAD, 0.0, w)
 
 
-def _unit(g: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return g / ||g|| per row and the two factors of ||g||, taken apart so that no square over- or underflows."""
+@dataclass(frozen=True, eq=False)
+class _Norm:
+    """||g|| per row as a product of two factors (B, 1), taken apart so that no square over- or underflows."""
+
+    largest: Tensor
+    rest: Tensor
+
+    def times(self, t: Tensor) -> Tensor:
+        return t * self.rest * self.largest
+
+    def divide(self, t: Tensor) -> Tensor:
+        return t / self.largest / self.rest
+
+
+def _unit(g: Tensor) -> tuple[Tensor, _Norm]:
+    """Return g / ||g|| per row, (B, N), and ||g||; a row of zeros is measured in the unit of the largest row."""
     if g.numel() == 0:
         one = torch.ones_like(g[:, :1])
-        return g, (one, one)
+        return g, _Norm(one, one)
     largest = g.abs().amax(1, keepdim=True)
-    largest = torch.where(largest == 0, 1.0, largest)
+    common = torch.where(largest.isfinite(), largest, 0.0).max()
+    largest = torch.where(largest == 0, torch.where(common == 0, 1.0, common), largest)
     scaled = g / largest
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True, dtype=torch.float64).to(g.dtype)
-    norm = torch.where(norm == 0, 1.0, norm)
-    return scaled / norm, (largest, norm)
+    rest = torch.linalg.vector_norm(scaled, dim=1, keepdim=True, dtype=torch.float64).to(g.dtype)
+    norm = _Norm(largest, torch.where(rest == 0, 1.0, rest))
+    return scaled / norm.rest, norm
 
 
 class _Source(torch.autograd.Function):
@@ -167,7 +193,7 @@ class _Chord(torch.autograd.Function):
         (g,) = grads
         system: _System = ctx.system
         if system.method.second_order:
-            w = _Transposed.apply(g, system.fz, system)
+            w = _Transposed.apply(g, system.fz, system, ctx.from_start)
         else:
             w = system.invert(system.transposed, g)
             if torch.is_grad_enabled():
@@ -182,18 +208,18 @@ class _Transposed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, fz: Tensor, system: _System) -> Tensor:
+    def forward(ctx: Any, g: Tensor, fz: Tensor, system: _System, correction: bool) -> Tensor:
         ctx.system = system
-        return system.invert(system.transposed, g)
+        return system.invert(system.transposed, g, correction=correction)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         system: _System = ctx.system
-        v = system.invert(system.plain(), grads[0])
+        v = system.invert(system.plain(), grads[0], plain=True)
         if not torch.is_grad_enabled():
-            return v, None, None
+            return v, None, None, None
         why = "third derivatives are not available through Implicit; use Unrolled"
-        return _Refused.apply(v, system.fz, why), _Refused.apply(torch.zeros_like(v), system.fz, why), None
+        return _Refused.apply(v, system.fz, why), _Refused.apply(torch.zeros_like(v), system.fz, why), None, None
 
 
 class _Refused(torch.autograd.Function):

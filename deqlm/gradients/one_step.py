@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from deqlm.gradients.base import Gradient, register_gradient
@@ -25,6 +27,8 @@ class OneStep(Gradient):
         >>> deq = deqlm.DEQ(torch.nn.Linear(3, 3), gradient="one_step", on_failure="ignore")
         >>> deq(torch.ones(2, 3)).sum().backward()
     """
+
+    keeps_point: ClassVar[bool] = False
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         return f(z)

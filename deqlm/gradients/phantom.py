@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from deqlm.gradients.base import Gradient, register_gradient
 from deqlm_solvers import Adjoint, Map, options
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number, whole
 from deqlm_solvers.counted import inner_dtype
 
 __all__ = ["Phantom"]
@@ -39,13 +41,14 @@ class Phantom(Gradient):
         >>> deq(torch.ones(2, 3)).sum().backward()
     """
 
+    keeps_point: ClassVar[bool] = False
+
     steps: int = 4
     damping: float = 0.8
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-        require(whole and self.steps >= 1, "steps", self.steps, "a whole number >= 1")
-        require(0 < self.damping <= 1, "damping", self.damping, "in (0, 1]")
+        whole("steps", self.steps, 1)
+        number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         inner, dtype = inner_dtype(z.dtype), z.dtype

@@ -59,8 +59,8 @@ class Unrolled(Gradient):
 
     def attach(self, forward: Forward, f: RowMap, z0: Tensor, failures: Failures) -> Solution:
         sol = self._run(forward, f, z0)
-        failures.report(sol)
-        bad = failures.bad_rows(sol)
+        failures.report(sol, forward.solve.stop)
+        bad = failures.bad_rows(sol, forward.solve.stop)
         if bad is None:
             return sol.replace(adjoint=failures.adjoint())
         if bool(bad.all()):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number, whole
 from deqlm_solvers.fixed_point import picard
 from deqlm_solvers.linalg import push_column, solve_leading
 from deqlm_solvers.options import options
@@ -58,10 +58,10 @@ class Anderson(Secant):
     guarantees: ClassVar[frozenset[str]] = StepSolver.guarantees | {"known_answers", "lean"}
 
     def __post_init__(self) -> None:
-        require(isinstance(self.memory, int) and self.memory >= 1, "memory", self.memory, "a whole number >= 1")
-        require(0 < self.damping <= 1, "damping", self.damping, "in (0, 1]")
+        whole("memory", self.memory, 1)
+        number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
         if self.ridge is not None:
-            require(0 <= self.ridge < 1, "ridge", self.ridge, "in [0, 1), or None")
+            number("ridge", self.ridge, "in [0, 1), or None", lambda r: 0 <= r < 1)
 
     def pairs_kept(self) -> int:
         return max(1, self.memory - 1)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number, require, whole
 from deqlm_solvers.linalg import push_column, push_row, solve_general
 from deqlm_solvers.options import options
 from deqlm_solvers.secant import Pairs, Secant, SecantState
@@ -60,9 +60,9 @@ class Broyden(Secant):
     GROWTH: ClassVar[float] = 1e8
 
     def __post_init__(self) -> None:
-        require(isinstance(self.memory, int) and self.memory >= 1, "memory", self.memory, "a whole number >= 1")
+        whole("memory", self.memory, 1)
         require(self.update in ("good", "bad"), "update", self.update, "'good' or 'bad'")
-        require(0 < self.damping <= 1, "damping", self.damping, "in (0, 1]")
+        number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
         require(self.line_search in (None, "armijo"), "line_search", self.line_search, "None or 'armijo'")
 
     def pairs_kept(self) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["require", "suggest"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+__all__ = ["explain_options", "number", "require", "suggest", "whole"]
 
 
 def require(ok: bool, name: str, value: Any, rule: str) -> None:
@@ -17,6 +21,54 @@ def require(ok: bool, name: str, value: Any, rule: str) -> None:
     """
     if not ok:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number >= ``least``; booleans are none.
+
+    Example:
+        >>> whole("memory", True, 1)
+        Traceback (most recent call last):
+        ValueError: memory must be a whole number >= 1, got True
+    """
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(ok, name, value, f"a whole number >= {least}")
+
+
+def number(name: str, value: Any, rule: str, ok: Callable[[float], bool]) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number (no boolean, text or tensor) for which ``ok`` holds.
+
+    Example:
+        >>> number("damping", "half", "in (0, 1]", lambda d: 0 < d <= 1)
+        Traceback (most recent call last):
+        ValueError: damping must be a number in (0, 1], got 'half'
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(is_number, name, value, f"a number {rule}")
+    require(ok(value), name, value, rule)
+
+
+def explain_options(hints: Mapping[str, str]) -> Callable[[F], F]:
+    """Return a decorator: unknown keywords of a function raise ``TypeError`` with a hint or the nearest known name.
+
+    Args:
+        hints: keyword to the place where it belongs.
+    """
+
+    def wrap(function: F) -> F:
+        parameters = inspect.signature(function).parameters
+        known = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+        @functools.wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            for key in kwargs:
+                if key not in parameters:
+                    raise TypeError(f"unknown option {key!r}: {hints.get(key) or suggest(key, known)}")
+            return function(*args, **kwargs)
+
+        return checked  # type: ignore[return-value]
+
+    return wrap
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from deqlm_solvers.checks import require
 from deqlm_solvers.solution import Cost
 from deqlm_solvers.solver import Evaluation, Map
 
-__all__ = ["CountedMap", "check_start", "inner_dtype"]
+__all__ = ["HALF", "CountedMap", "check_start", "inner_dtype"]
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -36,11 +36,19 @@ class CountedMap:
     """Evaluates f: checks what it returns, counts calls, and does half precision in float32.
 
     A bfloat16 or float16 state lives on its own grid: f sees the rounded point, and the residual is that of the rounded
-    point, so what is returned has the residual that is reported.
+    point, so what is returned has the residual that is reported. Autocast is left to f: the driver turns it off for
+    its own algebra, and it is on again inside f.
+
+    Args:
+        f: the map.
+        z0: start, (B, N).
+        snap: see `Frame`.
     """
 
-    def __init__(self, f: Map, z0: Tensor) -> None:
+    def __init__(self, f: Map, z0: Tensor, snap: Map | None = None) -> None:
         self.f = f
+        self.snap = snap
+        self.autocast = _autocast(z0.device.type)
         self.dtype = z0.dtype
         self.inner = inner_dtype(z0.dtype)
         self.shape = z0.shape
@@ -59,10 +67,12 @@ class CountedMap:
             TypeError: f returned no tensor.
             ValueError: f changed shape, dtype or device, or wrote into its argument.
         """
+        if self.snap is not None:
+            z = self.snap(z)
         point = z.to(self.dtype)
-        version = point._version
+        version = _version(point)
         fz = self.call(point)
-        if point._version != version:
+        if _version(point) != version:
             raise ValueError("f wrote into its argument in place; return a new tensor (z.clone() first, or z + 1)")
         if not isinstance(fz, Tensor):
             raise TypeError(f"f must return a tensor, got {type(fz).__name__}")
@@ -77,7 +87,10 @@ class CountedMap:
     def call(self, z: Tensor) -> Tensor:
         """Return f(z), state dtype, counted and otherwise as it is."""
         self.calls += 1
-        return self.f(z)
+        if self.autocast is None:
+            return self.f(z)
+        with torch.autocast(self.device.type, dtype=self.autocast):
+            return self.f(z)
 
     def _explain(self, fz: Tensor) -> None:
         for what, got, want in (
@@ -86,3 +99,11 @@ class CountedMap:
             ("device", fz.device, self.device),
         ):
             require(got == want, f"the {what} of f(z)", got, f"that of z, {want}")
+
+
+def _version(t: Tensor) -> int:
+    return -1 if t.is_inference() else t._version
+
+
+def _autocast(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -11,7 +11,7 @@ from deqlm_solvers.counted import CountedMap, check_start
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.ledger import Ledger, open_ledger
 from deqlm_solvers.solution import Cost, Solution
-from deqlm_solvers.solver import Map, StepSolver
+from deqlm_solvers.solver import Evaluation, Map, StepSolver
 from deqlm_solvers.stop import Stop
 
 __all__ = ["drive", "iterate"]
@@ -31,13 +31,26 @@ def iterate(solver: StepSolver, f: Map, z0: Tensor, stop: Stop, frame: Frame) ->
     With grad enabled the last point carries the graph of all steps, provided that the solver is differentiable.
     """
     check_start(z0)
-    warn_below_floor(stop, z0.dtype)
-    evaluate = CountedMap(f, z0)
+    evaluate = CountedMap(f, z0, frame.snap)
+    warn_below_floor(stop, evaluate.autocast or z0.dtype)
+    if evaluate.autocast is None:
+        return _loop(solver, evaluate, z0, stop, frame)
+    with torch.autocast(z0.device.type, enabled=False):
+        return _loop(solver, evaluate, z0, stop, frame)
+
+
+def _loop(
+    solver: StepSolver, evaluate: CountedMap, z0: Tensor, stop: Stop, frame: Frame
+) -> tuple[Tensor, Ledger, Cost]:
     z = z0.to(evaluate.inner, copy=True)
     ledger = open_ledger(stop, frame, z)
+    masked = ledger.measure.masked
     state = solver.init(z)
     for k in range(stop.max_iter):
         at = evaluate(z)
+        if masked is not None:
+            # what f makes of a token that does not count, NaN perhaps, must not reach the method's algebra
+            at = Evaluation(at.z, torch.where(masked, at.z, at.fz))
         ledger.record(k, at.detached())
         last = evaluate.calls >= stop.max_iter
         if ledger.finished(k) or (last and not ledger.steps_after_last):
@@ -57,7 +70,7 @@ def iterate(solver: StepSolver, f: Map, z0: Tensor, stop: Stop, frame: Frame) ->
 
 def warn_below_floor(stop: Stop, dtype: torch.dtype) -> None:
     """Warn when ``rtol`` asks for more digits than ``dtype`` has and ``atol`` does not help."""
-    floor = 2 * torch.finfo(dtype).eps
+    floor = torch.finfo(dtype).eps
     if stop.atol == 0 and 0 < stop.rtol < floor:
         name = str(dtype).removeprefix("torch.")
         text = f"rtol={stop.rtol:g} is below what {name} resolves ({floor:.1g}); rows may not converge"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number
 from deqlm_solvers.options import options
 from deqlm_solvers.solver import Evaluation, Map, StepSolver, register_solver
 
@@ -45,9 +45,9 @@ class FixedPoint(StepSolver):
     guarantees: ClassVar[frozenset[str]] = StepSolver.guarantees | {"known_answers", "lean", "differentiable"}
 
     def __post_init__(self) -> None:
-        require(0 < self.damping <= 1, "damping", self.damping, "in (0, 1]")
+        number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
         if self.first_damping is not None:
-            require(0 < self.first_damping <= 1, "first_damping", self.first_damping, "in (0, 1], or None")
+            number("first_damping", self.first_damping, "in (0, 1], or None", lambda d: 0 < d <= 1)
 
     def init(self, z: Tensor) -> float:
         """Return the damping of the first step."""

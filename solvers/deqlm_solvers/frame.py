@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,9 +19,12 @@ class Frame:
         batch_dims: how many dimensions of the user's state index rows.
         scale: s of the tolerance, (B,), or None for 0.
         token_mask: (B, L) bool, True where a token counts; None counts all.
+        snap: rounds a point (B, N) to what f will see of it, for states of several dtypes; None where that is the
+            point itself.
     """
 
     leaves: tuple[tuple[int, ...], ...] | None = None
     batch_dims: int = 1
     scale: Tensor | None = None
     token_mask: Tensor | None = None
+    snap: Callable[[Tensor], Tensor] | None = None

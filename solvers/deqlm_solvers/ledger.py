@@ -63,7 +63,11 @@ def open_ledger(stop: Stop, frame: Frame, z: Tensor) -> Ledger:
 
 
 class RowLedger(Ledger):
-    """Freezes each row at its first passing point; otherwise keeps its best one."""
+    """Freezes each row at its first passing point; otherwise keeps its best one.
+
+    Where f mixes rows, a row that passed may no longer do so when the last one is done, because its neighbours moved.
+    It is then taken up again, so that CONVERGED holds for all rows at once.
+    """
 
     def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
         super().__init__(stop, frame, z)
@@ -93,6 +97,7 @@ class RowLedger(Ledger):
         reading = self.measure(at.fz, at.r)
         if k == 0:
             self.limit = reading.residual * self.stop.divergence
+        self.reading = reading
         tested = self.schedule.narrow(k, self.active)
         self._trace(reading, tested | ~self.active)
         self.steps.masked_fill_(tested, k + 1)
@@ -108,14 +113,25 @@ class RowLedger(Ledger):
         self.schedule.plan(k, tested, self.active, reading.ratio)
 
     def finished(self, k: int) -> bool:
-        return self.schedule.finished(k, self.active)
+        if not self.schedule.finished(k, self.active):
+            return False
+        lost = self._lost()
+        if not bool(lost.any()):
+            return True
+        self.active = self.active | lost
+        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self.schedule.reopen(k, lost)
+        return False
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         return torch.where(self.active[:, None], z_next, z)
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        lost = self._lost()
+        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
         status = self._status()
-        z, shown = self.best_z, self.best
+        now = torch.stack((self.reading.residual, self.reading.relative))
+        z, shown = self.best_z, torch.where(lost, now, self.best)
         if keep_last:
             sound = status < int(Status.DIVERGED)
             z, shown = torch.where(sound[:, None], z_last.detach(), z), torch.where(sound, self.last, shown)
@@ -130,6 +146,13 @@ class RowLedger(Ledger):
             trace=self._traced(),
             token_steps=self._token_steps(),
         )
+
+    def _lost(self) -> Tensor:
+        """Return rows that passed and no longer do, because f mixes rows and their neighbours moved.
+
+        The slack is for rounding that differs from call to call.
+        """
+        return (self.best_ratio <= 1) & (self.reading.ratio > 1.05)
 
     def _keep_best(self, k: int, tested: Tensor, reading: Reading, now: Tensor, z: Tensor) -> Tensor | None:
         """Update the best point; return where the converged prefix grew (per="token" only)."""

@@ -14,7 +14,8 @@ from deqlm_solvers.stop import Stop
 
 __all__ = ["Measure", "Reading"]
 
-TINY = torch.finfo(torch.float64).tiny
+SMALLEST = 1e-250
+"""Added to every divisor: zero over zero is zero, and a residual over an f(z) of zero stays finite."""
 
 
 class Reading(NamedTuple):
@@ -36,7 +37,8 @@ class Reading(NamedTuple):
 class Measure:
     """Reads residuals by the rule of a `Stop`: ||f(z) - z|| <= atol + rtol * max(||f(z)||, s).
 
-    Norms are accumulated in float64, so that squares neither overflow nor vanish.
+    Norms are accumulated in float64, so that squares of a float32 state neither overflow nor vanish; those of a float64
+    state do beyond about 1e-150 and 1e150.
 
     Args:
         stop: norm, per, tolerances.
@@ -51,6 +53,8 @@ class Measure:
         self.stop = stop
         self.leaves = frame.leaves or (tuple(z.shape[1:]),)
         self.scale = _scale(frame.scale, z)
+        if frame.scale is not None and stop.keep == "best_f":
+            raise ValueError("scale is not used with keep='best_f'")
         self.weights = self._weights(z) if isinstance(stop.norm, tuple) else None
         self.mask = None
         if stop.per == "token":
@@ -58,6 +62,7 @@ class Measure:
             self.mask = self._token_mask(frame.token_mask, z)
         elif frame.token_mask is not None:
             raise ValueError("token_mask is not used unless Stop(per='token')")
+        self.masked = None if self.mask is None else self._masked_unknowns(self.mask, z)
 
     def __call__(self, fz: Tensor, r: Tensor) -> Reading:
         """Read one evaluation. fz, r: (B, N)."""
@@ -66,10 +71,10 @@ class Measure:
         scale = self.scale
         if scale is not None:
             size = torch.maximum(size, scale if size.dim() == 1 else scale[:, None])
-        ratio = residual / (size * stop.rtol + (stop.atol + TINY))
+        ratio = residual / (size * stop.rtol + (stop.atol + SMALLEST))
         if stop.per == "row":
-            return Reading(residual, residual / (size + TINY), ratio, None)
-        relative = residual / (size + TINY)
+            return Reading(residual, residual / (size + SMALLEST), ratio, None)
+        relative = residual / (size + SMALLEST)
         if self.mask is not None:
             residual, relative, ratio = (torch.where(self.mask, t, 0.0) for t in (residual, relative, ratio))
         if ratio.shape[1] == 0:
@@ -92,9 +97,8 @@ class Measure:
         if self.stop.per == "leaf":
             norms = [torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64) for p in parts]
             if self.stop.norm == "rms":
-                norms = [
-                    n / math.sqrt(max(1, p[0].numel() if len(p) else 1)) for n, p in zip(norms, parts, strict=True)
-                ]
+                sizes = [max(1, math.prod(shape)) for shape in self.leaves]
+                norms = [n / math.sqrt(size) for n, size in zip(norms, sizes, strict=True)]
             return torch.stack(norms, dim=1)
         by_token = [p.movedim(1 + self.token_axis, 1) for p in parts]
         by_token = [p.reshape(*p.shape[:2], math.prod(p.shape[2:])) for p in by_token]
@@ -107,6 +111,15 @@ class Measure:
             return [t.reshape(t.shape[0], *self.leaves[0])]
         sizes = [math.prod(shape) for shape in self.leaves]
         return [p.reshape(t.shape[0], *shape) for p, shape in zip(t.split(sizes, dim=1), self.leaves, strict=True)]
+
+    def _masked_unknowns(self, mask: Tensor, z: Tensor) -> Tensor:
+        """Return which unknowns belong to tokens that do not count, (B, N) bool."""
+        parts = []
+        for shape in self.leaves:
+            view = [1] * len(shape)
+            view[self.token_axis] = mask.shape[1]
+            parts.append(~mask.reshape(z.shape[0], *view).expand(z.shape[0], *shape).reshape(z.shape[0], -1))
+        return torch.cat(parts, dim=1)
 
     def _weights(self, z: Tensor) -> Tensor:
         given = self.stop.norm
@@ -137,4 +150,5 @@ def _scale(scale: Tensor | None, z: Tensor) -> Tensor | None:
     if scale is None:
         return None
     require(tuple(scale.shape) == (z.shape[0],), "scale", tuple(scale.shape), f"one value per row, ({z.shape[0]},)")
+    require(bool((scale.isfinite() & (scale >= 0)).all()), "scale", scale, "finite and >= 0 in every row")
     return scale.detach().to(device=z.device, dtype=torch.float64)

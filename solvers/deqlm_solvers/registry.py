@@ -52,6 +52,8 @@ class Registry(Generic[T]):
             TypeError: the class does not extend the registry's base.
         """
         for each in (name, *aliases):
+            if not isinstance(each, str):
+                raise TypeError(f"a {self.kind} is registered by name, @register_{self.kind}('name'), got {each!r}")
             if not each.replace(".", "_").isidentifier() or each != each.lower():
                 raise ValueError(f"{self.kind} name must be lower-case words joined by '_', got {each!r}")
             if not override and (each in self._classes or each in self._aliases):
@@ -60,6 +62,8 @@ class Registry(Generic[T]):
         def add(cls: type[C]) -> type[C]:
             if not (isinstance(cls, type) and issubclass(cls, self.base)):
                 raise TypeError(f"{self.kind} {name!r} must extend {self.base.__name__}, got {cls!r}")
+            if "__dataclass_fields__" not in cls.__dict__:
+                raise TypeError(f"write @options between @register_{self.kind}({name!r}) and class {cls.__name__}")
             cls.name = name
             self._classes[name] = cls  # pyright: ignore[reportArgumentType]
             self._aliases.update(dict.fromkeys(aliases, name))
@@ -104,6 +108,8 @@ class Registry(Generic[T]):
                 raise ValueError(f"a {self.kind} given as a dict needs the key 'name', got {dict(spec)!r}")
             cls = self[spec["name"]]
             return cls.from_dict({**spec, "name": cls.name})
+        if isinstance(spec, type) and issubclass(spec, self.base):
+            raise TypeError(f"{self.kind} must be an object, write {spec.__name__}(), got the class")
         raise TypeError(
             f"{self.kind} must be a name, a dict with 'name', or an object of {self.base.__name__}, got {spec!r}"
         )
@@ -113,8 +119,13 @@ class Registry(Generic[T]):
 
     def _load_plugin(self, name: str) -> None:
         for point in self._plugins().select(name=name):
-            cls = point.load()
+            try:
+                cls = point.load()
+            except (ImportError, AttributeError) as error:
+                raise ImportError(f"{self.kind} {name!r} of {point.value} cannot be imported: {error}") from error
             if name not in self._classes:
                 self.register(name)(cls)
             return
+        if ":" in name:
+            raise KeyError(f"unknown {self.kind} {name!r}: options go into a dict, {{'name': 'anderson', 'memory': 5}}")
         raise KeyError(f"unknown {self.kind} {name!r}: {suggest(name, [*self, *self._aliases])}")

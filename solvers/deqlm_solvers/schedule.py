@@ -32,6 +32,10 @@ class Schedule(ABC):
         """Take the outcome of a test; ``ratio`` is residual over tolerance, (B,)."""
         return
 
+    def reopen(self, k: int, rows: Tensor) -> None:
+        """Take note that ``rows`` (B,) are active again after evaluation ``k``."""
+        return
+
     @abstractmethod
     def finished(self, k: int, active: Tensor) -> bool:
         """Say whether no row is active, as far as the host knows."""
@@ -87,6 +91,10 @@ class Predicted(Schedule):
             self.next = int(torch.where(active, self.due, torch.iinfo(torch.int64).max).min())
         else:
             self.next = torch.iinfo(torch.int64).max
+
+    def reopen(self, k: int, rows: Tensor) -> None:
+        self.next = k + 1
+        self.due = self.due.masked_fill(rows, k + 1)
 
     def finished(self, k: int, active: Tensor) -> bool:
         return self.next > self.stop.max_iter + LONGEST_GAP

@@ -46,12 +46,15 @@ class Pairs:
         """Permutation (M,) between ring order and order of age; it is its own inverse."""
         return self._orders[self.newest]
 
-    def push(self, at: Evaluation, base_z: Tensor, base_r: Tensor, skip: Tensor | None = None) -> None:
-        """Store the pair from the base point to ``at`` over the oldest one; a zero pair where ``skip`` (B, 1)."""
+    def push(self, at: Evaluation, base_z: Tensor, base_r: Tensor, unit: Tensor, skip: Tensor | None = None) -> None:
+        """Store ``unit`` times the pair from the base point to ``at`` over the oldest one.
+
+        A zero pair is stored where ``skip`` (B, 1) is True.
+        """
         self.stored += 1
         s, y = self.s[:, self.newest], self.y[:, self.newest]
-        torch.sub(at.z, base_z, out=s)
-        torch.sub(at.r, base_r, out=y)
+        torch.sub(at.z, base_z, out=s).mul_(unit)
+        torch.sub(at.r, base_r, out=y).mul_(unit)
         if skip is not None:
             s.masked_fill_(skip, 0.0)
             y.masked_fill_(skip, 0.0)
@@ -87,6 +90,8 @@ class SecantState:
         base_norm: ||base_r||, float64; kept up by line searches only.
         best_z, best_r, best_norm: point with the smallest residual so far, where restarts begin.
         first_norm: ||r_0||, float64.
+        unit: power of two near 1 / ||r_0||, inner dtype; pairs are stored in it, so that their products neither
+            overflow nor vanish in float32.
         damping: beta, inner dtype; halved on every restart.
         taken: steps so far; 0 before the first evaluation.
         direction, length: pending step of a line search, (B, N) and (B, 1) float64; None without one.
@@ -101,6 +106,7 @@ class SecantState:
     best_r: Tensor
     best_norm: Tensor
     first_norm: Tensor
+    unit: Tensor
     damping: Tensor
     taken: int = 0
     direction: Tensor | None = None
@@ -154,6 +160,7 @@ class Secant(StepSolver):
             best_r=z,
             best_norm=infinite,
             first_norm=infinite,
+            unit=torch.ones(z.shape[0], 1, dtype=z.dtype, device=z.device),
             damping=torch.full((z.shape[0], 1), self.initial_damping(), dtype=z.dtype, device=z.device),
         )
 
@@ -162,6 +169,7 @@ class Secant(StepSolver):
         if state.taken == 0:
             state.first_norm = state.best_norm = state.base_norm = norm
             state.best_z, state.best_r, state.base_z, state.base_r = at.z, at.r, at.z, at.r
+            state.unit = _power_of_two_near_inverse(norm).to(at.r.dtype)
             step = state.damping * at.r
             self._propose(state, step)
             z_next = at.z + step
@@ -188,9 +196,9 @@ class Secant(StepSolver):
             skip: rows whose pair is not worth keeping, (B, 1), or None.
         """
         pairs = state.pairs
-        pairs.push(at, state.base_z, state.base_r, skip)
-        weights = self.weights(state.products, pairs, at.r, state.damping)
-        step = state.damping * at.r - pairs.combine(weights.to(at.r.dtype), state.damping)
+        pairs.push(at, state.base_z, state.base_r, state.unit, skip)
+        weights = self.weights(state.products, pairs, state.unit * at.r, state.damping)
+        step = state.damping * at.r - pairs.combine(weights.to(at.r.dtype), state.damping) / state.unit
         accepted = sound & (_norm(step) <= self.LONGEST * norm)
         pairs.count = pairs.count * accepted
         halved = (0.5 * state.damping).clamp_min(self.SMALLEST_DAMPING)
@@ -203,6 +211,13 @@ class Secant(StepSolver):
 
     def _propose(self, state: SecantState, step: Tensor) -> None:
         """Hook for a line search: remember the pending step."""
+
+
+def _power_of_two_near_inverse(norm: Tensor) -> Tensor:
+    """Return 2^-e for norm = m 2^e with m in [.5, 1); 1 where the norm is zero or not finite. norm: (B, 1)."""
+    exponent = torch.frexp(norm).exponent.clamp(-120, 120)
+    usable = norm.isfinite() & (norm > 0)
+    return torch.ldexp(torch.ones_like(norm), torch.where(usable, -exponent, 0))
 
 
 def _norm(t: Tensor) -> Tensor:

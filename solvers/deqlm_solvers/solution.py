@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -141,6 +142,7 @@ class Adjoint:
         residual: ||J^T w + g - w|| / ||g|| of the returned w, float64, or None.
         growth: per row, factor by which one more term of a truncated series shrinks (< 1) or grows (> 1), or None.
         cost: summed over all backward solves of this solution.
+        batch_shape: shape of the entries above; None is (B,).
     """
 
     on_failure: OnFailure = "warn"
@@ -150,6 +152,16 @@ class Adjoint:
     residual: Tensor | None = None
     growth: Tensor | None = None
     cost: Cost = field(default_factory=Cost)
+    batch_shape: tuple[int, ...] | None = None
+
+    def reshape(self, batch_shape: tuple[int, ...]) -> None:
+        """Give what is and what will be recorded one entry per row in the batch shape."""
+        self.batch_shape = batch_shape
+        if self.growth is not None:
+            self.growth = self._shaped(self.growth)
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        return values if self.batch_shape is None else values.reshape(self.batch_shape)
 
     @property
     def ran(self) -> bool:
@@ -161,10 +173,12 @@ class Adjoint:
         """True per row whose backward solve is within tolerance; None before backward."""
         return None if self.status is None else self.status == int(Status.CONVERGED)
 
-    def record(self, sol: Solution, vjps: int) -> None:
-        """Keep the outcome of a backward solve and apply the failure policy."""
-        self.status, self.steps, self.residual = sol.status, sol.steps, sol.residual
-        self.cost = self.cost + Cost(vjps=vjps)
+    def record(self, sol: Solution, cost: Cost, report: bool = True) -> None:
+        """Add the cost of a backward solve; with ``report`` also keep its outcome and apply the failure policy."""
+        self.cost = self.cost + cost
+        if not report:
+            return
+        self.status, self.steps, self.residual = (self._shaped(t) for t in (sol.status, sol.steps, sol.residual))
         if self.failed_grad == "raise":
             apply_policy(
                 "raise",
@@ -186,13 +200,37 @@ class Adjoint:
 
 
 def apply_policy(policy: OnFailure, status: Tensor, relative: Tensor, steps: Tensor, what: str) -> None:
-    """Warn or raise when a row failed; reads one flag from the device."""
+    """Warn or raise when a row failed; reads one flag from the device.
+
+    The text of a warning holds no numbers, so that Python shows it once per place and not once per call; an error tells
+    everything.
+    """
     if policy == "ignore" or not bool((status > int(Status.BUDGET)).any()):
         return
-    text = _summary(what, status, relative, steps)
     if policy == "raise":
-        raise ConvergenceError(text)
-    warnings.warn(text, ConvergenceWarning, stacklevel=3)
+        raise ConvergenceError(_summary(what, status, relative, steps))
+    seen = [kind for kind in Status if kind.failed and bool((status == int(kind)).any())]
+    names = ", ".join(kind.name for kind in seen)
+    where = _WHERE[what]
+    text = f"{what}: some rows ended {names}; {where} says which. " + " ".join(f"{k.name}: {k.hint}." for k in seen)
+    warnings.warn(text, ConvergenceWarning, stacklevel=_user_level())
+
+
+_WHERE = {
+    "solve": "Solution.summary()",
+    "backward solve": "Solution.adjoint (its tolerance is that of gradient=Implicit(solve=Solve(solver, stop)))",
+}
+
+
+def _user_level() -> int:
+    """Return the stacklevel of the nearest caller outside this library and torch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_OURS = ("deqlm", "deqlm_solvers", "torch")
 
 
 def _summary(what: str, status: Tensor, relative: Tensor, steps: Tensor) -> str:

@@ -41,11 +41,14 @@ class Solve(Options):
         object.__setattr__(self, "solver", SOLVERS.make(self.solver))
         if isinstance(self.stop, dict):
             object.__setattr__(self, "stop", Stop.from_dict(self.stop))
-        require(isinstance(self.stop, Stop), "stop", self.stop, "a Stop")
+        require(isinstance(self.stop, Stop), "stop", self.stop, "a Stop, such as Stop(rtol=1e-3), or a dict of fields")
         for name, field in Stop.__dataclass_fields__.items():  # type: ignore[attr-defined]
             value = getattr(self.stop, name)
             if value != field.default and name not in self.solver.honours:
-                raise ValueError(f"solver {self.solver.name!r} cannot honour Stop({name}={value!r})")
+                known = ", ".join(sorted(self.solver.honours)) or "none (set the class attribute honours)"
+                raise ValueError(
+                    f"solver {self.solver.name!r} cannot honour Stop({name}={value!r}); fields it honours: {known}"
+                )
 
     def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
         """Solve z = f(z) from ``z0`` (B, N), without a graph.

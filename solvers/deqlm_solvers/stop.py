@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number, require, whole
 from deqlm_solvers.options import Options, options
 
 __all__ = ["Stop"]
@@ -68,27 +68,27 @@ class Stop(Options):
     divergence: float = 1e8
 
     def __post_init__(self) -> None:
-        _whole("max_iter", self.max_iter, 1)
+        whole("max_iter", self.max_iter, 1)
         for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            require(_number(value) and math.isfinite(value) and value >= 0, name, value, "a finite number >= 0")
+            number(name, getattr(self, name), "finite and >= 0", lambda t: math.isfinite(t) and t >= 0)
         if isinstance(self.norm, str):
             require(self.norm in ("l2", "rms"), "norm", self.norm, "'l2', 'rms' or a sequence of weights")
         else:
+            rule = "'l2', 'rms', or weights that are finite and >= 0, at least one of them > 0"
+            require(isinstance(self.norm, Sequence), "norm", self.norm, rule)
             weights = tuple(float(w) for w in self.norm)
-            ok = len(weights) > 0 and all(math.isfinite(w) and w >= 0 for w in weights)
-            require(ok, "norm", self.norm, "weights that are finite and >= 0, at least one")
+            require(any(weights) and all(math.isfinite(w) and w >= 0 for w in weights), "norm", self.norm, rule)
             object.__setattr__(self, "norm", weights)
         require(self.per in ("row", "token", "leaf"), "per", self.per, "'row', 'token' or 'leaf'")
-        _whole("token_dim", self.token_dim, 0)
+        whole("token_dim", self.token_dim, 0)
         require(self.keep in ("best", "best_f"), "keep", self.keep, "'best' or 'best_f'")
         if self.test_every != "auto":
-            _whole("test_every", self.test_every, 1)
-        _whole("check_every", self.check_every, 0)
+            whole("test_every", self.test_every, 1)
+        whole("check_every", self.check_every, 0)
         require(isinstance(self.trace, bool), "trace", self.trace, "True or False")
         if self.patience is not None:
-            _whole("patience", self.patience, 1)
-        require(_number(self.divergence) and self.divergence > 1, "divergence", self.divergence, "a number > 1")
+            whole("patience", self.patience, 1)
+        number("divergence", self.divergence, "> 1", lambda d: d > 1)
         self._refuse_ignored()
 
     @property
@@ -116,12 +116,3 @@ class Stop(Options):
         for name in names:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:  # type: ignore[attr-defined]
                 raise ValueError(f"{name}={getattr(self, name)!r} {why}")
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    require(ok, name, value, f"a whole number >= {least}")
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

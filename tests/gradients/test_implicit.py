@@ -76,7 +76,7 @@ def test_f_is_not_called_in_backward() -> None:
     u = torch.randn(2, 4, dtype=F64, requires_grad=True)
     sol = deqlm.solve(f, torch.zeros(2, 4, dtype=F64), stop=SHARP)
     before = calls
-    assert before == sol.cost.evaluations + 1
+    assert before == sol.cost.evaluations
     sol.z.sum().backward()
     assert calls == before
 
@@ -91,7 +91,9 @@ def test_backward_solve_that_does_not_converge(policy: str) -> None:
             sol.z.sum().backward()
         return
     if policy == "warn":
-        with pytest.warns(deqlm.ConvergenceWarning, match=r"backward solve: 3 MAX_ITER"):
+        with pytest.warns(
+            deqlm.ConvergenceWarning, match=r"backward solve: some rows ended MAX_ITER.*Implicit\(solve="
+        ):
             sol.z.sum().backward()
     else:
         sol.z.sum().backward()
