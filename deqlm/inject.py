@@ -15,7 +15,16 @@ __all__ = ["Add", "Argument", "Inject", "Projected", "make_inject"]
 
 
 class Inject(nn.Module):
-    """Injection: `forward` makes u of x once per call, `join` evaluates the layer at (z, u)."""
+    """Injection: `forward` makes u of x once per call, `join` evaluates the layer at (z, u).
+
+    Example:
+        >>> import deqlm, torch
+        >>> class Scaled(Inject):
+        ...     def join(self, layer, z, u, args, kwargs):
+        ...         return layer(0.5 * z + u, *args, **kwargs)
+        >>> deqlm.DEQ(torch.nn.Tanh(), inject=Scaled())(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+    """
 
     def forward(self, x: Any) -> Any:
         """Return u, made once per call of the `DEQ`."""

@@ -20,7 +20,7 @@ class OneStep(Gradient):
     The output is f(z), so its gradient lacks the factor (I - J^T)^-1: right in direction where f contracts strongly.
 
     Reference:
-        S. W. Fung et al. (2022), JFB: Jacobian-free backpropagation for implicit networks, AAAI, equation (7).
+        S. W. Fung et al. (2022), JFB: Jacobian-free backpropagation for implicit networks, AAAI.
 
     Example:
         >>> import deqlm, torch

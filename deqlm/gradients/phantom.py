@@ -18,7 +18,7 @@ __all__ = ["Phantom"]
 @register_gradient("phantom")
 @options(kw_only=False)
 class Phantom(Gradient):
-    """Take ``steps`` damped steps from the solved point with autograd on: cheap, robust, used by the paper.
+    """Take ``steps`` damped steps from the solved point with autograd on: cheap and robust.
 
     The output is the last step's point. With A = (1 - damping) I + damping J the error against the implicit gradient is
     that of a series cut after ``steps`` terms, ||(A^T)^steps|| in norm; it vanishes with more steps only if the
@@ -33,7 +33,8 @@ class Phantom(Gradient):
         ValueError: an option outside its range.
 
     Reference:
-        Z. Geng et al. (2021), On training implicit models, NeurIPS, equation (9) (unrolled phantom gradient).
+        Z. Geng et al. (2021), On training implicit models, NeurIPS (unrolled phantom gradient, damping lambda); used
+        with 4 steps and damping .8 by M. Schoene et al. (2025), Implicit language models are RNNs, ICML.
 
     Example:
         >>> import deqlm, torch

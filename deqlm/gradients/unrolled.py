@@ -25,7 +25,7 @@ class Unrolled(Gradient):
     grows with the number of steps; ``checkpoint=True`` keeps one state per step and evaluates f again in backward.
     Needs a solver whose steps can be differentiated (`FixedPoint`).
 
-    The warm-up of the implicit language models, n steps of which the first is undamped, is
+    The warm-up of Schoene et al. (2025), n steps of which the first is undamped, is
     ``solver=FixedPoint(damping=0.8, first_damping=1.0), stop=Stop(max_iter=n, rtol=0), gradient=Unrolled()``.
 
     Args:
@@ -33,6 +33,10 @@ class Unrolled(Gradient):
 
     Raises:
         ValueError: at construction of a `DEQ` or a solve, for a solver that writes its history in place.
+
+    Reference:
+        P. J. Werbos (1990), Backpropagation through time, Proc. IEEE 78; M. Schoene et al. (2025), Implicit language
+        models are RNNs, ICML (the warm-up).
 
     Example:
         >>> import deqlm, torch

@@ -25,7 +25,8 @@ class Anderson(Secant):
     The default for maps nobody has looked at: as cheap in evaluations as any Krylov method on linear maps, and it finds
     fixed points of maps that expand. Each step adds one row of inner products to the history, all of it per row.
     The window adapts: going back from the newest change of the residual, it ends at the first one that depends on the
-    newer ones (squared sine below 1e-4 in float32, 1e-9 in float64), so stale points do not slow a fast row down.
+    newer ones (squared sine below 1e-4 in float32, 1e-9 in float64), so stale points do not slow a fast row down. State
+    (B, N), any floating dtype; small systems in float64.
 
     Args:
         memory: points (z, f(z)) that are mixed, >= 1; 1 is damped Picard iteration, without safeguard. The history

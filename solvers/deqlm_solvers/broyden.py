@@ -23,7 +23,8 @@ class Broyden(Secant):
     """Broyden's quasi-Newton method on f(z) - z with limited memory, each row with its own Jacobian and step length.
 
     The inverse Jacobian is never a chain of rank-one terms: it is rebuilt each step from the kept pairs by the compact
-    representation, so dropping the oldest pair is exact and leaves no term that depended on it.
+    representation, so dropping the oldest pair is exact and leaves no term that depended on it. State (B, N), any
+    floating dtype; small systems in float64.
 
     Args:
         memory: secant pairs kept, >= 1; memory of the solver is 2 memory states.

@@ -18,12 +18,12 @@ __all__ = ["FixedPoint", "picard"]
 class FixedPoint(StepSolver):
     """Picard iteration z <- z + damping * (f(z) - z): the cheapest step, enough when f contracts.
 
-    The tested residual is that of the map, never of the damped step.
+    The tested residual is that of the map, never of the damped step. State (B, N), any floating dtype.
 
     Args:
         damping: beta in (0, 1]; 1 takes the full step. Less than 1 settles oscillations.
         first_damping: damping of the first step, or None for ``damping``; 1.0 with ``damping=0.8`` and `Unrolled` is
-            the warm-up of the implicit language models.
+            the warm-up of M. Schoene et al. (2025), Implicit language models are RNNs, ICML.
 
     Raises:
         ValueError: a damping outside (0, 1].

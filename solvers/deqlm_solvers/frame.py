@@ -21,6 +21,14 @@ class Frame:
         token_mask: (B, L) bool, True where a token counts; None counts all.
         snap: rounds a point (B, N) to what f will see of it, for states of several dtypes; None where that is the
             point itself.
+
+    Example:
+        >>> import torch
+        >>> from deqlm_solvers import Solve, Stop
+        >>> frame = Frame(leaves=((4, 2),))  # rows of 8 unknowns: 4 tokens of width 2
+        >>> sol = Solve(stop=Stop(per="token"))(lambda z: 0.5 * z + 1, torch.zeros(3, 8), frame)
+        >>> sol.token_steps.shape
+        torch.Size([3, 4])
     """
 
     leaves: tuple[tuple[int, ...], ...] | None = None

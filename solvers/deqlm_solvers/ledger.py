@@ -246,7 +246,8 @@ class BudgetLedger(Ledger):
 class BestMapLedger(Ledger):
     """Keeps f(z) at the tested z with the smallest ||f(z) - z|| / (||f(z)|| + 1e-9); no row is frozen.
 
-    Reference: the rule of torchdeq's fixed_point_iter, which the implicit language models were trained with.
+    Reference: the rule of torchdeq 0.1.0, fixed_point_iter, with which M. Schoene et al. (2025), Implicit language
+    models are RNNs, ICML, trained.
     """
 
     def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:

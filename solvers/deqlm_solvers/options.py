@@ -18,6 +18,11 @@ class Options:
     """Base of every solver, gradient method and `Stop`: plain data with `to_dict`, `from_dict`, `replace`.
 
     Subclasses are decorated with `options`, which makes them frozen dataclasses.
+
+    Example:
+        >>> from deqlm_solvers import Broyden
+        >>> Broyden.from_dict({"memory": 5}).replace(update="bad").to_dict()
+        {'name': 'broyden', 'memory': 5, 'update': 'bad', 'damping': 1.0, 'line_search': None}
     """
 
     name: ClassVar[str] = ""

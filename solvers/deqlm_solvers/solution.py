@@ -20,11 +20,24 @@ FailedGrad = Literal["drop", "keep", "raise"]
 
 
 class ConvergenceWarning(UserWarning):
-    """Some rows of a solve did not converge; filtered by Python's own warning filters."""
+    """Some rows of a solve did not converge; filtered by Python's own warning filters.
+
+    Example:
+        >>> import warnings
+        >>> warnings.filterwarnings("ignore", category=ConvergenceWarning)  # or DEQ(on_failure="ignore")
+    """
 
 
 class ConvergenceError(RuntimeError):
-    """Some rows of a solve did not converge, and the caller asked for an exception."""
+    """Some rows of a solve did not converge, and the caller asked for an exception.
+
+    Example:
+        >>> import torch
+        >>> from deqlm_solvers import FixedPoint, Solve
+        >>> Solve(FixedPoint())(lambda z: 1 - 2 * z, torch.zeros(1, 1)).raise_if_failed()
+        Traceback (most recent call last):
+        deqlm_solvers.solution.ConvergenceError: solve: 1 DIVERGED (rows 0) of 1 rows after at most 28 evaluations...
+    """
 
 
 def check_on_failure(value: str) -> None:
@@ -41,6 +54,10 @@ class Cost:
         row_evaluations: rows summed over those calls.
         vjps: products with the transposed Jacobian (adjoint solves).
         jvps: products with the Jacobian.
+
+    Example:
+        >>> Cost(evaluations=3, row_evaluations=6) + Cost(vjps=2)
+        Cost(evaluations=3, row_evaluations=6, vjps=2, jvps=0)
     """
 
     evaluations: int = 0
@@ -76,6 +93,13 @@ class Solution:
         token_steps: (B, L) evaluation from which each token stayed within tolerance, 0 where it did not; None unless
             per="token".
         adjoint: outcome of the backward solve; filled in when backward has run. None without a gradient.
+
+    Example:
+        >>> import torch
+        >>> from deqlm_solvers import Solve
+        >>> sol = Solve()(lambda z: 0.5 * z + 1, torch.zeros(2, 3))
+        >>> sol.converged.tolist(), sol.steps.tolist(), sol.cost.evaluations
+        ([True, True], [3, 3], 3)
     """
 
     z: Any
@@ -143,6 +167,16 @@ class Adjoint:
         growth: per row, factor by which one more term of a truncated series shrinks (< 1) or grows (> 1), or None.
         cost: summed over all backward solves of this solution.
         batch_shape: shape of the entries above; None is (B,).
+
+    Example:
+        >>> import deqlm, torch
+        >>> w = torch.tensor(0.5, requires_grad=True)
+        >>> sol = deqlm.solve(lambda z: w * z + 1, torch.zeros(2, 3))
+        >>> sol.adjoint.ran
+        False
+        >>> sol.z.sum().backward()
+        >>> sol.adjoint.converged.tolist()
+        [True, True]
     """
 
     on_failure: OnFailure = "warn"

@@ -37,6 +37,12 @@ class Evaluation:
     Attributes:
         z: point, (B, N).
         fz: f(z), (B, N).
+
+    Example:
+        >>> import torch
+        >>> at = Evaluation(torch.zeros(1, 2), torch.ones(1, 2))
+        >>> at.r.tolist()
+        [[1.0, 1.0]]
     """
 
     __slots__ = ("_r", "fz", "z")
@@ -66,6 +72,11 @@ class Solver(Options, ABC):
     Class attributes:
         guarantees: names from `GUARANTEES` that hold; the contract suite tests exactly those.
         honours: fields of `Stop` that may differ from their default; any other non-default field raises.
+
+    Example:
+        >>> from deqlm_solvers import SOLVERS
+        >>> sorted(SOLVERS["fixed_point"].guarantees)
+        ['budget', 'check_every', 'differentiable', 'half', 'known_answers', 'lean', 'rows']
     """
 
     guarantees: ClassVar[frozenset[str]] = frozenset()

@@ -35,7 +35,7 @@ class Stop(Options):
             one cannot hide a small one).
         token_dim: dimension of the tokens in the state as the user sees it, batch dimensions counted.
         keep: "best" as above, or "best_f": f(z) at the tested z with the smallest ||f(z) - z|| / (||f(z)|| + 1e-9),
-            no row frozen, the loop ends when every row passes at once (the rule of the reference implementation).
+            no row frozen, the loop ends when every row passes at once (the rule of torchdeq 0.1.0, fixed_point_iter).
         test_every: evaluations from one test of a row to the next, >= 1; "auto" predicts from each row's own rate when
             it will pass, at most 8 evaluations ahead, so a row may end up to 7 evaluations late.
         check_every: evaluations between two host reads of "is every row done", >= 0 (0: never, the loop runs to
