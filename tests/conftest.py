@@ -69,8 +69,9 @@ def registries():
     """Forget what a test registers, so that two tests may use the same name."""
     import deqlm_solvers.adapters  # noqa: F401  (registers once; a first import inside the test would be forgotten)
     from deqlm import GRADIENTS
+    from deqlm.compare import PROBLEMS
 
-    kept = [(table, dict(table)) for r in (SOLVERS, GRADIENTS) for table in (r._classes, r._aliases)]
+    kept = [(table, dict(table)) for r in (SOLVERS, GRADIENTS, PROBLEMS) for table in (r._classes, r._aliases)]
     yield
     for table, before in kept:
         table.clear()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from deqlm import GRADIENTS, SOLVERS
 from deqlm.cli.errors import UserError, user_input
 from deqlm.compare import DEFAULT, PROBLEMS, Comparison, GradientComparison, compare, compare_gradients
+from deqlm.compare.record import former_run
 from deqlm.compare.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
 
 __all__ = ["add", "run"]
@@ -19,7 +21,9 @@ Compare solvers of z = f(z) on problems with known spectra and answers, or on yo
 row, adapters to other libraries included; one that fails is shown as failing. Solved means: the true relative residual
 of what was returned, with f in float64, is within 1.05 of the tolerance (1e-5 in float32, 1e-10 in float64).
 
-A table goes to the terminal; compare.json (with the environment), compare.txt and plots (SVG and PNG) into --out."""
+A table goes to the terminal; compare.json (with the environment), compare.txt and plots (SVG and PNG) into --out, in
+place of those of a former run there. The exit status is 0 when all that was asked for by name ran, and 1 when a solver
+ran on no problem, a problem could not be compared, or nothing was compared at all (then no file is written either)."""
 
 EPILOG = """\
 names and options
@@ -33,13 +37,13 @@ your own map
   on:  mine.py:make:width=32. A file mine.py that works:
 
       import torch
-      def make(dtype, batch=8):
+      def make(dtype, batch=8, width=16):
           '''My layer.'''
-          layer = torch.nn.Linear(16, 16, dtype=dtype)
-          return lambda z: torch.tanh(layer(z)), torch.zeros(batch, 16, dtype=dtype)
+          layer = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Tanh())
+          return layer.to(dtype).eval(), torch.zeros(batch, width, dtype=dtype)
 
-  Return an nn.Module as f where you can: it is then copied to float64 for the true residual. Any other f is called with
-  a float64 z; where that does not work, the table says so.
+  Return an nn.Module as f where you can: it is then copied to float64 for the true residual and for --gradients. Any
+  other f is called with a float64 z; where that does not work, the table says so.
 
 examples
   deqlm compare                                                 every solver, every family of problems
@@ -65,7 +69,7 @@ def add(commands: Any) -> None:
     option("--solvers", metavar="LIST", help="default: every registered solver (with --gradients: every method)")
     option("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
     option("--batch", type=_whole, metavar="B", help="rows; default: each problem's own number")
-    option("--seed", type=int, default=0, help="seed of everything random; same seed, same counts (default 0)")
+    option("--seed", type=_seed, default=0, help="seed of everything random; same seed, same counts (default 0)")
     option(
         "--repeats", type=_whole, default=5, metavar="N", help="timed runs, interleaved; the median counts (default 5)"
     )
@@ -81,7 +85,7 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, print, write; return 0, or 130 when interrupted."""
+    """Compare, print, write; return the exit status."""
     if arguments.list_problems:
         from deqlm.cli.listing import list_registry
 
@@ -90,12 +94,40 @@ def run(arguments: argparse.Namespace) -> int:
     result = _compare(arguments)
     print(result)
     print(f"\n{result.seconds:.1f} s in all")
+    if any(problem.entries for problem in result.problems):
+        _write(result, arguments)
+    if result.interrupted:
+        return 130
+    left_out = _left_out(result, arguments)
+    for line in left_out:
+        print(f"deqlm: {line}", file=sys.stderr)
+    return 1 if left_out else 0
+
+
+def _write(result: Comparison | GradientComparison, arguments: argparse.Namespace) -> None:
     try:
+        former = former_run(arguments.out, "gradients" if arguments.gradients else "compare")
         written = result.save(arguments.out, plots=_plots(arguments))
     except OSError as error:
         raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
     print("\n".join(f"wrote {path}" for path in written))
-    return 130 if result.interrupted else 0
+    if former is not None:
+        print(f"in place of the run {former}")
+
+
+def _left_out(result: Comparison | GradientComparison, arguments: argparse.Namespace) -> list[str]:
+    """Return a line for each thing that was asked for by name and did not run, or one when nothing ran."""
+    entries: list[Any] = [entry for problem in result.problems for entry in problem.entries]
+    if not any(entry.ran for entry in entries):
+        return ["nothing was compared"]
+    lines = []
+    if arguments.problems is not None:
+        lines += [f"{problem.label} was not compared" for problem in result.problems if problem.message]
+    if arguments.solvers is not None:
+        label = attrgetter("gradient" if arguments.gradients else "solver")
+        useful = {label(entry) for entry in entries if entry.ran}
+        lines += [f"{name} ran on no problem" for name in dict.fromkeys(map(label, entries)) if name not in useful]
+    return lines
 
 
 def _compare(arguments: argparse.Namespace) -> Comparison | GradientComparison:
@@ -139,6 +171,12 @@ def _list(text: str | None, option: str) -> list[str] | None:
         return split_specs(text)
     except ValueError as error:
         raise ValueError(f"{option}: {error}") from None
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 2**63), got {text!r}")
+    return int(text)
 
 
 def _whole(text: str) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from deqlm.compare.spec import PluginError
+
 __all__ = ["Parser", "UserError", "user_input"]
 
 
@@ -31,5 +33,5 @@ def user_input() -> Iterator[None]:
         yield
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError, PluginError) as error:
         raise UserError(str(error)) from error

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
+from deqlm.compare.spec import PluginError, load
 from deqlm_solvers import GUARANTEES, Options, Registry
 
 __all__ = ["add_listing", "describe", "list_registry"]
@@ -24,13 +25,18 @@ def add_listing(commands: Any, name: str, text: str, run: Callable[[argparse.Nam
 
 
 def list_registry(registry: Registry[Any], names_only: bool) -> str:
-    """Return every entry with its first docstring line, options and guarantees; what cannot be imported says why."""
+    """Return every entry with its first docstring line, options and guarantees; what cannot be imported says why.
+
+    Only our own classes go through the contract suite; what others promise is called declared.
+    """
     if names_only:
         return "\n".join(registry)
     parts = [describe(registry, name) for name in registry]
-    promised = {promise for name in registry for promise in _guarantees(registry, name)}
+    classes = [cls for name in registry if (cls := _loaded(registry, name)) is not None]
+    promised = {promise for cls in classes for promise in _guarantees(cls)}
     if promised:
-        parts.append("guarantees, tested by the contract suite:")
+        tail = "" if all(_is_ours(cls) for cls in classes) else "; declared ones are the word of their author"
+        parts.append(f"guarantees, tested by the contract suite{tail}:")
         parts[-1] += "".join(f"\n  {name:14} {GUARANTEES[name]}" for name in sorted(promised) if name in GUARANTEES)
     return "\n\n".join(parts)
 
@@ -38,25 +44,34 @@ def list_registry(registry: Registry[Any], names_only: bool) -> str:
 def describe(registry: Registry[Any], name: str) -> str:
     """Return name, first docstring line, options with defaults, and guarantees of one entry."""
     try:
-        cls = registry[name]
-    except Exception as error:  # a plugin may raise anything when it is imported
-        return f"{name}\n  cannot be imported: {type(error).__name__}: {error}"
+        cls = load(registry, name)
+    except (ImportError, PluginError) as error:
+        return "\n".join([name, *_wrapped(str(error))])
     lines = [name, *_wrapped(f"{_first_line(cls)}")]
     settings = [f"{f.name}={_default(f)}" for f in fields(cls)]
     lines += _wrapped(f"options: {', '.join(settings) or 'none'}")
-    promises = sorted(_guarantees(registry, name))
+    promises = sorted(_guarantees(cls))
+    kind = "guarantees" if _is_ours(cls) else "declared guarantees"
     if promises:
-        lines += _wrapped(f"guarantees: {', '.join(promises)}")
+        lines += _wrapped(f"{kind}: {', '.join(promises)}")
     if getattr(cls, "exact", False):
-        lines += _wrapped("guarantees: the implicit gradient up to tolerances at a converged point")
+        lines += _wrapped(f"{kind}: the implicit gradient up to tolerances at a converged point")
     return "\n".join(lines)
 
 
-def _guarantees(registry: Registry[Any], name: str) -> frozenset[str]:
+def _loaded(registry: Registry[Any], name: str) -> type | None:
     try:
-        return getattr(registry[name], "guarantees", frozenset())
-    except Exception:
-        return frozenset()
+        return load(registry, name)
+    except (ImportError, PluginError):
+        return None
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in ("deqlm", "deqlm_solvers")
+
+
+def _guarantees(cls: type) -> frozenset[str]:
+    return getattr(cls, "guarantees", frozenset())
 
 
 def _wrapped(text: str) -> list[str]:

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        0 when it went well, 2 for a mistake of the user, 130 after Ctrl-C.
+        0 when it went well, 1 when a comparison left out what was asked for by name or compared nothing, 2 for a
+        mistake of the user, 130 after Ctrl-C.
 
     Example:
         >>> from deqlm.cli.main import main
@@ -45,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise UserError(f"unknown command {arguments[0]!r}: {suggest(arguments[0], COMMANDS)}")
-        parsed = _parser().parse_args(arguments)
+        parser = _parser()
+        if not arguments:
+            parser.print_help()
+            return 0
+        parsed = parser.parse_args(arguments)
         status = parsed.run(parsed)
         sys.stdout.flush()
         return status

@@ -1,4 +1,4 @@
-"""Plot of a comparison of gradients: error against the time of backward."""
+"""Plot of a comparison of gradients: error against the time of forward and backward."""
 
 from __future__ import annotations
 
@@ -8,43 +8,48 @@ from typing import Any
 from deqlm.compare.gradients import GradientComparison, GradientProblem
 from deqlm.compare.style import PALETTE, figure, steady, write
 
-__all__ = ["draw_gradients"]
+__all__ = ["draw_costs", "draw_gradients"]
 
 MARKERS = "osD^vP*<>"
 
 
 def draw_gradients(comparison: GradientComparison, folder: Path) -> list[Path]:
-    """Write ``gradients.svg`` and ``gradients.png``: a panel per problem, a point per method.
+    """Write ``gradients.svg`` and ``gradients.png``; return the paths.
 
     Raises:
         ImportError: matplotlib is missing.
     """
+    with steady():
+        return write(draw_costs(comparison), folder, "gradients")
+
+
+def draw_costs(comparison: GradientComparison) -> Any:
+    """Return a figure with a panel per problem and a point per method: error against what a training step pays."""
     problems = [problem for problem in comparison.problems if problem.entries]
     names = list(dict.fromkeys(entry.gradient for problem in problems for entry in problem.entries))
-    with steady():
-        made = figure(2.5 * max(2, len(problems)) + 0.4, 3.2)
-        axes = made.subplots(1, max(2, len(problems)), sharey=True)
-        for panel, problem in zip(axes, problems, strict=False):
-            _panel(panel, problem, names)
-        for panel in axes[len(problems) :]:
-            panel.set_axis_off()
-        axes[0].set_ylabel("relative error of the gradient")
-        handles = [_point(i, name) for i, name in enumerate(names)]
-        made.legend(handles=handles, loc="lower center", ncols=min(6, len(names)), fontsize=8)
-        made.tight_layout(rect=(0, 0.1, 1, 1))
-        return write(made, folder, "gradients")
+    made = figure(2.5 * max(2, len(problems)) + 0.4, 3.2)
+    axes = made.subplots(1, max(2, len(problems)), sharey=True)
+    for panel, problem in zip(axes, problems, strict=False):
+        _panel(panel, problem, names)
+    for panel in axes[len(problems) :]:
+        panel.set_axis_off()
+    axes[0].set_ylabel("relative error of the gradient")
+    handles = [_point(i, name) for i, name in enumerate(names)]
+    made.legend(handles=handles, loc="lower center", ncols=min(6, len(names)), fontsize=8)
+    made.tight_layout(rect=(0, 0.1, 1, 1))
+    return made
 
 
 def _panel(panel: Any, problem: GradientProblem, names: list[str]) -> None:
-    panel.set_xscale("log")
     panel.set_yscale("log")
     for entry in problem.entries:
-        if entry.seconds is not None and entry.error:
-            panel.add_line(_point(names.index(entry.gradient), "", entry.seconds[1] * 1e3, entry.error))
+        if entry.total is not None and entry.error:
+            panel.add_line(_point(names.index(entry.gradient), "", entry.total * 1e3, entry.error))
     panel.relim()
     panel.autoscale_view()
     panel.margins(0.15)
-    panel.set_xlabel("backward, ms")
+    panel.set_xlim(left=0)
+    panel.set_xlabel("forward + backward, ms")
     panel.set_title(problem.label, loc="left")
     absent = [f"{e.gradient} {e.outcome}" for e in problem.entries if e.cosine is None]
     panel.text(0.03, 0.03, "\n".join(absent), transform=panel.transAxes, fontsize=6.5, color="#555555", va="bottom")

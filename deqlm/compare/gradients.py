@@ -19,16 +19,23 @@ from deqlm.compare.problem import Case, Problem, Setting
 from deqlm.compare.problems import DIFFERENTIABLE
 from deqlm.compare.progress import Progress
 from deqlm.compare.recorder import synchronize
+from deqlm.compare.result import absent
 from deqlm.compare.runner import one_line, torch_threads
-from deqlm.compare.spec import parse_device, parse_dtype, to_problem, to_rows
+from deqlm.compare.spec import parse_device, parse_dtype, to_list, to_problem, to_rows
 from deqlm.compare.truth import jacobians, polish
 from deqlm_solvers import Map
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import whole
 
 __all__ = ["GradientComparison", "GradientEntry", "GradientProblem", "compare_gradients"]
 
 FORWARD = ("anderson", "fixed_point")
 """Forward solvers, the first that a method can differentiate is used."""
+
+NO_TRUTH = (
+    "no fixed point found to 1e-12 in float64: "
+    "f must run in float64 (return an nn.Module) and be deterministic (.eval())"
+)
+"""Message where no exact gradient exists to compare with."""
 
 
 @dataclass
@@ -61,11 +68,23 @@ class GradientEntry:
     remark: str = ""
 
     @property
+    def ran(self) -> bool:
+        """True when the method returned a gradient."""
+        return self.outcome == "ran"
+
+    @property
     def seconds(self) -> tuple[float, float] | None:
         """Medians of the forward and of the backward times."""
         if not self.forward:
             return None
         return statistics.median(self.forward), statistics.median(self.backward)
+
+    @property
+    def total(self) -> float | None:
+        """Median of forward and backward together, which is what a training step pays; None when not timed."""
+        if not self.forward:
+            return None
+        return statistics.median(f + b for f, b in zip(self.forward, self.backward, strict=True))
 
 
 @dataclass
@@ -85,17 +104,34 @@ class GradientProblem:
         """Return the entry of a gradient label.
 
         Raises:
-            KeyError: no such gradient in this comparison.
+            KeyError: no such gradient in this comparison; the message names the nearest one.
         """
         for entry in self.entries:
             if entry.gradient == gradient:
                 return entry
-        raise KeyError(f"no gradient {gradient!r} in this comparison")
+        raise KeyError(absent("gradient", gradient, [entry.gradient for entry in self.entries]))
 
 
 @dataclass
 class GradientComparison:
-    """Result of `compare_gradients`: a table (`str`), plain data (`to_dict`), files (`save`)."""
+    """Result of `compare_gradients`: a table (`str`), plain data (`to_dict`), files (`save`).
+
+    Attributes:
+        problems: one `GradientProblem` per problem, in the order asked for.
+        settings: dtype, device, batch, seed, repeats as used.
+        environment: versions, hardware, commit.
+        seconds: how long the comparison took.
+        interrupted: True when it was stopped by Ctrl-C; what was done until then is there.
+
+    Example:
+        >>> from deqlm.compare import compare_gradients
+        >>> result = compare_gradients("tanh:rho=0.5,unknowns=8", "phantom,one_step", repeats=1, progress=False)
+        >>> phantom, one_step = result.problems[0].entries
+        >>> phantom.error < one_step.error
+        True
+        >>> [path.name for path in result.save("my-results", plots=False)]
+        ['gradients.json', 'gradients.txt']
+    """
 
     problems: list[GradientProblem] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -117,6 +153,8 @@ class GradientComparison:
     def save(self, folder: str | Path, plots: bool = True) -> list[Path]:
         """Write ``gradients.json``, ``gradients.txt`` and a plot (SVG and PNG); return what was written.
 
+        A former run in ``folder`` is replaced: files that its ``gradients.json`` names and this one lacks are removed.
+
         Raises:
             ImportError: the plot is wanted and matplotlib is missing.
         """
@@ -126,8 +164,8 @@ class GradientComparison:
 
 
 def compare_gradients(
-    problems: Iterable[str | Problem | Callable[..., Any]] | None = None,
-    gradients: Iterable[str | Mapping[str, Any] | Gradient] | None = None,
+    problems: Iterable[str | Problem | Callable[..., Any]] | str | Problem | Callable[..., Any] | None = None,
+    gradients: Iterable[str | Mapping[str, Any] | Gradient] | str | Mapping[str, Any] | Gradient | None = None,
     *,
     dtype: str | torch.dtype = "float32",
     batch: int | None = None,
@@ -146,10 +184,11 @@ def compare_gradients(
 
     Args:
         problems: as for `compare`; None takes differentiable ones.
-        gradients: specs ("phantom:steps=8"), dicts with ``name``, or objects; None takes every registered one.
+        gradients: specs ("phantom:steps=8"), dicts with ``name``, or objects, or one of them; None takes every
+            registered one.
         dtype: as for `compare`; it sets the tolerance of the forward solve.
         batch: rows B, >= 1; None takes each problem's own number.
-        seed: seed of everything random.
+        seed: seed of everything random, a whole number in [0, 2**63).
         repeats: timed runs, >= 1, interleaved.
         device: where the state lives.
         quick: fewer problems and at most 2 repeats.
@@ -158,7 +197,8 @@ def compare_gradients(
 
     Raises:
         KeyError: an unknown name; the message names the nearest one.
-        TypeError, ValueError: bad options, dtype, batch or repeats.
+        TypeError, ValueError: bad options, dtype, batch, seed or repeats.
+        ImportError: a plugin that was named and cannot be imported.
 
     Example:
         >>> from deqlm.compare import compare_gradients
@@ -166,10 +206,11 @@ def compare_gradients(
         >>> [round(entry.cosine, 1) for entry in result.problems[0].entries][0]
         1.0
     """
-    require(isinstance(repeats, int) and repeats >= 1, "repeats", repeats, "a whole number >= 1")
+    whole("repeats", repeats, 1)
     setting = Setting(dtype=parse_dtype(dtype), device=parse_device(device), batch=batch, seed=seed)
     standard = DIFFERENTIABLE[:2] if quick else DIFFERENTIABLE
-    chosen = list(standard) if problems is None else [to_problem(p) for p in problems]
+    asked = to_list(problems)
+    chosen = list(standard) if asked is None else [to_problem(p) for p in asked]
     makers = to_rows(GRADIENTS, gradients)
     repeats = min(repeats, 2) if quick else repeats
     settings = {
@@ -255,11 +296,12 @@ def _compare_on(
         case = problem.build(setting)
         subject = _Subject(case, setting.seed, Stop(max_iter=case.max_iter, rtol=setting.tol))
         truth = subject.truth()
-        require(truth is not None, "the fixed point", "none", "found to 1e-12 in float64")
     except Exception as error:
         row.message = one_line(error)
         return
-    assert truth is not None
+    if truth is None:
+        row.message = NO_TRUTH
+        return
     row.rows, row.unknowns = case.z0.shape
     row.parameters = truth.numel()
     ready = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from deqlm_solvers import Map, Options, Registry
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import require, whole
 
 __all__ = ["PROBLEMS", "TOLERANCES", "Case", "Problem", "Setting", "register_problem"]
 
@@ -26,8 +26,16 @@ class Setting:
     Attributes:
         dtype: dtype of the state.
         device: device of the state.
-        batch: rows, or None for the problem's own number.
-        seed: seed of everything random in the problem.
+        batch: rows B, >= 1, or None for the problem's own number.
+        seed: seed of everything random in the problem, in [0, 2**63).
+
+    Raises:
+        ValueError: a dtype without a tolerance, or a batch or seed outside its range.
+
+    Example:
+        >>> from deqlm.compare import PROBLEMS, Setting
+        >>> PROBLEMS["rotation"]().build(Setting(batch=3)).z0.shape
+        torch.Size([3, 64])
     """
 
     dtype: torch.dtype = torch.float32
@@ -38,7 +46,10 @@ class Setting:
     def __post_init__(self) -> None:
         known = ", ".join(str(d).removeprefix("torch.") for d in TOLERANCES)
         require(self.dtype in TOLERANCES, "dtype", self.dtype, f"one of {known}")
-        require(self.batch is None or self.batch >= 1, "batch", self.batch, ">= 1, or None")
+        if self.batch is not None:
+            whole("batch", self.batch, 1)
+        seeded = isinstance(self.seed, int) and not isinstance(self.seed, bool) and 0 <= self.seed < 2**63
+        require(seeded, "seed", self.seed, "a whole number in [0, 2**63)")
 
     @property
     def tol(self) -> float:
@@ -68,7 +79,13 @@ class Case:
         solution: returns the known answer in float64, (B, N), or None where it is not unique or not known.
         parameters: leaf tensors that ``f`` captures, for gradients; may be empty.
         exact_parameters: the same in ``exact``.
-        note: what the reader of a table must know, for example that ``exact`` is not in float64.
+        note: what the reader of a table must know, for example that ``exact`` is not in float64; a line each.
+
+    Example:
+        >>> from deqlm.compare import Case
+        >>> case = Case(f=torch.cos, exact=torch.cos, z0=torch.zeros(2, 3), max_iter=50)
+        >>> case.f(case.z0).shape
+        torch.Size([2, 3])
     """
 
     f: Map
@@ -82,12 +99,33 @@ class Case:
 
 
 class Problem(Options, ABC):
-    """A family of problems. Subclass it, decorate with `deqlm.options` and `register_problem`, implement `build`.
+    """A family of problems. Subclass it, decorate with `deqlm.options` (and `register_problem`), implement `build`.
+
+    Options of the family are its fields. An object can be given to `compare` as it is; registered, the family has a
+    name that can be typed.
 
     Class attributes:
         max_iter: evaluations allowed in float32 and lower.
         max_iter_double: evaluations allowed in float64, where the tolerance is 1e-10.
         telling: options that the label always names.
+
+    Example:
+        >>> import deqlm
+        >>> from deqlm.compare import Case, Problem, compare
+        >>> @deqlm.options
+        ... class Kepler(Problem):
+        ...     '''Kepler's equation E = M + e sin E for mean anomalies M.'''
+        ...
+        ...     e: float = 0.6
+        ...
+        ...     def build(self, setting):
+        ...         M = torch.linspace(0.1, 3.0, setting.batch or 8, dtype=torch.float64)[:, None]
+        ...         M = M.to(setting.device, setting.dtype)
+        ...         exact = lambda z: M.double() + self.e * z.sin()
+        ...         return Case(lambda z: M + self.e * z.sin(), exact, z0=M, max_iter=self.budget(setting))
+        >>> result = compare(Kepler(e=0.3), "fixed_point,anderson", repeats=1, progress=False)
+        >>> [entry.outcome for entry in result.problems[0].entries]
+        ['solved', 'solved']
     """
 
     max_iter: ClassVar[int] = 200
@@ -96,7 +134,10 @@ class Problem(Options, ABC):
 
     @abstractmethod
     def build(self, setting: Setting) -> Case:
-        """Return the problem for a dtype, device, batch and seed; equal settings give equal bits."""
+        """Return the problem for a dtype, device, batch and seed; equal settings give equal bits.
+
+        What it raises becomes the problem's line in the table; the other problems run.
+        """
 
     def budget(self, setting: Setting) -> int:
         """Return the evaluations a solver may make."""
@@ -168,4 +209,35 @@ def label_of(options: Options, *always: str) -> str:
 PROBLEMS: Registry[Problem] = Registry("problem", Problem, "deqlm.problems")
 """Every registered problem family: iterate for names, index for the class; plugins use the group ``deqlm.problems``."""
 
-register_problem = PROBLEMS.register
+P = TypeVar("P", bound=Problem)
+
+
+def register_problem(name: str, *aliases: str, override: bool = False) -> Callable[[type[P]], type[P]]:
+    """Return a decorator that registers a family of problems, so that its name and options can be typed.
+
+    Args:
+        name: lower-case words joined by ``_``.
+        aliases: other names that lead to the same family; not listed.
+        override: allow the name to be taken already.
+
+    Raises:
+        ValueError: a malformed name, or one that is taken.
+        TypeError: the class does not extend `Problem`, or is not decorated with `deqlm.options`.
+
+    Example:
+        >>> import deqlm
+        >>> from deqlm.compare import Case, Problem, compare, register_problem
+        >>> @register_problem("cosine")
+        ... @deqlm.options
+        ... class Cosine(Problem):
+        ...     '''The cosine of every unknown.'''
+        ...
+        ...     unknowns: int = 4
+        ...
+        ...     def build(self, setting):
+        ...         z0 = torch.zeros(setting.batch or 2, self.unknowns, dtype=setting.dtype, device=setting.device)
+        ...         return Case(torch.cos, torch.cos, z0, max_iter=self.budget(setting))
+        >>> compare("cosine:unknowns=3", "anderson", repeats=1, progress=False).problems[0].unknowns
+        3
+    """
+    return PROBLEMS.register(name, *aliases, override=override)

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deqlm.compare.recorder import Trace
+from deqlm.compare.report import shortened
 from deqlm.compare.result import Comparison, Entry, ProblemResult
 
 if TYPE_CHECKING:
     from deqlm.compare.gradients import GradientComparison
 
-__all__ = ["VERSION", "comparison_record", "finite", "gradient_record", "save", "save_gradients", "write_json"]
+__all__ = [
+    "VERSION",
+    "comparison_record",
+    "finite",
+    "former_run",
+    "gradient_record",
+    "save",
+    "save_gradients",
+    "write_json",
+]
 
 VERSION = 1
 """Version of the record's layout."""
+
+RECORDS = {"compare": "deqlm compare", "gradients": "deqlm compare --gradients"}
+"""Name of a record's file -> what it says of itself."""
+
+PLOTS = {"compare": ("residual_evaluations", "residual_time", "profile"), "gradients": ("gradients",)}
+"""Name of a record's file -> names of its plots."""
 
 
 def comparison_record(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as plain data; infinities and NaN are None."""
     return {
-        "record": "deqlm compare",
+        "record": RECORDS["compare"],
         "version": VERSION,
         "environment": comparison.environment,
         "settings": comparison.settings,
@@ -35,7 +52,7 @@ def comparison_record(comparison: Comparison) -> dict[str, Any]:
 def gradient_record(comparison: GradientComparison) -> dict[str, Any]:
     """Return a comparison of gradients as plain data; infinities and NaN are None."""
     return {
-        "record": "deqlm compare --gradients",
+        "record": RECORDS["gradients"],
         "version": VERSION,
         "environment": comparison.environment,
         "settings": comparison.settings,
@@ -53,30 +70,65 @@ def gradient_record(comparison: GradientComparison) -> dict[str, Any]:
 
 def save(comparison: Comparison, folder: Path, plots: bool) -> list[Path]:
     """Write ``compare.json``, ``compare.txt`` and the plots into ``folder``; return what was written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [write_json(comparison.to_dict(), folder / "compare.json")]
-    text = folder / "compare.txt"
-    text.write_text(f"{comparison}\n", encoding="utf-8")
-    written.append(text)
-    if plots and any(problem.entries for problem in comparison.problems):
-        from deqlm.compare.plots import draw_all
-
-        written += draw_all(comparison, folder)
-    return written
+    return _save(comparison, folder, "compare", plots)
 
 
 def save_gradients(comparison: GradientComparison, folder: Path, plots: bool) -> list[Path]:
     """Write ``gradients.json``, ``gradients.txt`` and the plot into ``folder``; return what was written."""
+    return _save(comparison, folder, "gradients", plots)
+
+
+def former_run(folder: Path, kind: str) -> str | None:
+    """Return in a line which run's files lie in ``folder``, or None.
+
+    Args:
+        folder: where `save` writes.
+        kind: "compare" or "gradients".
+    """
+    former = _former(folder, kind)
+    if former is None:
+        return None
+    try:
+        settings, argv = former["settings"], former["environment"]["argv"]
+        what = f"{len(former['problems'])} problems, {settings['dtype']}, seed {settings['seed']}"
+    except (KeyError, TypeError):
+        return f"{kind}.json"
+    return f"`{shortened(shlex.join(argv), 60)}` ({what})"
+
+
+def _save(comparison: Comparison | GradientComparison, folder: Path, kind: str, plots: bool) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    written = [write_json(comparison.to_dict(), folder / "gradients.json")]
-    text = folder / "gradients.txt"
-    text.write_text(f"{comparison}\n", encoding="utf-8")
-    written.append(text)
-    if plots and any(problem.entries for problem in comparison.problems):
+    former = _former(folder, kind) or {}
+    plots = plots and any(problem.entries for problem in comparison.problems)
+    drawn = [f"{name}.{form}" for name in PLOTS[kind] for form in ("svg", "png")]
+    names = [f"{kind}.json", f"{kind}.txt", *(drawn if plots else ())]
+    write_json({**comparison.to_dict(), "files": names}, folder / names[0])
+    (folder / names[1]).write_text(f"{comparison}\n", encoding="utf-8")
+    if plots:
+        _draw(comparison, folder)
+    for name in set(drawn).intersection(former.get("files", ())).difference(names):
+        (folder / name).unlink(missing_ok=True)
+    return [folder / name for name in names]
+
+
+def _draw(comparison: Comparison | GradientComparison, folder: Path) -> None:
+    if isinstance(comparison, Comparison):
+        from deqlm.compare.plots import draw_all
+
+        draw_all(comparison, folder)
+    else:
         from deqlm.compare.gradient_plot import draw_gradients
 
-        written += draw_gradients(comparison, folder)
-    return written
+        draw_gradients(comparison, folder)
+
+
+def _former(folder: Path, kind: str) -> dict[str, Any] | None:
+    """Return the record that lies in ``folder``, if one does and it is ours."""
+    try:
+        found = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("record") == RECORDS[kind] else None
 
 
 def write_json(data: dict[str, Any], path: Path) -> Path:

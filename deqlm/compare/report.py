@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ __all__ = ["aligned", "amount", "duration", "gradient_table", "shortened", "tabl
 
 WIDTH = 120
 LEGEND = """\
-solved    rows of B whose true relative residual ||f(z)-z|| / ||f(z)||, f in float64, is within the tolerance
+solved    rows of B whose true relative residual ||f(z)-z|| / ||f(z)||, f in float64, is within 1.05 tolerance;
+          in brackets the solver's own word per row
 evals     calls of f;  row-evals: rows summed over those calls;  time: median run
 overhead  time per evaluation beyond a bare call of f (below 0: noise)
 memory    most bytes the solver held at once, in units of the state z;  residual: that of the worst row"""
@@ -89,23 +91,37 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def _wrapped(text: str) -> list[str]:
+    """Return ``text`` on at most three indented lines."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        max_lines=3,
+        placeholder="...",
+        break_on_hyphens=False,
+    )
+
+
 def _block(problem: ProblemResult) -> str:
-    head = [f"{problem.label}: {problem.title}"]
+    head = [shortened(f"{problem.label}: {problem.title}", WIDTH)]
     if problem.message:
-        return "\n".join([*head, f"  not built: {shortened(problem.message, WIDTH - 13)}"])
+        return "\n".join([*head, *_wrapped(f"not built: {problem.message}")])
     head.append(
         f"  B={problem.rows}, N={problem.unknowns}, tolerance {problem.tol:g}, at most {problem.max_iter} evaluations, "
         f"bare f {duration(problem.f_seconds)}"
     )
-    if problem.note:
-        head.append(f"  note: {problem.note}")
+    for line in problem.note.splitlines():
+        head += _wrapped(f"note: {line}")
     rows = [["solver", "solved", "evals", "row-evals", "time", "overhead", "memory", "residual", ""]]
     rows += [_cells(problem, entry) for entry in problem.entries]
-    lines = [
-        *(shortened(line, WIDTH) for line in head),
-        *aligned([["  " + row[0], *row[1:]] for row in rows], left=(0, 8)),
-    ]
-    lines += [shortened(f"  {e.solver} {e.outcome}: {e.message}", WIDTH) for e in problem.entries if not e.ran]
+    lines = [*head, *aligned([["  " + row[0], *row[1:]] for row in rows], left=(0, 8))]
+    for entry in problem.entries:
+        if not entry.ran:
+            lines += _wrapped(f"{entry.solver} {entry.outcome}: {entry.message}")
+        elif entry.remark:
+            lines += _wrapped(f"{entry.solver} {entry.remark}")
     return "\n".join(lines)
 
 
@@ -120,6 +136,7 @@ def _summary(comparison: Comparison) -> str:
         times = [e.seconds / _least(p, "seconds") for p, e in good if e.seconds]
         overheads = [e.overhead for _, e in mine if e.overhead is not None]
         failed = [p.label for p, e in mine if e.outcome != "solved"]
+        excused = failed and all(e.remark for _, e in mine if e.outcome != "solved")
         absent = all(e.outcome == "not installed" for _, e in mine)
         rows.append(
             [
@@ -128,7 +145,7 @@ def _summary(comparison: Comparison) -> str:
                 _mean(evals),
                 _mean(times),
                 duration(statistics.median(overheads)) if overheads else "-",
-                "not installed" if absent else ", ".join(failed),
+                "not installed" if absent else ("too small a budget: " if excused else "") + ", ".join(failed),
             ]
         )
     lines = [shortened(line, WIDTH) for line in aligned(rows, left=(0, 5))]
@@ -179,17 +196,19 @@ def _remark(entry: Entry) -> str:
 
 
 def _gradient_block(problem: GradientProblem) -> str:
-    head = [f"{problem.label}: {problem.title}"]
+    head = [shortened(f"{problem.label}: {problem.title}", WIDTH)]
     if problem.message:
-        return "\n".join([*head, f"  not compared: {shortened(problem.message, WIDTH - 16)}"])
+        return "\n".join([*head, *_wrapped(f"not compared: {problem.message}")])
     head.append(
         f"  B={problem.rows}, N={problem.unknowns}, forward tolerance {problem.tol:g}, "
         f"gradient of {problem.parameters} numbers"
     )
     rows = [["  gradient", "cosine", "error", "evals", "vjps", "forward", "backward", "solver", ""]]
     rows += [_gradient_cells(entry) for entry in problem.entries]
-    lines = [*(shortened(line, WIDTH) for line in head), *aligned(rows, left=(0, 7, 8))]
-    lines += [shortened(f"  {e.gradient} {e.outcome}: {e.message}", WIDTH) for e in problem.entries if e.message]
+    lines = [*head, *aligned(rows, left=(0, 7, 8))]
+    for entry in problem.entries:
+        if entry.message:
+            lines += _wrapped(f"{entry.gradient} {entry.outcome}: {entry.message}")
     return "\n".join(lines)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deqlm.compare.recorder import Trace
+from deqlm_solvers.checks import suggest
 
-__all__ = ["Comparison", "Entry", "ProblemResult"]
+__all__ = ["Comparison", "Entry", "ProblemResult", "absent"]
 
 Outcome = Literal["solved", "unsolved", "raised", "not installed"]
 
@@ -34,8 +35,14 @@ class Entry:
         statuses: rows per `Status` as the solver reports them.
         claimed: rows that the solver calls CONVERGED.
         counts_agree: whether the solver's own count of evaluations is the true one.
+        remark: why a failure is no weakness of the method, where that is known.
         warnings: distinct warnings of the recorded run.
         trace: residual against evaluations and time; None where the solver did not run.
+
+    Example:
+        >>> from deqlm.compare import Entry
+        >>> Entry(solver="anderson", outcome="solved", times=[0.2, 0.1, 0.3]).seconds
+        0.2
     """
 
     solver: str
@@ -52,6 +59,7 @@ class Entry:
     statuses: dict[str, int] = field(default_factory=dict)
     claimed: int = 0
     counts_agree: bool = True
+    remark: str = ""
     warnings: list[str] = field(default_factory=list)
     trace: Trace | None = None
 
@@ -72,13 +80,19 @@ class ProblemResult:
 
     Attributes:
         label, title: name as typed, and what the problem tests.
-        rows, unknowns: shape of the state.
+        rows, unknowns: shape (B, N) of the state.
         tol: relative tolerance asked for.
         max_iter: evaluations allowed.
         f_seconds: median time of a bare call of f.
-        note: what the reader must know about the residuals.
+        note: what the reader must know about f and the residuals; a line each.
         message: why the problem could not be built; then there are no entries.
         entries: one per solver, in the order asked for.
+
+    Example:
+        >>> from deqlm.compare import compare
+        >>> problem = compare("two_cycle", "anderson", repeats=1, progress=False)["two_cycle"]
+        >>> problem.rows, problem.unknowns, problem.entry("anderson").solved
+        (32, 64, 32)
     """
 
     label: str
@@ -96,17 +110,17 @@ class ProblemResult:
         """Return the entry of a solver label.
 
         Raises:
-            KeyError: no such solver in this comparison.
+            KeyError: no such solver in this comparison; the message names the nearest one.
         """
         for entry in self.entries:
             if entry.solver == solver:
                 return entry
-        raise KeyError(f"no solver {solver!r} in this comparison")
+        raise KeyError(absent("solver", solver, [entry.solver for entry in self.entries]))
 
 
 @dataclass
 class Comparison:
-    """Result of `compare`: a table (`str`), plain data (`to_dict`), files (`save`).
+    """Result of `compare`: a table (`str`), plain data (`to_dict`), files (`save`), problems by label (index).
 
     Attributes:
         problems: one `ProblemResult` per problem, in the order asked for.
@@ -114,6 +128,17 @@ class Comparison:
         environment: versions, hardware, commit; see `environment`.
         seconds: how long the comparison took.
         interrupted: True when it was stopped by Ctrl-C; what was done until then is there.
+
+    Example:
+        >>> from deqlm.compare import compare
+        >>> result = compare("symmetric:rho=0.5", "fixed_point,anderson", repeats=1, progress=False)
+        >>> result.solvers
+        ['fixed_point', 'anderson']
+        >>> counts = {entry.solver: entry.evaluations for entry in result["symmetric:rho=0.5"].entries}
+        >>> counts["anderson"] < counts["fixed_point"]
+        True
+        >>> [path.name for path in result.save("my-results", plots=False)]
+        ['compare.json', 'compare.txt']
     """
 
     problems: list[ProblemResult] = field(default_factory=list)
@@ -131,12 +156,12 @@ class Comparison:
         """Return the result of a problem label.
 
         Raises:
-            KeyError: no such problem in this comparison.
+            KeyError: no such problem in this comparison; the message names the nearest one.
         """
         for each in self.problems:
             if each.label == problem:
                 return each
-        raise KeyError(f"no problem {problem!r} in this comparison; there are {[p.label for p in self.problems]}")
+        raise KeyError(absent("problem", problem, [each.label for each in self.problems]))
 
     def __str__(self) -> str:
         from deqlm.compare.report import table
@@ -152,9 +177,23 @@ class Comparison:
     def save(self, folder: str | Path, plots: bool = True) -> list[Path]:
         """Write ``compare.json``, ``compare.txt`` and the plots (SVG and PNG); return what was written.
 
+        A former run in ``folder`` is replaced: files that its ``compare.json`` names and this one lacks are removed.
+
         Raises:
             ImportError: plots are wanted and matplotlib is missing.
         """
         from deqlm.compare.record import save
 
         return save(self, Path(folder), plots)
+
+
+def absent(kind: str, name: str, known: list[str]) -> str:
+    """Return the message for a label that a comparison does not have; a name stands for its first label.
+
+    Example:
+        >>> absent("problem", "symmetric", ["two_cycle", "symmetric:rho=0.9,unknowns=8"])
+        "no problem 'symmetric' in this comparison: did you mean 'symmetric:rho=0.9,unknowns=8'?"
+    """
+    near = next((label for label in known if label.partition(":")[0] == name), None)
+    tail = suggest(name, known) if near is None else f"did you mean {near!r}?"
+    return f"no {kind} {name!r} in this comparison: {tail}"

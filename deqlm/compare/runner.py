@@ -1,4 +1,4 @@
-"""Runs solvers on problems: a recorded run, interleaved timed runs, a run for memory."""
+"""Runs solvers on problems: a few evaluations to warm up, a recorded run, interleaved timed runs, a run for memory."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ import torch
 
 from deqlm.compare.environment import environment
 from deqlm.compare.memory import peak_memory
+from deqlm.compare.noise import CHANGES, changes
 from deqlm.compare.problem import Case, Problem, Setting
 from deqlm.compare.problems import DEFAULT, QUICK
 from deqlm.compare.progress import Progress
 from deqlm.compare.recorder import CountingMap, Recorder, relative_residual, synchronize
 from deqlm.compare.result import Comparison, Entry, ProblemResult
-from deqlm.compare.spec import parse_device, parse_dtype, to_problem, to_rows
+from deqlm.compare.spec import parse_device, parse_dtype, to_list, to_problem, to_rows
 from deqlm_solvers import SOLVERS, Solution, Solve, Solver, Status, Stop
-from deqlm_solvers.checks import require
+from deqlm_solvers.adapters import ScipyHybr
+from deqlm_solvers.checks import require, whole
 
 __all__ = ["compare", "one_line", "torch_threads"]
 
 PATIENCE = 0.5
 """Seconds of timed runs after which a solver is not timed again on a problem."""
 
+WARM_UP = 10
+"""Evaluations before the recorded run, so that what a first call loads is in no trace."""
+
 
 def compare(
-    problems: Iterable[str | Problem | Callable[..., Any]] | None = None,
-    solvers: Iterable[str | Mapping[str, Any] | Solver] | None = None,
+    problems: Iterable[str | Problem | Callable[..., Any]] | str | Problem | Callable[..., Any] | None = None,
+    solvers: Iterable[str | Mapping[str, Any] | Solver] | str | Mapping[str, Any] | Solver | None = None,
     *,
     dtype: str | torch.dtype = "float32",
     batch: int | None = None,
@@ -46,18 +51,19 @@ def compare(
 ) -> Comparison:
     """Compare solvers on problems, by what f saw and by the true residual of what they return.
 
-    Every solver gets the same map, start, tolerance and number of evaluations. It runs once recorded, which also warms
-    it up; then ``repeats`` times timed, the solvers interleaved and their order rotated, of which the median counts;
-    then once for memory. Equal seeds give equal counts on one machine. A solver that raises or
-    is not installed keeps its row.
+    Every solver gets the same map, start, tolerance and number of evaluations. It runs for at most 10 evaluations to
+    warm up; then once recorded; then ``repeats`` times timed, the solvers interleaved and their order rotated, of which
+    the median counts; then once for memory. Equal seeds give equal counts on one machine. A solver that raises or is
+    not installed keeps its row.
 
     Args:
-        problems: specs ("symmetric:rho=0.99", "module:callable"), problems, or factories of (f, z0); None takes a
-            selection of every family (a smaller one with ``quick``).
-        solvers: specs ("anderson:memory=5"), dicts with ``name``, or objects; None takes every registered one.
+        problems: specs ("symmetric:rho=0.99", "module:callable"), problems, or factories of (f, z0), or one of them;
+            None takes a selection of every family (a smaller one with ``quick``).
+        solvers: specs ("anderson:memory=5"), dicts with ``name``, or objects, or one of them; None takes every
+            registered one.
         dtype: float32 (tolerance 1e-5), float64 (1e-10), float16 (5e-3) or bfloat16 (3e-2).
         batch: rows B, >= 1; None takes each problem's own number.
-        seed: seed of everything random.
+        seed: seed of everything random, a whole number in [0, 2**63).
         repeats: timed runs, >= 1; a solver whose timed runs took half a second in all is not timed again.
         device: where the state lives.
         quick: fewer problems and at most 2 repeats.
@@ -71,7 +77,8 @@ def compare(
 
     Raises:
         KeyError: an unknown name; the message names the nearest one.
-        TypeError, ValueError: bad options, dtype, batch or repeats, or a solver asked for twice.
+        TypeError, ValueError: bad options, dtype, batch, seed or repeats, or a solver asked for twice.
+        ImportError: a plugin that was named and cannot be imported.
 
     Example:
         >>> from deqlm.compare import compare
@@ -79,9 +86,10 @@ def compare(
         >>> result["symmetric:rho=0.5"].entry("anderson").outcome
         'solved'
     """
-    require(isinstance(repeats, int) and repeats >= 1, "repeats", repeats, "a whole number >= 1")
+    whole("repeats", repeats, 1)
     setting = Setting(dtype=parse_dtype(dtype), device=parse_device(device), batch=batch, seed=seed)
-    chosen = [to_problem(p) for p in problems] if problems is not None else list(QUICK if quick else DEFAULT)
+    asked = to_list(problems)
+    chosen = list(QUICK if quick else DEFAULT) if asked is None else [to_problem(p) for p in asked]
     makers = to_rows(SOLVERS, solvers)
     repeats = min(repeats, 2) if quick else repeats
     settings = {
@@ -132,12 +140,11 @@ class _ProblemRun:
         """Do everything; an interruption leaves what was done in `result`."""
         try:
             case = self.problem.build(self.setting)
-            with torch.no_grad():
-                case.f(case.z0)
+            noisy = changes(case.f, case.z0, self.setting.tol)
         except Exception as error:
             self.result.message = one_line(error)
             return
-        self._describe(case)
+        self._describe(case, noisy)
         try:
             self._record(case)
             self._time(case)
@@ -146,10 +153,11 @@ class _ProblemRun:
         finally:
             self._finish()
 
-    def _describe(self, case: Case) -> None:
+    def _describe(self, case: Case, noisy: bool) -> None:
         result = self.result
         result.rows, result.unknowns = case.z0.shape
-        result.tol, result.max_iter, result.note = self.setting.tol, case.max_iter, case.note
+        result.tol, result.max_iter = self.setting.tol, case.max_iter
+        result.note = "\n".join(filter(None, [CHANGES if noisy else "", case.note]))
 
     def _record(self, case: Case) -> None:
         truth = case.solution()
@@ -162,6 +170,7 @@ class _ProblemRun:
                 warnings.simplefilter("always")
                 try:
                     how = Solve(make(), stop)
+                    _warm_up(how, case)
                     recorder.restart()
                     sol = _solve(how, recorder, case)
                 except ImportError as error:
@@ -172,6 +181,7 @@ class _ProblemRun:
                     entry.evaluations, entry.row_evaluations = recorder.evaluations, recorder.row_evaluations
                 else:
                     _judge(entry, sol, recorder, case, truth, self.setting)
+                    entry.remark = _remark(how, entry, case)
                     self.ready.append((entry, how))
             entry.warnings = sorted({str(w.message) for w in caught})
             self.result.entries.append(entry)
@@ -211,7 +221,8 @@ def torch_threads(count: int | None) -> Iterator[None]:
     Raises:
         ValueError: count < 1.
     """
-    require(count is None or (isinstance(count, int) and count >= 1), "threads", count, "a whole number >= 1, or None")
+    ok = count is None or (isinstance(count, int) and not isinstance(count, bool) and count >= 1)
+    require(ok, "threads", count, "a whole number >= 1, or None")
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -230,6 +241,14 @@ def one_line(error: BaseException) -> str:
 def _solve(how: Solve, f: Callable[..., Any], case: Case) -> Solution:
     with torch.no_grad():
         return how(f, case.z0)
+
+
+def _warm_up(how: Solve, case: Case) -> None:
+    """Run a few evaluations; what goes wrong shows in the recorded run."""
+    short = how.stop.replace(max_iter=min(WARM_UP, case.max_iter))
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        _solve(Solve(how.solver, short), case.f, case)
 
 
 def _judge(
@@ -251,6 +270,16 @@ def _judge(
     if truth is not None:
         distance = torch.linalg.vector_norm(z - truth, dim=1) / torch.linalg.vector_norm(truth, dim=1)
         entry.error = distance.nan_to_num(nan=torch.inf).max().item()
+
+
+def _remark(how: Solve, entry: Entry, case: Case) -> str:
+    """Return what keeps a failure from being read as a weakness of the method."""
+    unknowns = case.z0.numel()
+    if entry.outcome == "unsolved" and isinstance(how.solver, ScipyHybr) and how.solver.band is None:
+        needed = unknowns + 1
+        if needed > case.max_iter:
+            return f"needs B*N+1 = {needed} evaluations for its first Jacobian, {case.max_iter} are allowed"
+    return ""
 
 
 def _timed(how: Solve, case: Case) -> float:

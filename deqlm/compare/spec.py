@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
-import contextlib
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 import torch
@@ -14,9 +16,46 @@ from deqlm.compare.problems.user import UserProblem, load_callable
 from deqlm_solvers import Options, Registry
 from deqlm_solvers.checks import suggest
 
-__all__ = ["make_from", "parse_device", "parse_dtype", "parse_problem", "split_specs", "to_problem", "to_rows"]
+__all__ = [
+    "PluginError",
+    "load",
+    "make_from",
+    "parse_device",
+    "parse_dtype",
+    "parse_problem",
+    "split_specs",
+    "to_list",
+    "to_problem",
+    "to_rows",
+]
 
 T = TypeVar("T", bound=Options)
+
+
+WORDS = {"float": "a number", "int": "a whole number", "bool": "True or False"}
+"""Types of options as a user reads them."""
+
+TAKES_TEXT = re.compile(r"\b(str|Literal|Any)\b")
+
+
+class PluginError(Exception):
+    """A plugin that is installed and cannot be used; the message names its entry point."""
+
+
+def to_list(given: Any) -> list[Any] | None:
+    """Return what was asked for as a list: text is split at its commas, a lone object is a list of one.
+
+    Example:
+        >>> to_list("anderson:memory=5,broyden")
+        ['anderson:memory=5', 'broyden']
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return split_specs(given)
+    if isinstance(given, Options | Mapping) or callable(given):
+        return [given]
+    return list(given)
 
 
 def split_specs(text: str) -> list[str]:
@@ -43,12 +82,31 @@ def split_specs(text: str) -> list[str]:
     return specs
 
 
+def load(registry: Registry[T], name: str) -> type[T]:
+    """Return the class of a name that ``registry`` has.
+
+    Raises:
+        ImportError: a plugin whose import fails; the message names its entry point.
+        PluginError: a plugin that raises anything else, or is no class of the registry's kind.
+    """
+    try:
+        return registry[name]
+    except ImportError:
+        raise
+    except Exception as error:  # a plugin may raise anything when it is imported
+        where = ", ".join(point.value for point in entry_points(group=registry.group, name=name))
+        raise PluginError(
+            f"{registry.kind} {name!r} of {where} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+
+
 def make_from(registry: Registry[T], spec: str) -> T:
     """Return an object of ``registry`` from ``name`` or ``name:key=value,...``.
 
     Raises:
         KeyError: an unknown name.
         TypeError, ValueError: an unknown option or a value that breaks its rule.
+        ImportError, PluginError: a plugin that cannot be imported.
 
     Example:
         >>> from deqlm_solvers import SOLVERS
@@ -56,7 +114,13 @@ def make_from(registry: Registry[T], spec: str) -> T:
         5
     """
     name, _, rest = spec.partition(":")
-    return registry.make({"name": name, **_options(rest)})
+    if name not in registry:
+        raise KeyError(f"unknown {registry.kind} {name!r}: {suggest(name, registry)}")
+    cls, given = load(registry, name), _options(rest)
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise _wrong_type(cls, given) or error from None
 
 
 def parse_problem(spec: str) -> Problem:
@@ -67,6 +131,8 @@ def parse_problem(spec: str) -> Problem:
         TypeError, ValueError: an unknown option, a value that breaks its rule, or nothing to import.
     """
     name, colon, rest = spec.partition(":")
+    if name.endswith(".py") and not colon:
+        raise ValueError(f"problem {name!r} is a file, name a function in it: {name}:make")
     head = rest.partition(":")[0]
     if not colon or "=" in head:
         if name not in PROBLEMS:
@@ -122,34 +188,49 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
 
 
 def to_rows(
-    registry: Registry[T], given: Iterable[str | Mapping[str, Any] | T] | None
+    registry: Registry[T], given: Iterable[str | Mapping[str, Any] | T] | str | Mapping[str, Any] | T | None
 ) -> list[tuple[str, Callable[[], T]]]:
     """Return (label, maker) per row of a table; None takes every registered name.
 
-    A maker may raise what a plugin's import raises: that belongs into its row and not before the run.
+    What was asked for by name is made once, so that mistakes are found before the run. Where everything is taken, a
+    maker may raise what a plugin's import raises: that belongs into its row.
 
     Raises:
         KeyError: an unknown name.
-        TypeError, ValueError: bad options of something that is installed, or a row asked for twice.
+        TypeError, ValueError: bad options, or a row asked for twice.
+        ImportError, PluginError: a plugin that was named and cannot be imported.
     """
     rows: list[tuple[str, Callable[[], T]]] = []
-    for item in registry if given is None else given:
+    asked = to_list(given)
+    for item in registry if asked is None else asked:
         if isinstance(item, registry.base):
             rows.append((label_of(item), lambda item=item: item))
             continue
+        if not isinstance(item, str | Mapping):
+            registry.make(item)  # raises, and says what would do
         spec = item if isinstance(item, str) else _spec_of(item)
-        name = spec.partition(":")[0]
-        if name not in registry:
-            raise KeyError(f"unknown {registry.kind} {name!r}: {suggest(name, registry)}")
-        if given is not None:
-            with contextlib.suppress(ImportError):
-                make_from(registry, spec)
+        if asked is not None:
+            make_from(registry, spec)
         rows.append((spec, lambda spec=spec: make_from(registry, spec)))
     labels = [label for label, _ in rows]
     for label in labels:
         if labels.count(label) > 1:
             raise ValueError(f"{registry.kind} {label!r} is asked for twice")
     return rows
+
+
+def _wrong_type(cls: type[Options], given: Mapping[str, Any]) -> ValueError | None:
+    """Return which option has a value of the wrong kind, for a class that fails on it without saying so."""
+    kinds = {f.name: str(f.type) for f in fields(cls) if f.name in given}  # type: ignore[arg-type]
+    if set(kinds) != set(given):
+        return None
+    texts = [key for key, kind in kinds.items() if isinstance(given[key], str) and not TAKES_TEXT.search(kind)]
+    guilty = texts or (list(given) if len(given) == 1 else [])
+    if not guilty:
+        return None
+    key = guilty[0]
+    words = [WORDS.get(kind, kind) for kind in kinds[key].split(" | ")]
+    return ValueError(f"{key} must be {' or '.join(words)}, got {given[key]!r}")
 
 
 def _spec_of(item: Any) -> str:

@@ -121,7 +121,7 @@ class Registry(Generic[T]):
         for point in self._plugins().select(name=name):
             try:
                 cls = point.load()
-            except (ImportError, AttributeError) as error:
+            except Exception as error:
                 raise ImportError(f"{self.kind} {name!r} of {point.value} cannot be imported: {error}") from error
             if name not in self._classes:
                 self.register(name)(cls)

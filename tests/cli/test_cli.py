@@ -75,7 +75,12 @@ def test_without_matplotlib_it_says_so(tmp_path, capsys, monkeypatch):
         (["compare", "--gradients", "--solvers", "implict"], "did you mean 'implicit'"),
         (["compare", "--problems", "nowhere:make"], "no module 'nowhere'"),
         (["compare", "--unheard-of"], "--unheard-of"),
-        ([], "required"),
+        (["compare", "--seed", "x"], "must be a whole number in [0, 2**63), got 'x'"),
+        (["compare", "--seed", "-1"], "must be a whole number"),
+        (["compare", "--problems", "mine.py"], "name a function in it: mine.py:make"),
+        (["compare", "--problems", "symmetric:rho=abc"], "rho must be a number in (0, 1), got 'abc'"),
+        (["compare", "--problems", "tanh:unknowns=many"], "unknowns must be a whole number >= 2, got 'many'"),
+        (["compare", "--solvers", "anderson:damping=half"], "damping must be a number in (0, 1], got 'half'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(argv, text, capsys):
@@ -91,6 +96,57 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     blocked.write_text("")
     assert main([*TINY, "--solvers", "fixed_point", "--no-plots", "--out", str(blocked / "below")]) == 2
     assert "cannot write into" in capsys.readouterr().err
+
+
+def test_a_run_replaces_the_former_one_and_says_so(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    foreign = tmp_path / "notes.png"
+    foreign.write_text("mine")
+    argv = [*TINY, "--solvers", "fixed_point", "--out", str(tmp_path)]
+    assert main([*argv, "--seed", "7"]) == 0
+    assert "in place of" not in capsys.readouterr().out
+    assert (tmp_path / "profile.svg").exists()
+    assert main([*argv, "--no-plots"]) == 0
+    assert "(2 problems, float32, seed 7)" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"compare.json", "compare.txt", "notes.png"}
+
+
+def test_plots_that_no_former_run_wrote_stay(tmp_path):
+    (tmp_path / "profile.png").write_text("mine")
+    argv = [*TINY, "--solvers", "fixed_point", "--no-plots", "--out", str(tmp_path)]
+    assert main(argv) == main(argv) == 0
+    assert (tmp_path / "profile.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("gradients", [[], ["--gradients"]])
+def test_nothing_compared_is_status_1_and_leaves_the_former_run(gradients, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("def make():\n    raise RuntimeError('no data')\n")
+    argv = ["compare", "--problems", f"{file}:make", "--no-plots", "--out", str(tmp_path / "o"), *gradients]
+    assert main(argv) == 1
+    out = capsys.readouterr()
+    assert out.err == "deqlm: nothing was compared\n"
+    assert "no data" in out.out
+    assert not (tmp_path / "o").exists()
+    argv[2] += ",symmetric:rho=0.5,unknowns=4"
+    assert main(argv) == 1
+    assert capsys.readouterr().err == f"deqlm: {file}:make was not compared\n"
+
+
+def test_a_named_solver_that_cannot_run_is_status_1(tmp_path, capsys, registries):
+    @register_solver("crashes")
+    @options
+    class Crashes(StepSolver):
+        def init(self, z):
+            return None
+
+        def step(self, f, at, state):
+            raise RuntimeError("no step today")
+
+    argv = [*TINY, "--no-plots", "--out", str(tmp_path)]
+    assert main([*argv, "--solvers", "fixed_point,crashes"]) == 1
+    assert capsys.readouterr().err == "deqlm: crashes ran on no problem\n"
+    assert main(argv) == 0
 
 
 def test_interrupted_runs_write_what_they_have(tmp_path, capsys, monkeypatch, registries):
@@ -120,15 +176,26 @@ def test_help_teaches_with_examples(capsys):
     assert main(["--help"]) == 0
 
 
-def test_the_example_of_the_help_runs(tmp_path, capsys):
+def test_the_command_alone_prints_its_help(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr()
+    assert "deqlm compare --quick" in out.out
+    assert out.err == ""
+
+
+@pytest.mark.parametrize("extra", [["--solvers", "anderson"], ["--gradients", "--solvers", "implicit"]])
+def test_the_example_of_the_help_runs(extra, tmp_path, capsys):
     from deqlm.cli.compare import EPILOG
 
     block = EPILOG.split("A file mine.py that works:")[1].split("  Return an")[0]
     lines = [line[6:] for line in block.splitlines() if line.strip()]
     (tmp_path / "mine.py").write_text("\n".join(lines))
-    argv = ["compare", "--problems", f"{tmp_path}/mine.py:make", "--solvers", "anderson", "--no-plots"]
+    argv = ["compare", "--problems", f"{tmp_path}/mine.py:make:width=12", "--no-plots", *extra]
     assert main([*argv, "--out", str(tmp_path)]) == 0
-    assert "8/8" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "B=8, N=12" in text
+    assert "FAILS" not in text
+    assert "note:" not in text
 
 
 def test_listings(capsys):
@@ -163,16 +230,47 @@ def test_plugins_are_listed(capsys, registries):
 
     assert main(["solvers"]) == 0
     text = capsys.readouterr().out
-    assert "a_plugin\n  A solver from elsewhere.\n  options: strength=3" in text
+    assert "a_plugin\n  A solver from elsewhere.\n  options: strength=3\n  declared guarantees:" in text
+    assert "declared ones are the word of their author" in text
 
 
-def test_a_plugin_that_cannot_be_imported_is_listed(capsys, monkeypatch, registries):
-    from importlib.metadata import EntryPoint, EntryPoints
-
-    broken = EntryPoints([EntryPoint("broken", "no_such_module:Thing", "deqlm.solvers")])
-    monkeypatch.setattr(SOLVERS, "_plugins", lambda: broken)
+def test_guarantees_of_our_own_are_tested(capsys):
     assert main(["solvers"]) == 0
-    assert "broken\n  cannot be imported: ModuleNotFoundError" in capsys.readouterr().out
+    assert "declared" not in capsys.readouterr().out
+
+
+@pytest.fixture(params=["import no_such_module", "raise RuntimeError('boom')", "Thing = 3", "", "def"])
+def broken_plugin(request, tmp_path, monkeypatch, registries):
+    """An installed distribution whose solver cannot be used, for the reason in the parameter."""
+    module = f"broken_plugin_{request.param_index}"
+    info = tmp_path / f"{module}-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[deqlm.solvers]\nbroken = {module}:Thing\n")
+    (tmp_path / f"{module}.py").write_text(request.param)
+    monkeypatch.syspath_prepend(tmp_path)
+    return f"{module}:Thing"
+
+
+def test_a_plugin_that_cannot_be_used_is_listed(broken_plugin, capsys):
+    assert main(["solvers"]) == 0
+    assert f"broken\n  solver 'broken' of {broken_plugin} cannot be imported: " in capsys.readouterr().out
+
+
+def test_a_plugin_that_cannot_be_used_is_one_line_when_named(broken_plugin, capsys):
+    assert main([*TINY, "--solvers", "anderson,broken"]) == 2
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err.startswith(f"deqlm: error: solver 'broken' of {broken_plugin} cannot be imported: ")
+    assert len(out.err.splitlines()) == 1
+
+
+def test_a_plugin_that_cannot_be_used_has_a_row_when_everything_runs(broken_plugin):
+    from deqlm.compare import compare
+
+    entry = compare("symmetric:rho=0.5,unknowns=4", repeats=1, memory=False, progress=False).problems[0].entry("broken")
+    assert not entry.ran
+    assert broken_plugin in entry.message
 
 
 def test_env_names_what_is_missing_and_what_it_would_give(capsys, monkeypatch):

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from deqlm.compare import Problem, Setting, compare
+from deqlm.compare import PROBLEMS, Problem, Setting, compare
+from deqlm.compare.noise import changes
 from deqlm.compare.recorder import Recorder, Trace, relative_residual
 from deqlm_solvers import SOLVERS, Anderson, Solver, StepSolver, options, register_solver
 
@@ -101,6 +102,77 @@ def test_a_solver_that_does_not_solve_fails_visibly():
     assert "FAILS (32 MAX_ITER)" in str(result)
 
 
+def test_the_first_jacobian_of_hybr_is_no_weakness():
+    result = compare(["tanh:rho=0.5,unknowns=8", "two_cycle"], ["scipy.hybr"], memory=False, **FAST)
+    remark = "needs B*N+1 = 2049 evaluations for its first Jacobian, 200 are allowed"
+    assert [e.remark for p in result.problems for e in p.entries][1] == remark
+    assert f"scipy.hybr {remark}" in str(result)
+    (small,) = compare(["two_cycle:unknowns=2"], ["scipy.hybr"], batch=2, memory=False, **FAST).problems
+    assert small.entries[0].remark == ""
+
+
+def test_every_solver_is_warmed_up_before_it_is_recorded(registries):
+    seen = []
+
+    @register_solver("notes_budgets")
+    @options
+    class NotesBudgets(Solver):
+        honours = frozenset({"max_iter", "rtol"})
+
+        def solve(self, f, z0, stop, frame):
+            seen.append(stop.max_iter)
+            return SOLVERS["fixed_point"]().solve(f, z0, stop, frame)
+
+    (problem,) = compare([TINY], ["notes_budgets"], memory=False, **FAST).problems
+    assert seen == [10, 200, 200]
+    assert problem.entries[0].evaluations > 10
+    assert problem.entries[0].trace.evaluations[0] == 1
+
+
+def test_a_noisy_map_is_noted_in_the_table_and_in_the_record():
+    def noisy(dtype):
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True, dtype=dtype)
+        return layer.train(), torch.zeros(2, 3, 8, dtype=dtype)
+
+    def quiet(dtype):
+        layer, z0 = noisy(dtype)
+        return layer.eval(), z0
+
+    result = compare([noisy, quiet], "anderson", memory=False, **FAST)
+    note = "f(z) changes from call to call (dropout in train()?): call .eval(), or nothing can converge"
+    assert [problem.note for problem in result.problems] == [note, ""]
+    assert f"  note: {note}\n" in str(result)
+    assert result.to_dict()["problems"][0]["note"] == note
+
+
+def test_noise_that_a_start_of_zeros_hides_is_seen():
+    z0 = torch.zeros(2, 64)
+    assert changes(lambda z: torch.nn.functional.dropout(z) + 1, z0, 1e-5)
+    assert not changes(lambda z: z + 1e-7 * torch.rand_like(z) + 1, z0, 1e-5)
+    assert not changes(lambda z: z + torch.nan, z0, 1e-5)
+
+
+def test_the_legend_says_what_counts_as_solved():
+    text = str(compare(TINY, "anderson", memory=False, **FAST))
+    assert "within 1.05 tolerance" in text
+    assert "in brackets the solver's own word per row" in text
+
+
+def test_a_lone_name_problem_or_solver_is_taken():
+    result = compare("symmetric:rho=0.5,unknowns=8,tanh:unknowns=4", "anderson:memory=3", **FAST)
+    assert [p.label for p in result.problems] == [TINY, "tanh:rho=0.9,unknowns=4"]
+    for solver in ({"name": "anderson", "memory": 3}, Anderson(memory=3)):
+        assert compare(PROBLEMS["symmetric"](rho=0.5), solver, memory=False, **FAST).solvers == ["anderson:memory=3"]
+
+
+def test_a_label_that_is_not_there_names_the_nearest():
+    result = compare(TINY, "anderson:memory=3", memory=False, **FAST)
+    with pytest.raises(KeyError, match=f"did you mean '{TINY}'"):
+        result["symmetric"]
+    with pytest.raises(KeyError, match="did you mean 'anderson:memory=3'"):
+        result[TINY].entry("anderson:memry=3")
+
+
 def test_specs_dicts_and_objects_name_rows():
     given = ["anderson:memory=3,damping=0.5", {"name": "broyden", "memory": 4}, Anderson(memory=7)]
     result = compare([TINY], given, **FAST)
@@ -175,6 +247,14 @@ def test_the_record_is_strict_json_with_the_environment(tmp_path):
         ({"repeats": 0}, ValueError, "repeats must be"),
         ({"batch": 0}, ValueError, "batch must be"),
         ({"threads": 0}, ValueError, "threads must be"),
+        ({"seed": "x"}, ValueError, "seed must be a whole number"),
+        ({"seed": -1}, ValueError, "seed must be a whole number"),
+        ({"batch": "x"}, ValueError, "batch must be a whole number"),
+        ({"repeats": True}, ValueError, "repeats must be a whole number"),
+        ({"solvers": [Anderson]}, TypeError, r"write Anderson\(\), got the class"),
+        ({"solvers": ["scipy.hybr:factor=big"]}, ValueError, "factor must be .*, got 'big'"),
+        ({"solvers": ["torchdeq.anderson:lam=big"]}, ValueError, "lam must be .*, got 'big'"),
+        ({"solvers": ["scipy.hybr:band=3"]}, ValueError, "band must be .*, got 3"),
         ({"solvers": ["anderson:memory=0"]}, ValueError, "memory must be"),
         ({"solvers": ["anderson:memry=1"]}, TypeError, "did you mean 'memory'"),
         ({"solvers": ["anderson", "anderson"]}, ValueError, "asked for twice"),

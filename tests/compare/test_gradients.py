@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from deqlm import GRADIENTS, Gradient, Stop, options, register_gradient
-from deqlm.compare import PROBLEMS, Setting, compare_gradients
-from deqlm.compare.gradients import _Subject
+from deqlm.compare import PROBLEMS, GradientComparison, Setting, compare_gradients
+from deqlm.compare.gradients import GradientEntry, GradientProblem, _Subject
 
 PROBLEM = "tanh:rho=0.5,unknowns=8"
 FAST = {"repeats": 1, "batch": 3, "progress": False}
@@ -53,6 +53,18 @@ def test_a_map_without_parameters_is_differentiated_by_an_input():
     assert problem.entry("implicit").error < 1e-4
 
 
+def test_a_map_without_a_float64_fixed_point_says_what_it_needs():
+    def make(dtype, batch):
+        layer = torch.nn.Linear(4, 4, dtype=dtype)
+        return (lambda z: layer(z).tanh()), torch.zeros(batch, 4, dtype=dtype)
+
+    result = compare_gradients(make, "implicit", **FAST)
+    text = "no fixed point found to 1e-12 in float64: f must run in float64 (return an nn.Module) and be deterministic"
+    assert result.problems[0].message.startswith(text)
+    assert "(.eval())" in str(result)
+    assert max(map(len, str(result).splitlines())) <= 120
+
+
 def test_failing_and_missing_methods_are_shown(registries):
     @register_gradient("crashes")
     @options
@@ -79,6 +91,19 @@ def test_options_are_taken_and_counts_repeat():
 
     assert counts() == counts()
     assert counts()[0][2] == 2
+
+
+def test_the_plot_shows_what_a_step_pays():
+    pytest.importorskip("matplotlib")
+    from deqlm.compare.gradient_plot import draw_costs
+
+    entry = GradientEntry("implicit", "ran", cosine=1.0, error=1e-3, forward=[1.0, 2.0, 9.0], backward=[3.0, 1.0, 2.0])
+    problem = GradientProblem("p", "title", entries=[entry])
+    panel = draw_costs(GradientComparison([problem])).axes[0]
+    assert panel.get_lines()[0].get_xdata() == [4000.0]
+    assert panel.get_xlabel() == "forward + backward, ms"
+    with pytest.raises(KeyError, match="did you mean 'implicit'"):
+        problem.entry("implict")
 
 
 def test_record_and_plot(tmp_path):

@@ -79,11 +79,22 @@ def test_a_function_given_as_such():
     assert run(halve)["halve"].entries[0].outcome == "solved"
 
 
+def test_an_option_that_the_factory_does_not_take_names_the_nearest(file):
+    with pytest.raises(TypeError, match="unknown option 'widht': did you mean 'width'"):
+        parse_problem(f"{file}:make:widht=8")
+    assert parse_problem(f"{file}:tree:anything=1")
+
+
+def test_an_option_comes_before_what_the_comparison_offers(file):
+    assert run(f"{file}:make:batch=7")[f"{file}:make:batch=7"].rows == 7
+
+
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
         ("nowhere:make", "no module 'nowhere'"),
         ("nothing.py:make", "an existing file"),
+        ("{file}", "name a function in it: .*mine.py:make"),
         ("{file}:mak", "did you mean 'make'"),
         ("{file}:", "module:callable"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deqlm.compare.problem import TensorProblem, register_problem
 from deqlm_solvers import options
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import whole
 
 __all__ = ["Parity"]
 
@@ -33,7 +33,7 @@ class Parity(TensorProblem):
     max_iter_double: ClassVar[int] = 400
 
     def __post_init__(self) -> None:
-        require(isinstance(self.length, int) and self.length >= 2, "length", self.length, "a whole number >= 2")
+        whole("length", self.length, 2)
 
     def tensors(self, draw: Callable[..., Tensor], rows: int) -> dict[str, Tensor]:
         return {"s": torch.where(draw(rows, self.length) < 0, -1.0, 1.0)}

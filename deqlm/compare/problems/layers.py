@@ -11,7 +11,7 @@ from torch import Tensor
 from deqlm.compare.problem import TensorProblem, register_problem
 from deqlm.compare.truth import bisect, polish
 from deqlm_solvers import options
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number, whole
 
 __all__ = ["Tanh", "TwoCycle"]
 
@@ -32,8 +32,8 @@ class Tanh(TensorProblem):
     telling: ClassVar[tuple[str, ...]] = ("rho",)
 
     def __post_init__(self) -> None:
-        require(self.rho > 0, "rho", self.rho, "> 0")
-        require(isinstance(self.unknowns, int) and self.unknowns >= 2, "unknowns", self.unknowns, "a whole number >= 2")
+        number("rho", self.rho, "> 0", lambda rho: rho > 0)
+        whole("unknowns", self.unknowns, 2)
 
     def tensors(self, draw: Callable[..., Tensor], rows: int) -> dict[str, Tensor]:
         W = draw(self.unknowns, self.unknowns)
@@ -68,8 +68,8 @@ class TwoCycle(TensorProblem):
     bound: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        require(self.slope > 0, "slope", self.slope, "> 0")
-        require(isinstance(self.unknowns, int) and self.unknowns >= 1, "unknowns", self.unknowns, "a whole number >= 1")
+        number("slope", self.slope, "> 0", lambda slope: slope > 0)
+        whole("unknowns", self.unknowns, 1)
 
     def tensors(self, draw: Callable[..., Tensor], rows: int) -> dict[str, Tensor]:
         return {"b": draw(rows, self.unknowns)}

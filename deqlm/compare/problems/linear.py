@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqlm.compare.problem import Setting, TensorProblem, register_problem
 from deqlm_solvers import options
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number, require, whole
 
 __all__ = ["HardRow", "NonNormal", "Rotation", "Symmetric"]
 
@@ -101,8 +101,9 @@ class Rotation(Linear):
     unknowns: int = 64
 
     def __post_init__(self) -> None:
-        require(self.radius > 0, "radius", self.radius, "> 0")
-        require(self.unknowns >= 2 and self.unknowns % 2 == 0, "unknowns", self.unknowns, "even and >= 2")
+        number("radius", self.radius, "> 0", lambda radius: radius > 0)
+        whole("unknowns", self.unknowns, 2)
+        require(self.unknowns % 2 == 0, "unknowns", self.unknowns, "even and >= 2")
 
     def tensors(self, draw: Callable[..., Tensor], rows: int) -> dict[str, Tensor]:
         c, s = math.cos(math.pi / 3), math.sin(math.pi / 3)
@@ -146,5 +147,5 @@ class HardRow(Linear):
 
 
 def _check(rho: float, unknowns: int) -> None:
-    require(0 < rho < 1, "rho", rho, "in (0, 1)")
-    require(isinstance(unknowns, int) and unknowns >= 2, "unknowns", unknowns, "a whole number >= 2")
+    number("rho", rho, "in (0, 1)", lambda rho: 0 < rho < 1)
+    whole("unknowns", unknowns, 2)

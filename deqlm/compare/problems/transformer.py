@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deqlm.compare.problem import Case, Problem, Setting, register_problem
 from deqlm.compare.truth import polish
 from deqlm_solvers import Map, options
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import require, whole
 
 __all__ = ["Transformer"]
 
@@ -37,7 +37,7 @@ class Transformer(Problem):
     def __post_init__(self) -> None:
         ok = isinstance(self.width, int) and self.width >= 4 and self.width % self.HEADS == 0
         require(ok, "width", self.width, f"divisible by {self.HEADS}")
-        require(isinstance(self.length, int) and self.length >= 1, "length", self.length, "a whole number >= 1")
+        whole("length", self.length, 1)
 
     def build(self, setting: Setting) -> Case:
         rows = setting.batch or self.rows

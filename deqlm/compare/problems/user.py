@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deqlm.compare.problem import Case, Problem, Setting
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import Map, options
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import require, suggest
 
 __all__ = ["UserProblem", "load_callable"]
 
@@ -38,12 +38,30 @@ class UserProblem(Problem):
     Args:
         make: the factory.
         shown: name in tables; None takes the factory's own.
-        options: further keywords for ``make``.
+        options: further keywords for ``make``; they come before what the comparison offers.
+
+    Raises:
+        TypeError: an option that ``make`` does not take.
+
+    Example:
+        >>> from deqlm.compare import UserProblem, compare
+        >>> def make(dtype, width=4):
+        ...     layer = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Tanh())
+        ...     return layer.to(dtype), torch.zeros(2, width, dtype=dtype)
+        >>> result = compare(UserProblem(make=make, options={"width": 3}), "anderson", repeats=1, progress=False)
+        >>> result["make"].unknowns, result["make"].entry("anderson").outcome
+        (3, 'solved')
     """
 
     make: Callable[..., Any]
     shown: str | None = None
     options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        known = _keywords(self.make)
+        for key in self.options or {}:
+            if known is not None and key not in known:
+                raise TypeError(f"{self.label} got an unknown option {key!r}: {suggest(key, known)}")
 
     @property
     def title(self) -> str:
@@ -82,10 +100,21 @@ class UserProblem(Problem):
             del wanted["batch"]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
-            made = self.make(**wanted, **(self.options or {}))
+            made = self.make(**{**wanted, **(self.options or {})})
         ok = isinstance(made, tuple) and len(made) == 2 and callable(made[0])
         require(ok, f"the result of {self.label}", type(made).__name__, "a pair (f, z0) with a callable f")
         return made
+
+
+def _keywords(make: Callable[..., Any]) -> list[str] | None:
+    """Return the keywords that ``make`` takes; None where it takes all, or does not say."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def load_callable(spec: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deqlm_solvers.adapters.extra import load_extra
 from deqlm_solvers.adapters.joint import Joint
 from deqlm_solvers.adapters.peer import Peer
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number, require
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.options import options
 from deqlm_solvers.solution import Solution
@@ -87,7 +87,7 @@ class ScipyAnderson(Nonlin):
 
     def __post_init__(self) -> None:
         require(isinstance(self.memory, int) and self.memory >= 1, "memory", self.memory, "a whole number >= 1")
-        require(self.w0 >= 0, "w0", self.w0, ">= 0")
+        number("w0", self.w0, ">= 0", lambda w: w >= 0)
         _check_alpha(self.alpha)
         _check_line_search(self.line_search)
 
@@ -230,7 +230,8 @@ class ScipyKrylov(Nonlin):
     def __post_init__(self) -> None:
         inner, outer = self.inner_maxiter, self.outer_k
         require(self.method in self.METHODS, "method", self.method, f"one of {', '.join(self.METHODS)}")
-        require(self.rdiff is None or self.rdiff > 0, "rdiff", self.rdiff, "> 0, or None")
+        if self.rdiff is not None:
+            number("rdiff", self.rdiff, "> 0, or None", lambda r: r > 0)
         require(isinstance(inner, int) and inner >= 1, "inner_maxiter", inner, "a whole number >= 1")
         require(isinstance(outer, int) and outer >= 0, "outer_k", outer, "a whole number >= 0")
         if self.method != "lgmres" and outer != 10:
@@ -245,7 +246,8 @@ class ScipyKrylov(Nonlin):
 
 
 def _check_alpha(alpha: float | None) -> None:
-    require(alpha is None or alpha > 0, "alpha", alpha, "> 0, or None")
+    if alpha is not None:
+        number("alpha", alpha, "> 0, or None", lambda a: a > 0)
 
 
 def _check_line_search(line_search: str | None) -> None:

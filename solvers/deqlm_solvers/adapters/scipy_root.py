@@ -11,7 +11,7 @@ from torch import Tensor
 from deqlm_solvers.adapters.extra import load_extra
 from deqlm_solvers.adapters.joint import Joint
 from deqlm_solvers.adapters.peer import Peer
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number, require
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.options import options
 from deqlm_solvers.solution import Solution
@@ -59,10 +59,12 @@ class ScipyHybr(Peer):
     honours: ClassVar[frozenset[str]] = frozenset({"max_iter", "rtol", "atol", "norm", "per", "token_dim", "trace"})
 
     def __post_init__(self) -> None:
-        require(0.1 <= self.factor <= 100, "factor", self.factor, "in [0.1, 100]")
-        require(self.eps is None or self.eps > 0, "eps", self.eps, "> 0, or None")
+        number("factor", self.factor, "in [0.1, 100]", lambda f: 0.1 <= f <= 100)
+        if self.eps is not None:
+            number("eps", self.eps, "> 0, or None", lambda e: e > 0)
         if self.band is not None:
-            ok = len(self.band) == 2 and all(isinstance(n, int) and n >= 0 for n in self.band)
+            pair = isinstance(self.band, list | tuple) and len(self.band) == 2
+            ok = pair and all(isinstance(n, int) and n >= 0 for n in self.band)
             require(ok, "band", self.band, "two whole numbers >= 0, or None")
             object.__setattr__(self, "band", tuple(self.band))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.adapters.extra import load_extra
 from deqlm_solvers.adapters.peer import Peer, Watch
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import number, require
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.options import options
 from deqlm_solvers.solution import Solution
@@ -102,7 +102,7 @@ class TorchdeqFixedPoint(Torchdeq):
     BEFORE: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        require(0 < self.tau <= 1, "tau", self.tau, "in (0, 1]")
+        number("tau", self.tau, "in (0, 1]", lambda t: 0 < t <= 1)
 
     def arguments(self) -> dict[str, Any]:
         return {"tau": self.tau}
@@ -143,8 +143,8 @@ class TorchdeqAnderson(Torchdeq):
 
     def __post_init__(self) -> None:
         require(isinstance(self.memory, int) and self.memory >= 2, "memory", self.memory, "a whole number >= 2")
-        require(self.lam >= 0, "lam", self.lam, ">= 0")
-        require(0 < self.tau <= 1, "tau", self.tau, "in (0, 1]")
+        number("lam", self.lam, ">= 0", lambda t: t >= 0)
+        number("tau", self.tau, "in (0, 1]", lambda t: 0 < t <= 1)
 
     def arguments(self) -> dict[str, Any]:
         return {"m": self.memory, "lam": self.lam, "tau": self.tau}
