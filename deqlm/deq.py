@@ -47,7 +47,7 @@ class DEQ(nn.Module):
     Raises:
         ValueError, TypeError, KeyError: an option that is unknown, out of range, or would be ignored.
 
-    Example:
+    Examples:
         >>> import deqlm, torch
         >>> layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
         >>> deq = deqlm.DEQ(layer)

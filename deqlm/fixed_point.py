@@ -69,7 +69,7 @@ def solve(
         KeyError: an unknown solver or gradient name.
         ConvergenceError: a row failed and a policy is "raise".
 
-    Example:
+    Examples:
         >>> import deqlm, torch
         >>> sol = deqlm.solve(torch.cos, torch.zeros(()))
         >>> round(sol.z.item(), 3), bool(sol.converged)

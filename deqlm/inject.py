@@ -17,7 +17,7 @@ __all__ = ["Add", "Argument", "Inject", "Projected", "make_inject"]
 class Inject(nn.Module):
     """Injection: `forward` makes u of x once per call, `join` evaluates the layer at (z, u).
 
-    Example:
+    Examples:
         >>> import deqlm, torch
         >>> class Scaled(Inject):
         ...     def join(self, layer, z, u, args, kwargs):

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when it went well, 1 when a comparison left out what was asked for by name or compared nothing, 2 for a
         mistake of the user, 130 after Ctrl-C.
 
-    Example:
+    Examples:
         >>> from deqlm.cli.main import main
         >>> main(["solvers", "--names"])  # doctest: +ELLIPSIS
         anderson

@@ -1,6 +1,6 @@
 """Compare solvers, and gradient methods, on problems with known answers and on your own map.
 
-Example:
+Examples:
     >>> from deqlm.compare import compare
     >>> result = compare(["two_cycle"], ["fixed_point", "anderson"], repeats=1)
     >>> [entry.outcome for entry in result["two_cycle"].entries]

@@ -123,7 +123,7 @@ class GradientComparison:
         seconds: how long the comparison took.
         interrupted: True when it was stopped by Ctrl-C; what was done until then is there.
 
-    Example:
+    Examples:
         >>> from deqlm.compare import compare_gradients
         >>> result = compare_gradients("tanh:rho=0.5,unknowns=8", "phantom,one_step", repeats=1, progress=False)
         >>> phantom, one_step = result.problems[0].entries
@@ -200,7 +200,7 @@ def compare_gradients(
         TypeError, ValueError: bad options, dtype, batch, seed or repeats.
         ImportError: a plugin that was named and cannot be imported.
 
-    Example:
+    Examples:
         >>> from deqlm.compare import compare_gradients
         >>> result = compare_gradients(["tanh:rho=0.5,unknowns=8"], ["implicit", "one_step"], repeats=1)
         >>> [round(entry.cosine, 1) for entry in result.problems[0].entries][0]

@@ -56,7 +56,7 @@ class MemoryMeter:
         numpy: track numpy as well.
         most: evaluations of the watched map after which the block is left early.
 
-    Example:
+    Examples:
         >>> meter = MemoryMeter()
         >>> with meter:
         ...     a = torch.zeros(1000)

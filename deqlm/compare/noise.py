@@ -24,7 +24,7 @@ def changes(f: Map, z0: Tensor, tol: float) -> bool:
         z0: start, (B, N).
         tol: relative tolerance that the solvers are asked for.
 
-    Example:
+    Examples:
         >>> z0 = torch.ones(2, 64)
         >>> changes(torch.cos, z0, 1e-5), changes(torch.nn.functional.dropout, z0, 1e-5)
         (False, True)

@@ -32,7 +32,7 @@ class Setting:
     Raises:
         ValueError: a dtype without a tolerance, or a batch or seed outside its range.
 
-    Example:
+    Examples:
         >>> from deqlm.compare import PROBLEMS, Setting
         >>> PROBLEMS["rotation"]().build(Setting(batch=3)).z0.shape
         torch.Size([3, 64])
@@ -81,7 +81,7 @@ class Case:
         exact_parameters: the same in ``exact``.
         note: what the reader of a table must know, for example that ``exact`` is not in float64; a line each.
 
-    Example:
+    Examples:
         >>> from deqlm.compare import Case
         >>> case = Case(f=torch.cos, exact=torch.cos, z0=torch.zeros(2, 3), max_iter=50)
         >>> case.f(case.z0).shape
@@ -109,7 +109,7 @@ class Problem(Options, ABC):
         max_iter_double: evaluations allowed in float64, where the tolerance is 1e-10.
         telling: options that the label always names.
 
-    Example:
+    Examples:
         >>> import deqlm
         >>> from deqlm.compare import Case, Problem, compare
         >>> @deqlm.options
@@ -195,7 +195,7 @@ class TensorProblem(Problem):
 def label_of(options: Options, *always: str) -> str:
     """Return ``name:key=value,...`` with the options that differ from their defaults, and those named in ``always``.
 
-    Example:
+    Examples:
         >>> from deqlm_solvers import Anderson
         >>> label_of(Anderson(memory=5))
         'anderson:memory=5'
@@ -224,7 +224,7 @@ def register_problem(name: str, *aliases: str, override: bool = False) -> Callab
         ValueError: a malformed name, or one that is taken.
         TypeError: the class does not extend `Problem`, or is not decorated with `deqlm.options`.
 
-    Example:
+    Examples:
         >>> import deqlm
         >>> from deqlm.compare import Case, Problem, compare, register_problem
         >>> @register_problem("cosine")

@@ -65,7 +65,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[s
 def duration(seconds: float | None) -> str:
     """Return a time with three digits and its unit.
 
-    Example:
+    Examples:
         >>> duration(0.00123), duration(-2e-6), duration(None)
         ('1.23 ms', '-2.00 us', '-')
     """

@@ -39,7 +39,7 @@ class Entry:
         warnings: distinct warnings of the recorded run.
         trace: residual against evaluations and time; None where the solver did not run.
 
-    Example:
+    Examples:
         >>> from deqlm.compare import Entry
         >>> Entry(solver="anderson", outcome="solved", times=[0.2, 0.1, 0.3]).seconds
         0.2
@@ -88,7 +88,7 @@ class ProblemResult:
         message: why the problem could not be built; then there are no entries.
         entries: one per solver, in the order asked for.
 
-    Example:
+    Examples:
         >>> from deqlm.compare import compare
         >>> problem = compare("two_cycle", "anderson", repeats=1, progress=False)["two_cycle"]
         >>> problem.rows, problem.unknowns, problem.entry("anderson").solved
@@ -129,7 +129,7 @@ class Comparison:
         seconds: how long the comparison took.
         interrupted: True when it was stopped by Ctrl-C; what was done until then is there.
 
-    Example:
+    Examples:
         >>> from deqlm.compare import compare
         >>> result = compare("symmetric:rho=0.5", "fixed_point,anderson", repeats=1, progress=False)
         >>> result.solvers
@@ -190,7 +190,7 @@ class Comparison:
 def absent(kind: str, name: str, known: list[str]) -> str:
     """Return the message for a label that a comparison does not have; a name stands for its first label.
 
-    Example:
+    Examples:
         >>> absent("problem", "symmetric", ["two_cycle", "symmetric:rho=0.9,unknowns=8"])
         "no problem 'symmetric' in this comparison: did you mean 'symmetric:rho=0.9,unknowns=8'?"
     """

@@ -80,7 +80,7 @@ def compare(
         TypeError, ValueError: bad options, dtype, batch, seed or repeats, or a solver asked for twice.
         ImportError: a plugin that was named and cannot be imported.
 
-    Example:
+    Examples:
         >>> from deqlm.compare import compare
         >>> result = compare(["symmetric:rho=0.5"], ["fixed_point", "anderson"], repeats=1)
         >>> result["symmetric:rho=0.5"].entry("anderson").outcome

@@ -45,7 +45,7 @@ class PluginError(Exception):
 def to_list(given: Any) -> list[Any] | None:
     """Return what was asked for as a list: text is split at its commas, a lone object is a list of one.
 
-    Example:
+    Examples:
         >>> to_list("anderson:memory=5,broyden")
         ['anderson:memory=5', 'broyden']
     """
@@ -64,7 +64,7 @@ def split_specs(text: str) -> list[str]:
     Raises:
         ValueError: the list starts with an option, or an item is empty.
 
-    Example:
+    Examples:
         >>> split_specs("anderson:memory=5,damping=0.8,broyden")
         ['anderson:memory=5,damping=0.8', 'broyden']
     """
@@ -108,7 +108,7 @@ def make_from(registry: Registry[T], spec: str) -> T:
         TypeError, ValueError: an unknown option or a value that breaks its rule.
         ImportError, PluginError: a plugin that cannot be imported.
 
-    Example:
+    Examples:
         >>> from deqlm_solvers import SOLVERS
         >>> make_from(SOLVERS, "anderson:memory=5").memory
         5

@@ -35,7 +35,7 @@ class Gradient(Options, ABC):
         keeps_point: `connect` returns the value of the solved point; if not, the reported residual is that of the
             point before.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm import Gradient, options, register_gradient
         >>> @register_gradient("two_steps")

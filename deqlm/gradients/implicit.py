@@ -45,7 +45,7 @@ class Implicit(Gradient):
         S. Bai, J. Z. Kolter, V. Koltun (2019), Deep equilibrium models, NeurIPS, theorem 1. Second order: two chord
         Newton steps from the fixed point, whose error is of third order in a change of the parameters.
 
-    Example:
+    Examples:
         >>> import deqlm, torch
         >>> w = torch.tensor([[0.5]], requires_grad=True)
         >>> sol = deqlm.solve(lambda z: w * z + 1, torch.zeros(1, 1), gradient=deqlm.Implicit())

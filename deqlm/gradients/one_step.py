@@ -22,7 +22,7 @@ class OneStep(Gradient):
     Reference:
         S. W. Fung et al. (2022), JFB: Jacobian-free backpropagation for implicit networks, AAAI.
 
-    Example:
+    Examples:
         >>> import deqlm, torch
         >>> deq = deqlm.DEQ(torch.nn.Linear(3, 3), gradient="one_step", on_failure="ignore")
         >>> deq(torch.ones(2, 3)).sum().backward()

@@ -36,7 +36,7 @@ class Phantom(Gradient):
         Z. Geng et al. (2021), On training implicit models, NeurIPS (unrolled phantom gradient, damping lambda); used
         with 4 steps and damping .8 by M. Schoene et al. (2025), Implicit language models are RNNs, ICML.
 
-    Example:
+    Examples:
         >>> import deqlm, torch
         >>> deq = deqlm.DEQ(torch.nn.Linear(3, 3), gradient=deqlm.Phantom(4, 0.8), on_failure="ignore")
         >>> deq(torch.ones(2, 3)).sum().backward()

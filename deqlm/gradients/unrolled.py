@@ -38,7 +38,7 @@ class Unrolled(Gradient):
         P. J. Werbos (1990), Backpropagation through time, Proc. IEEE 78; M. Schoene et al. (2025), Implicit language
         models are RNNs, ICML (the warm-up).
 
-    Example:
+    Examples:
         >>> import deqlm, torch
         >>> deq = deqlm.DEQ(torch.nn.Linear(3, 3), solver="fixed_point", gradient="unrolled",
         ...                 stop=deqlm.Stop(max_iter=4, rtol=0))

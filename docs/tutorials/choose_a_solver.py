@@ -4,6 +4,10 @@
 # Which solver is best depends on your map and on nothing else. So measure it: this tutorial takes a map, runs every
 # solver on it, and reads the result. It needs the `compare` extra (`pip install "deqlm[compare]"`), which brings scipy
 # and torchdeq as competitors.
+#
+# The states here are small. More threads gain nothing with them, and on a machine with other work to do they wait for
+# each other, up to fifty times as long as they work (`docs/records/threads.json`). That would spoil every time measured
+# here, so this page computes on one.
 
 # %%
 import matplotlib.pyplot as plt
@@ -77,12 +81,13 @@ print(result)
 # ## Read the table
 #
 # - **solved** comes first. It counts rows whose *true* residual, computed in float64 at the returned point, is within
-#   the tolerance. What the solver believes about itself does not count.
-# - **evals** and **row-evals** are what your map saw. They are the same on every machine with the same seed, and they
-#   are what you pay when f is expensive.
+#   the tolerance, with 5 % of slack for rounding. What the solver believes about itself does not count.
+# - **evals** and **row-evals** are what your map saw. They are the same in every run with the same seed, on the same
+#   machine and versions, and they are what you pay when f is expensive.
 # - **time** is the median run. It is evaluations times the cost of f, plus the overhead.
 # - **overhead** is what the solver itself costs per evaluation. When f is cheap, it decides.
-# - **memory** is the most that the solver held at once, in units of the state: history, best point, working space.
+# - **memory** is the most that the solver held at once, in units of the state: history, best point, working space. With
+#   few unknowns it looks large; [below](#memory-damping-ridge) is why.
 # - **residual** is that of the worst row.
 #
 # A solver that fails stays in the table, with the reason.
@@ -156,8 +161,20 @@ axis.legend(frameon=False, fontsize=8)
 
 # %% [markdown]
 # With memory 1, Anderson *is* damped plain iteration, and the curves coincide. Each further point costs two states of
-# memory and a row of inner products per step; 12 is the default.
+# memory and a row of inner products per step; 12 is the default, whose history is 22 states.
 #
+# The tables show more than that, because a history of M pairs also needs a few matrices of M x M numbers per row, in
+# float64 and rounded up to a multiple of 8. Their size does not depend on the state, so they weigh most where it is
+# small. For M = 11 one of them is up to 2 kB per row: 8 states of 64 float32 numbers, and half a state of 1024. Six are
+# held at once. What remains with large states is the history, half of it again for its inner products, and some ten
+# points and residuals:
+
+# %% volatile
+sizes = compare([f"symmetric:unknowns={n}" for n in (64, 128, 1024, 4096)], ["anderson"], repeats=1, progress=False)
+for problem in sizes.problems:
+    print(f"N = {problem.unknowns:4d}: anderson holds {problem.entries[0].memory:5.1f} states")
+
+# %% [markdown]
 # **Damping** takes a part of the step only. It settles oscillations of plain iteration, as above, at the price of
 # slower progress where nothing oscillates.
 #
@@ -177,9 +194,10 @@ for entry in compare(["symmetric:rho=0.99"], ridges, repeats=1, memory=False, pr
 # %% [markdown]
 # ## When to stop
 #
-# `Stop(rtol=..., atol=...)` ends a row when `||f(z) - z|| <= atol + rtol * ||f(z)||`. `rtol` is a relative tolerance
-# and has no unit; 1e-4 is the default, and float32 resolves about 1e-6. `atol` is for solutions near zero, where no
-# relative tolerance can ever be met:
+# `Stop(rtol=..., atol=...)` ends a row when `||f(z) - z|| <= atol + rtol * ||f(z)||`. `rtol` is a relative
+# tolerance and has no unit; 1e-4 is the default. Float32 resolves about 2e-7 (float64 4e-16): below that you get a
+# warning, and rows may not converge. `atol` is for solutions near zero, where no relative tolerance can ever be
+# met:
 
 
 # %% volatile

@@ -10,6 +10,10 @@
 #
 # and returns that state. It is as if the layer had been applied again and again until nothing changes, with the same
 # weights every time.
+#
+# The tensors here are small. More threads gain nothing with them, and on a machine with other work to do they wait for
+# each other: the same half second of work then took half a minute with two (`docs/records/threads.json`). So we ask for
+# one. Leave that line out for a large model.
 
 # %%
 import warnings
@@ -115,6 +119,24 @@ draw_residuals(right, attention, torch.randn(4, 20, 32))
 left.set(title="Causal convolution, four sequences", ylabel="residual / first residual")
 right.set(title="Transformer layer, four sequences")
 right.legend(frameon=False)
+
+# %% [markdown]
+# *Every sequence on its own* is something that your layer has to keep: it must not mix rows, the entries of the
+# first dimension. Mind three things. `nn.TransformerEncoderLayer` and `nn.GRU` need `batch_first=True`, as above;
+# without it the first dimension is time, and attention runs across your sequences with no error at all.
+# `nn.BatchNorm1d` in `train()` takes its statistics over the batch. And in a graph the first dimension is nodes,
+# which belong together. In these two cases say `DEQ(layer, batch_dims=0)`: one problem with one status. A layer
+# that does mix rows is still solved until all rows are within tolerance together, with the right gradient, but
+# answers that do not depend on the rest of the batch are promised only where it keeps rows apart.
+
+# %%
+for batch_first in (True, False):
+    mixing = nn.TransformerEncoderLayer(32, nhead=4, dim_feedforward=64, dropout=0.0, batch_first=batch_first)
+    deq = deqlm.DEQ(mixing, stop=deqlm.Stop(rtol=1e-5))
+    rows = torch.randn(4, 20, 32)
+    with torch.no_grad():
+        before, after = deq(rows), deq(torch.cat([rows[:1], rows[1:] + 1]))
+    print(f"batch_first={batch_first}: row 0 depends on the others: {not torch.equal(before[0], after[0])}")
 
 # %% [markdown]
 # ## Train it
@@ -313,9 +335,9 @@ with warnings.catch_warnings(record=True) as caught:
 print(caught[0].category.__name__, *str(caught[0].message).split(". "), sep="\n  ")
 
 # %% [markdown]
-# The message names the rows, the reason, and what to try. `sol.status` holds the reason per row, as numbers that
-# `deqlm.Status` names; a row that ended `DIVERGED` or `NONFINITE` adds exactly zero to every gradient, so one bad row
-# cannot spoil a step. Now we try what was suggested:
+# The message names the reason and what to try; `print(sol)` shows which rows. `sol.status` holds the reason per row, as
+# numbers that `deqlm.Status` names; a row that ended `DIVERGED` or `NONFINITE` adds exactly zero to every gradient, so
+# one bad row cannot spoil a step. Now we try what was suggested:
 
 # %%
 _, sol = deqlm.DEQ(doubling, solver="anderson")(x, with_stats=True)
@@ -341,6 +363,42 @@ print([deqlm.Status(code).name for code in sol.status.tolist()])
 print("gradient of the shared weight is finite:", bool(shrinking.weight.grad.isfinite().all()))
 
 # %% [markdown]
+# ## Failures in a training loop
+#
+# In a loop of thousands of steps, warnings are the wrong instrument: they repeat, or Python shows them once, and they
+# never say how often. One unsolved row is no reason to stop either. Say `on_failure="ignore"` and log
+# `sol.failed.sum()`. There are two solves per step, and each has its own `Stop`:
+#
+# - The forward one gets `DEQ(stop=...)`. Its outcome is `sol`, its warning begins with "solve:".
+# - The backward one solves for the gradient, and `DEQ(stop=...)` does not reach it. Its limits are part of the gradient
+#   method, `gradient=Implicit(solve=Solve(solver, Stop(...)))`, with up to 200 products and `rtol=1e-6` by default. Its
+#   outcome is `sol.adjoint`, once `backward()` has run; its warning begins with "backward solve:".
+
+# %% volatile
+backward = deqlm.Solve(deqlm.Anderson(), deqlm.Stop(max_iter=20, rtol=1e-4))
+deq = deqlm.DEQ(
+    CausalConv(WIDTH),
+    stop=deqlm.Stop(max_iter=20, rtol=1e-4),
+    gradient=deqlm.Implicit(solve=backward),
+    on_failure="ignore",
+)
+optimizer = torch.optim.Adam(deq.parameters(), lr=3e-2)
+failed = torch.zeros(2, dtype=torch.int64)
+for step in range(1, 41):
+    x = torch.randn(16, 16, WIDTH)
+    y, sol = deq(x, with_stats=True)
+    loss = nn.functional.mse_loss(y, torch.tanh(x.cumsum(dim=1)))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    failed += torch.stack([sol.failed.sum(), (~sol.adjoint.converged).sum()])
+    if step % 10 == 0:
+        print(f"step {step}  not converged so far, of {16 * step}: forward {failed[0]}, backward {failed[1]}")
+
+# %% [markdown]
+# The counts are tensors; printing them is what waits for the device. Counts that rise, as here, say that training makes
+# the layer harder to solve: allow more evaluations, loosen a tolerance, or use weight decay.
+#
 # ## Evaluation, and no gradient
 #
 # As in all of PyTorch, `train()` and `eval()` steer dropout and normalization, and grad mode decides about gradients. A

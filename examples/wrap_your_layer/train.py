@@ -21,6 +21,8 @@ from model import ByteModel
 from report import Progress, describe, result_table, save
 from torch import Tensor, nn
 
+import deqlm
+
 WIDTH, HEADS, LENGTH, BATCH = 64, 4, 64, 16
 WARM_UP = 20
 EPILOG = """
@@ -34,6 +36,17 @@ try:
   python examples/wrap_your_layer/train.py --steps 20                  does it run?
   python examples/wrap_your_layer/train.py --out runs/wrap --seed 1    the whole comparison, written to disk
 """
+
+
+def environment() -> dict[str, Any]:
+    """Return what the times and losses depend on."""
+    return {
+        "deqlm": deqlm.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }
 
 
 def main() -> None:
@@ -55,8 +68,8 @@ def main() -> None:
     if args.out is not None:
         record = {
             "settings": {key: value for key, value in vars(args).items() if key != "out"},
-            "environment": {"python": platform.python_version(), "torch": torch.__version__, "os": platform.system()},
-            "parameters": parameters,
+            "environment": environment(),
+            "model": {"width": WIDTH, "heads": HEADS, "length": LENGTH, "batch": BATCH, "parameters": parameters},
             "took_seconds": took,
             "wrapped": wrapped,
             "plain": plain,

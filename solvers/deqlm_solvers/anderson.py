@@ -44,7 +44,7 @@ class Anderson(Secant):
         adaptive window, after S. Pollock, L. G. Rebholz (2023), Filtering for Anderson acceleration, SIAM J. Sci.
         Comput. 45 (angle filtering); the safeguard of `Secant`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Anderson, Solve, Stop
         >>> sol = Solve(Anderson(memory=5), Stop(rtol=1e-6))(lambda z: 1 - 2 * z, torch.zeros(1, 1))

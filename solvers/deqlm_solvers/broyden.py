@@ -42,7 +42,7 @@ class Broyden(Secant):
         limited memory methods, Math. Program. 63, theorem 6.1 and section 7. Deviates: the safeguard of
         `Secant`, with a loose limit, because the residual of a good Broyden run grows for long before it falls.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Broyden, Solve, Stop
         >>> sol = Solve(Broyden(memory=8), Stop(rtol=1e-6))(lambda z: 1 - 2 * z, torch.zeros(1, 1))

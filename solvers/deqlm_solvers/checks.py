@@ -16,7 +16,7 @@ __all__ = ["explain_options", "number", "require", "suggest", "whole"]
 def require(ok: bool, name: str, value: Any, rule: str) -> None:
     """Raise ``ValueError("<name> must be <rule>, got <value>")`` unless ``ok``.
 
-    Example:
+    Examples:
         >>> require(2 > 1, "memory", 2, ">= 1")
     """
     if not ok:
@@ -26,7 +26,7 @@ def require(ok: bool, name: str, value: Any, rule: str) -> None:
 def whole(name: str, value: Any, least: int) -> None:
     """Raise ``ValueError`` unless ``value`` is a whole number >= ``least``; booleans are none.
 
-    Example:
+    Examples:
         >>> whole("memory", True, 1)
         Traceback (most recent call last):
         ValueError: memory must be a whole number >= 1, got True
@@ -38,7 +38,7 @@ def whole(name: str, value: Any, least: int) -> None:
 def number(name: str, value: Any, rule: str, ok: Callable[[float], bool]) -> None:
     """Raise ``ValueError`` unless ``value`` is a number (no boolean, text or tensor) for which ``ok`` holds.
 
-    Example:
+    Examples:
         >>> number("damping", "half", "in (0, 1]", lambda d: 0 < d <= 1)
         Traceback (most recent call last):
         ValueError: damping must be a number in (0, 1], got 'half'
@@ -74,7 +74,7 @@ def explain_options(hints: Mapping[str, str]) -> Callable[[F], F]:
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the tail of an error message: the nearest known name, then all of them.
 
-    Example:
+    Examples:
         >>> suggest("memry", ["memory", "damping"])
         "did you mean 'memory'? known: damping, memory"
     """

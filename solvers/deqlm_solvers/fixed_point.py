@@ -31,7 +31,7 @@ class FixedPoint(StepSolver):
     Reference:
         E. Picard (1890); damping: M. A. Krasnoselskii (1955), Two remarks on the method of successive approximations.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import FixedPoint, Solve, Stop
         >>> sol = Solve(FixedPoint(), Stop(rtol=1e-5))(torch.cos, torch.zeros(1, 1))

@@ -22,7 +22,7 @@ class Frame:
         snap: rounds a point (B, N) to what f will see of it, for states of several dtypes; None where that is the
             point itself.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> frame = Frame(leaves=((4, 2),))  # rows of 8 unknowns: 4 tokens of width 2

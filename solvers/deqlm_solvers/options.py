@@ -19,7 +19,7 @@ class Options:
 
     Subclasses are decorated with `options`, which makes them frozen dataclasses.
 
-    Example:
+    Examples:
         >>> from deqlm_solvers import Broyden
         >>> Broyden.from_dict({"memory": 5}).replace(update="bad").to_dict()
         {'name': 'broyden', 'memory': 5, 'update': 'bad', 'damping': 1.0, 'line_search': None}
@@ -68,7 +68,7 @@ def options(cls: Any = None, /, *, kw_only: bool = True) -> Any:
         cls: the class (bare decorator), or None when used with arguments.
         kw_only: False lets the fields be given by position.
 
-    Example:
+    Examples:
         >>> @options
         ... class Halve(Options):
         ...     times: int = 1

@@ -26,7 +26,7 @@ class Registry(Generic[T]):
         base: class that every entry must extend.
         group: entry-point group, such as ``"deqlm.solvers"``.
 
-    Example:
+    Examples:
         >>> from deqlm_solvers import SOLVERS
         >>> SOLVERS["anderson"](memory=3).memory
         3

@@ -22,7 +22,7 @@ FailedGrad = Literal["drop", "keep", "raise"]
 class ConvergenceWarning(UserWarning):
     """Some rows of a solve did not converge; filtered by Python's own warning filters.
 
-    Example:
+    Examples:
         >>> import warnings
         >>> warnings.filterwarnings("ignore", category=ConvergenceWarning)  # or DEQ(on_failure="ignore")
     """
@@ -31,7 +31,7 @@ class ConvergenceWarning(UserWarning):
 class ConvergenceError(RuntimeError):
     """Some rows of a solve did not converge, and the caller asked for an exception.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import FixedPoint, Solve
         >>> Solve(FixedPoint())(lambda z: 1 - 2 * z, torch.zeros(1, 1)).raise_if_failed()
@@ -55,7 +55,7 @@ class Cost:
         vjps: products with the transposed Jacobian (adjoint solves).
         jvps: products with the Jacobian.
 
-    Example:
+    Examples:
         >>> Cost(evaluations=3, row_evaluations=6) + Cost(vjps=2)
         Cost(evaluations=3, row_evaluations=6, vjps=2, jvps=0)
     """
@@ -94,7 +94,7 @@ class Solution:
             per="token".
         adjoint: outcome of the backward solve; filled in when backward has run. None without a gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve
         >>> sol = Solve()(lambda z: 0.5 * z + 1, torch.zeros(2, 3))
@@ -168,7 +168,7 @@ class Adjoint:
         cost: summed over all backward solves of this solution.
         batch_shape: shape of the entries above; None is (B,).
 
-    Example:
+    Examples:
         >>> import deqlm, torch
         >>> w = torch.tensor(0.5, requires_grad=True)
         >>> sol = deqlm.solve(lambda z: w * z + 1, torch.zeros(2, 3))

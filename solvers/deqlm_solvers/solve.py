@@ -26,7 +26,7 @@ class Solve(Options):
     Raises:
         ValueError: the solver cannot honour a field of ``stop`` that differs from its default.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> solve = Solve("fixed_point", Stop(rtol=1e-6))

@@ -38,7 +38,7 @@ class Evaluation:
         z: point, (B, N).
         fz: f(z), (B, N).
 
-    Example:
+    Examples:
         >>> import torch
         >>> at = Evaluation(torch.zeros(1, 2), torch.ones(1, 2))
         >>> at.r.tolist()
@@ -73,7 +73,7 @@ class Solver(Options, ABC):
         guarantees: names from `GUARANTEES` that hold; the contract suite tests exactly those.
         honours: fields of `Stop` that may differ from their default; any other non-default field raises.
 
-    Example:
+    Examples:
         >>> from deqlm_solvers import SOLVERS
         >>> sorted(SOLVERS["fixed_point"].guarantees)
         ['budget', 'check_every', 'differentiable', 'half', 'known_answers', 'lean', 'rows']
@@ -93,7 +93,7 @@ class StepSolver(Solver):
     The driver evaluates f at each proposed point, tests it, freezes finished rows and asks for the next. What `step`
     does to a row may depend on nothing but that row.
 
-    Example:
+    Examples:
         >>> from deqlm_solvers import StepSolver, options, register_solver
         >>> @register_solver("halfway")
         ... @options

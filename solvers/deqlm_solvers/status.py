@@ -13,7 +13,7 @@ class Status(IntEnum):
     Where several hold, the first of CONVERGED, NONFINITE, DIVERGED, STALLED, MAX_ITER wins. A later NaN never
     revokes CONVERGED.
 
-    Example:
+    Examples:
         >>> Status(0).name, Status.STALLED.failed
         ('CONVERGED', True)
     """

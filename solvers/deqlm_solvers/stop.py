@@ -49,7 +49,7 @@ class Stop(Options):
     Raises:
         ValueError: a value that breaks its rule.
 
-    Example:
+    Examples:
         >>> Stop(max_iter=50, rtol=1e-6).is_budget, Stop(max_iter=4, rtol=0).is_budget
         (False, True)
     """

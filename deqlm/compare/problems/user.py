@@ -43,7 +43,7 @@ class UserProblem(Problem):
     Raises:
         TypeError: an option that ``make`` does not take.
 
-    Example:
+    Examples:
         >>> from deqlm.compare import UserProblem, compare
         >>> def make(dtype, width=4):
         ...     layer = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Tanh())

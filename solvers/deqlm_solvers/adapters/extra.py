@@ -20,7 +20,7 @@ def load_extra(module: str, extra: str, needed_by: str) -> Any:
     Raises:
         ImportError: the module cannot be imported; the message has the command that installs it.
 
-    Example:
+    Examples:
         >>> load_extra("math", "compare", "an example").sqrt(4.0)
         2.0
     """

@@ -69,7 +69,7 @@ class ScipyAnderson(Nonlin):
     Reference:
         V. Eyert (1996), J. Comp. Phys. 124, as implemented in SciPy.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> from deqlm_solvers.adapters import ScipyAnderson
@@ -136,7 +136,7 @@ class ScipyBroyden1(Broyden):
     Reference:
         C. G. Broyden (1965), Math. Comp. 19, as implemented in SciPy.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> from deqlm_solvers.adapters import ScipyBroyden1
@@ -172,7 +172,7 @@ class ScipyBroyden2(Broyden):
     Reference:
         C. G. Broyden (1965), Math. Comp. 19, as implemented in SciPy.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> from deqlm_solvers.adapters import ScipyBroyden2
@@ -209,7 +209,7 @@ class ScipyKrylov(Nonlin):
     Reference:
         D. A. Knoll, D. E. Keyes (2004), J. Comp. Phys. 193, as implemented in SciPy.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> from deqlm_solvers.adapters import ScipyKrylov

@@ -43,7 +43,7 @@ class ScipyHybr(Peer):
     Reference:
         M. J. D. Powell (1970), A hybrid method for nonlinear equations, as implemented in MINPACK and SciPy.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> from deqlm_solvers.adapters import ScipyHybr

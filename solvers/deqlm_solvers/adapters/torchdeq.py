@@ -86,7 +86,7 @@ class TorchdeqFixedPoint(Torchdeq):
     Reference:
         Z. Geng, J. Z. Kolter (2023), TorchDEQ: a library for deep equilibrium models.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> from deqlm_solvers.adapters import TorchdeqFixedPoint
@@ -124,7 +124,7 @@ class TorchdeqAnderson(Torchdeq):
     Reference:
         Z. Geng, J. Z. Kolter (2023), TorchDEQ: a library for deep equilibrium models.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> from deqlm_solvers.adapters import TorchdeqAnderson
@@ -166,7 +166,7 @@ class TorchdeqBroyden(Torchdeq):
     Reference:
         Z. Geng, J. Z. Kolter (2023), TorchDEQ: a library for deep equilibrium models.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
         >>> from deqlm_solvers.adapters import TorchdeqBroyden
