@@ -87,7 +87,8 @@ class Solution:
         status: `Status` values, int8.
         cost: what was spent, on the whole batch.
         residual_of: "z", or "previous" where the reported residual is that of the point before the returned one:
-            z_{K-1} of a budget, or the z whose f(z) is returned (keep="best_f").
+            z_{K-1} of a budget, the z whose f(z) is returned (keep="best_f"), or the solved point where a gradient
+            method returns a later one (`Phantom`, `OneStep`).
         trace: residual of every evaluation, (evaluations, B), NaN where not tested; None unless asked for. After a row
             is done it repeats the row's own last residual.
         token_steps: (B, L) evaluation from which each token stayed within tolerance, 0 where it did not; None unless
