@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class Rows:
     """
 
     def __init__(self, state: Any, batch_dims: int | None = None) -> None:
-        leaves, self.spec = tree_flatten(state)
+        leaves, self.spec = ([state], _LEAF) if isinstance(state, Tensor) else tree_flatten(state)
         require(len(leaves) > 0, "z0", state, "a tensor or a tree with at least one tensor")
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
@@ -58,7 +59,17 @@ class Rows:
             self.dtype = torch.promote_types(self.dtype, real.dtype)
         self.device = leaves[0].device
         self.z0 = self._join(reals)
+        self.plain = self.spec.is_leaf() and not leaves[0].is_complex()
         self._template = tree_unflatten(range(len(leaves)), self.spec)
+
+    def narrow(self, count: int) -> Rows:
+        """Return how ``count`` rows of the same state are packed; for one batch dimension. It has no start."""
+        made = copy.copy(self)
+        made.count = count
+        made.batch_shape = torch.Size((count,))
+        made.shapes = [torch.Size((count, *shape[1:])) for shape in self.shapes]
+        del made.z0
+        return made
 
     def pack(self, state: Any) -> Tensor:
         """Return the rows (B, N) of a state with the structure, shapes and dtypes of the first one.
@@ -91,6 +102,8 @@ class Rows:
 
     def unpack(self, rows: Tensor) -> Any:
         """Return the state of rows (B, N), each leaf in its shape and dtype."""
+        if self.plain:
+            return rows.reshape(self.shapes[0]).to(self.dtypes[0])
         leaves = []
         parts = [rows] if len(self.sizes) == 1 else rows.split(self.sizes, dim=1)
         for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True):
@@ -131,6 +144,7 @@ class RowMap:
         inputs: what f gets besides the state, before `prepare`; a tuple of trees.
         prepare: makes f's inputs of ``inputs``, once; None takes them as they are.
         prepared: its result, where the caller has it already.
+        fixed: says, once f has been evaluated, that no row may be left out because f draws noise for the whole batch.
     """
 
     def __init__(
@@ -140,6 +154,7 @@ class RowMap:
         inputs: tuple[Any, ...],
         prepare: Callable[..., tuple[Any, ...]] | None = None,
         prepared: tuple[Any, ...] | None = None,
+        fixed: Callable[[], bool] | None = None,
     ) -> None:
         self.rows = rows
         self.f = f
@@ -148,16 +163,47 @@ class RowMap:
         if prepared is None:
             prepared = inputs if prepare is None else prepare(*inputs)
         self.prepared = prepared
-        self._counter = [0]
+        self.fixed = fixed
+        self._counter = [0, 0]
 
     @property
     def calls(self) -> int:
-        """Evaluations of f so far, those of maps made by `without` included."""
+        """Evaluations of f so far, those of maps made by `without` and `narrow` included."""
         return self._counter[0]
 
+    @property
+    def row_calls(self) -> int:
+        """Rows summed over those evaluations."""
+        return self._counter[1]
+
     def __call__(self, z: Tensor) -> Tensor:
-        self._counter[0] += 1
-        return self.rows.pack(self.f(self.rows.unpack(z), *self.prepared))
+        rows, counter = self.rows, self._counter
+        counter[0] += 1
+        counter[1] += rows.count
+        if not rows.plain:
+            return rows.pack(self.f(rows.unpack(z), *self.prepared))
+        shape = rows.shapes[0]
+        fz = self.f(z if z.shape == shape else z.reshape(shape), *self.prepared)
+        if type(fz) is Tensor and fz.shape == shape and fz.dtype == rows.dtype and fz.device == rows.device:
+            return fz if fz.dim() == 2 and rows.batch_dims == 1 else fz.reshape(rows.count, rows.sizes[0])
+        return rows.pack(fz)
+
+    def narrow(self, rows: Tensor) -> RowMap | None:
+        """Return the map on ``rows`` (K,) alone; see `deqlm_solvers.narrow.NarrowMap`.
+
+        Inputs whose first dimension is that of the batch are taken to be per row; where one is not, the caller's probe
+        finds it out.
+        """
+        if self.rows.batch_dims != 1 or (self.fixed is not None and self.fixed()):
+            return None
+        count = self.rows.count
+
+        def select(leaf: Tensor) -> Tensor:
+            return leaf.index_select(0, rows) if leaf.dim() and leaf.shape[0] == count else leaf
+
+        made = RowMap(self.rows.narrow(rows.shape[0]), self.f, map_tensors(select, self.prepared), fixed=self.fixed)
+        made._counter = self._counter
+        return made
 
     def without(self, bad: Tensor, z: Tensor) -> RowMap:
         """Return the map in which ``bad`` rows (B,) use the inputs of the first healthy row.
@@ -238,6 +284,11 @@ def zeros_like_tree(state: Any) -> Any:
     return tree_map(torch.zeros_like, state)
 
 
+def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Return a tree with ``change`` of every tensor in it; other leaves stay."""
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
 def tensors(tree: Any) -> list[Tensor]:
     """Return the tensors of a tree."""
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
@@ -246,6 +297,9 @@ def tensors(tree: Any) -> list[Tensor]:
 def first_tensor(tree: Any) -> Tensor | None:
     """Return the first tensor of a tree, or None."""
     return next(iter(tensors(tree)), None)
+
+
+_LEAF = tree_flatten(0)[1]
 
 
 def _real(leaf: Tensor) -> Tensor:

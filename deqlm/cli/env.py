@@ -12,6 +12,8 @@ import torch
 
 import deqlm
 from deqlm.compare.environment import commit, cpu_name, version_of
+from deqlm.ops import ssd
+from deqlm_solvers.native.library import load
 
 __all__ = ["EXTRAS", "add", "report", "run"]
 
@@ -21,6 +23,11 @@ EXTRAS: dict[str, dict[str, str]] = {
         "torchdeq": "solvers torchdeq.* in `deqlm compare` and everywhere else",
         "matplotlib": "plots of `deqlm compare` (SVG and PNG)",
         "tqdm": "progress bars",
+    },
+    "hf": {"transformers": "models and configurations of Hugging Face", "safetensors": "their files"},
+    "gpu": {
+        "mamba_ssm": "Triton kernels of Mamba2's scan on CUDA, impl='mamba_ssm'",
+        "triton": "compiles them",
     },
     "test": {"pytest": "runs the tests", "hypothesis": "property tests"},
     "docs": {"mkdocs": "builds the documentation"},
@@ -51,6 +58,8 @@ def report() -> str:
         _line("numpy", version_of("numpy") or "missing"),
         _line("cpu", f"{cpu_name()}, {os.cpu_count()} cores"),
         _line("devices", ", ".join(devices())),
+        _line("fused step", fused_step()),
+        _line("ssd scan", ssd_scan()),
     ]
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if find_spec(name) is None]
@@ -70,6 +79,23 @@ def devices() -> list[str]:
     if torch.backends.mps.is_available():
         found.append("mps")
     return found
+
+
+def fused_step() -> str:
+    """Return whether the solvers' compiled step is there, what it cost to build, and what runs without it."""
+    library, why = load()
+    if library is None:
+        return f"none: {why}; solvers run on torch operations (impl='torch'), several times slower beside a small f"
+    found = "found in the cache" if library.cached else "built now"
+    return (
+        f"C++ ({' '.join(library.flags)}), {found}, {library.seconds:.1f} s to build once per machine, {library.path}"
+    )
+
+
+def ssd_scan() -> str:
+    """Return which realisation of Mamba2's scan impl="auto" takes on each device."""
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return "auto takes " + ", ".join(f"{ssd.pick(kind)} on {kind}" for kind in kinds)
 
 
 def _line(name: str, value: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqlm.failures import Failures
 from deqlm.rows import RowMap, healthy_source
-from deqlm_solvers import Adjoint, Frame, Map, Options, Registry, Solution, Solve
+from deqlm_solvers import Adjoint, Frame, Map, Options, Registry, Solution, Solve, Stop
 
 __all__ = ["GRADIENTS", "Forward", "Gradient", "register_gradient"]
 
@@ -55,6 +55,17 @@ class Gradient(Options, ABC):
             ValueError: with the reason and what would fit.
         """
         return
+
+    def truncation(self) -> tuple[int, float] | None:
+        """Return (k, tau) of a method whose error is a series cut after k terms, ((1 - tau) I + tau J^T)^k of it.
+
+        None for methods that cut no such series.
+        """
+        return None
+
+    def graphs(self, stop: Stop) -> int | None:
+        """Return how many evaluations of f a call keeps in its graph, at most; None where that is unknown."""
+        return None
 
     @abstractmethod
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from deqlm.gradients.base import Gradient, register_gradient
-from deqlm_solvers import Adjoint, Anderson, Cost, Map, Solve, Status, Stop, options
+from deqlm.gradients.pull_back import pull_back
+from deqlm_solvers import Adjoint, Anderson, Cost, Frame, Map, Solution, Solve, Status, StepSolver, Stop, options
 from deqlm_solvers.checks import require
 from deqlm_solvers.driver import warn_below_floor
+from deqlm_solvers.transforms import refuse_transforms
 
 __all__ = ["Implicit"]
 
@@ -79,6 +81,9 @@ class Implicit(Gradient):
         require("atol" in solver.honours, "solve.solver", solver.name, "a solver that honours Stop(atol=...)")
         return Solve(solver, stop.replace(rtol=0.0, atol=stop.rtol))
 
+    def graphs(self, stop: Stop) -> int:
+        return 2 if self.second_order else 1
+
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         source = _Source.apply(z.detach().requires_grad_())
         fz = f(source)
@@ -102,7 +107,7 @@ class _System:
 
     def transposed(self, w: Tensor) -> Tensor:
         """Return J^T w, (B, N)."""
-        (jtw,) = torch.autograd.grad(self.fz, self.source, w, retain_graph=True, allow_unused=True)
+        jtw = pull_back(self.fz, self.source, w)
         return torch.zeros_like(w) if jtw is None else jtw
 
     def plain(self) -> Callable[[Tensor], Tensor]:
@@ -128,15 +133,40 @@ class _System:
             plain: the products are with J.
             correction: g is the residual of a solve before, whose outcome is the one to report.
         """
-        unit, norm = _unit(g)
+        refuse_transforms(g)
         warn_below_floor(self.method.solve.stop, g.dtype)
-        # each row in its own unit; a map that mixes rows needs the products in the units of g
-        sol = self.method.unit_solve()(lambda w: norm.divide(product(norm.times(w))) + unit, unit)
-        products = sol.cost.evaluations
+        solve = self.method.unit_solve()
+        sol, w = (_by_steps if isinstance(solve.solver, StepSolver) else _in_units)(solve, product, g)
+        products = sol.cost.evaluations + sol.cost.jvps
         cost = Cost(jvps=products) if plain else Cost(vjps=products)
         self.adjoint.record(sol, cost, report=not (plain or correction))
-        w = norm.times(sol.z)
         return w if self.adjoint.failed_grad == "keep" else torch.where(sol.status[:, None] >= BAD, 0.0, w)
+
+
+def _by_steps(solve: Solve, product: Map, g: Tensor) -> tuple[Solution, Tensor]:
+    """Solve w = product(w) + g to the tolerance times ||g|| of each row; the residual is relative to ||g||."""
+    largest = g.detach().abs().amax().double() if g.numel() else g.new_ones((), dtype=torch.float64)
+    exponent = torch.frexp(torch.where(largest.isfinite(), largest, 1.0)).exponent
+    # by a power of two, and only where squares or small rows would leave the range of float32
+    power = torch.where((exponent > 80) | (exponent < -40), exponent, 0)
+    scaled = torch.ldexp(g, -power)
+    norm = torch.linalg.vector_norm(scaled, dim=1, dtype=torch.float64)
+    if norm.numel():
+        # a row of zeros is measured in the unit of the largest row
+        norm = torch.where(norm == 0, torch.where(norm.isfinite(), norm, 0.0).amax(), norm)
+    unit = torch.where(norm == 0, 1.0, norm)
+    sol = solve(lambda w: product(w) + scaled, scaled, Frame(unit=unit))
+    return sol.replace(residual=sol.residual / unit), torch.ldexp(sol.z, power)
+
+
+def _in_units(solve: Solve, product: Map, g: Tensor) -> tuple[Solution, Tensor]:
+    """The same for solvers that know one tolerance for all rows: each row in its own unit.
+
+    A map that mixes rows needs the products in the units of g.
+    """
+    unit, norm = _unit(g)
+    sol = solve(lambda w: norm.divide(product(norm.times(w))) + unit, unit)
+    return sol, norm.times(sol.z)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deqlm.gradients.base import Gradient, register_gradient
-from deqlm_solvers import Adjoint, Map, options
+from deqlm_solvers import Adjoint, Map, Stop, options
 
 __all__ = ["OneStep"]
 
@@ -29,6 +29,12 @@ class OneStep(Gradient):
     """
 
     keeps_point: ClassVar[bool] = False
+
+    def truncation(self) -> tuple[int, float]:
+        return 1, 1.0
+
+    def graphs(self, stop: Stop) -> int:
+        return 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         return f(z)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deqlm.gradients.base import Gradient, register_gradient
-from deqlm_solvers import Adjoint, Map, options
+from deqlm_solvers import Adjoint, Map, Stop, options
 from deqlm_solvers.checks import number, whole
 from deqlm_solvers.counted import inner_dtype
 
@@ -50,6 +50,12 @@ class Phantom(Gradient):
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
+
+    def truncation(self) -> tuple[int, float]:
+        return self.steps, self.damping
+
+    def graphs(self, stop: Stop) -> int:
+        return self.steps
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         inner, dtype = inner_dtype(z.dtype), z.dtype

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from deqlm.failures import Failures
 from deqlm.gradients.base import Forward, Gradient, nothing, register_gradient
 from deqlm.rows import RowMap, healthy_source
-from deqlm_solvers import Adjoint, Map, Solution, Solve, Status, StepSolver, options
+from deqlm_solvers import Adjoint, Map, Solution, Solve, Status, StepSolver, Stop, options
 from deqlm_solvers.checks import require
 from deqlm_solvers.driver import iterate
 
@@ -58,6 +58,9 @@ class Unrolled(Gradient):
             )
         require(solve.stop.keep == "best", "keep", solve.stop.keep, "'best' with gradient 'unrolled'")
 
+    def graphs(self, stop: Stop) -> int:
+        return 1 if self.checkpoint else stop.max_iter
+
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         raise TypeError("gradient 'unrolled' differentiates the forward solve; it cannot connect a solved point")
 
@@ -78,10 +81,10 @@ class Unrolled(Gradient):
         solver, stop = forward.solve.solver, forward.solve.stop
         assert isinstance(solver, StepSolver)
         step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
-        last, ledger, cost = iterate(solver, step, z0, stop, forward.frame)
+        last, pace, cost = iterate(solver, step, z0, stop, forward.frame)
         if not last.requires_grad:
             last = nothing(f, last.to(z0.dtype))
         with torch.no_grad():
-            sol = ledger.close(last, cost, keep_last=True)
+            sol = pace.close(last, cost, keep_last=True)
         kept = (sol.status < int(Status.DIVERGED))[:, None]
         return sol.replace(z=torch.where(kept, last, sol.z).to(z0.dtype))

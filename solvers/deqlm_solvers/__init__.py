@@ -2,8 +2,12 @@
 
 from deqlm_solvers.anderson import Anderson
 from deqlm_solvers.broyden import Broyden
+from deqlm_solvers.fallback import Fallback
 from deqlm_solvers.fixed_point import FixedPoint
+from deqlm_solvers.forecast import Forecast, forecast_solve
 from deqlm_solvers.frame import Frame
+from deqlm_solvers.newton import Newton
+from deqlm_solvers.newton_krylov import NewtonKrylov
 from deqlm_solvers.options import Options, options
 from deqlm_solvers.registry import Registry
 from deqlm_solvers.solution import Adjoint, ConvergenceError, ConvergenceWarning, Cost, Solution
@@ -24,9 +28,13 @@ __all__ = [
     "ConvergenceWarning",
     "Cost",
     "Evaluation",
+    "Fallback",
     "FixedPoint",
+    "Forecast",
     "Frame",
     "Map",
+    "Newton",
+    "NewtonKrylov",
     "Options",
     "Registry",
     "Solution",
@@ -36,6 +44,7 @@ __all__ = [
     "StepSolver",
     "Stop",
     "adapters",
+    "forecast_solve",
     "options",
     "register_solver",
 ]

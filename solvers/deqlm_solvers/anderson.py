@@ -10,11 +10,14 @@ from torch import Tensor
 from deqlm_solvers.checks import number, whole
 from deqlm_solvers.fixed_point import picard
 from deqlm_solvers.linalg import push_column, solve_leading
+from deqlm_solvers.native.kernel import Impl, Kernel, Rule, check_impl
 from deqlm_solvers.options import options
 from deqlm_solvers.secant import Pairs, Secant, SecantState
 from deqlm_solvers.solver import Evaluation, Map, StepSolver, register_solver
 
 __all__ = ["Anderson"]
+
+CHOICES = ("fixed_point", "anderson")
 
 
 @register_solver("anderson")
@@ -28,12 +31,19 @@ class Anderson(Secant):
     newer ones (squared sine below 1e-4 in float32, 1e-9 in float64), so stale points do not slow a fast row down. State
     (B, N), any floating dtype; small systems in float64.
 
+    A row takes plain steps z <- f(z), which cost nothing, for as long as its residual falls fast, and mixes from then
+    on; it goes back to plain steps where mixing gains little. `Solution.picked` says what a row ended with.
+
     Args:
         memory: points (z, f(z)) that are mixed, >= 1; 1 is damped Picard iteration, without safeguard. The history
             takes 2 (memory - 1) states.
         damping: beta in (0, 1], weight of the mixed residual in the step.
         ridge: regularisation relative to the scaled Gram matrix (unit diagonal), >= 0; None takes 1e-6 for float32 and
             1e-12 for float64 algebra.
+        plain_rate: a row takes plain steps for as long as each residual is at most this factor times the one before,
+            in [0, 1); 0 mixes from the start.
+        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph), or
+            "auto": "cpp" where it can be, else "torch".
 
     Raises:
         ValueError: an option outside its range.
@@ -55,6 +65,8 @@ class Anderson(Secant):
     memory: int = 12
     damping: float = 1.0
     ridge: float | None = None
+    plain_rate: float = 0.45
+    impl: Impl = "auto"
 
     guarantees: ClassVar[frozenset[str]] = StepSolver.guarantees | {"known_answers", "lean"}
 
@@ -63,6 +75,36 @@ class Anderson(Secant):
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
         if self.ridge is not None:
             number("ridge", self.ridge, "in [0, 1), or None", lambda r: 0 <= r < 1)
+        number("plain_rate", self.plain_rate, "in [0, 1)", lambda r: 0 <= r < 1)
+        check_impl(self.impl)
+
+    def kernel(self) -> Kernel | None:
+        if type(self) is not Anderson:
+            return None
+        if self.memory == 1:
+            return Kernel(Rule.PICARD, damping=self.damping, first_damping=self.damping)
+        return Kernel(
+            Rule.ANDERSON,
+            pairs=self.pairs_kept(),
+            damping=self.damping,
+            ridge=self.ridge,
+            growth=self.GROWTH,
+            plain_rate=self.plain_rate,
+            choices=CHOICES if self.plain_rate else (),
+        )
+
+    def picked(self, state: SecantState) -> tuple[Tensor, tuple[str, ...]] | None:
+        if self.memory == 1 or not self.plain_rate:
+            return None
+        if state.watch is None:
+            return torch.zeros(state.damping.shape[0], dtype=torch.int8, device=state.damping.device), CHOICES
+        return (~state.watch.plain[:, 0]).to(torch.int8), CHOICES
+
+    def plain_below(self) -> float:
+        return self.plain_rate
+
+    def buffers(self, rows: int, unknowns: int, dtype: torch.dtype) -> dict[str, int]:
+        return {} if self.memory == 1 else super().buffers(rows, unknowns, dtype)
 
     def pairs_kept(self) -> int:
         return max(1, self.memory - 1)
@@ -87,4 +129,10 @@ class Anderson(Secant):
         double = r.dtype == torch.float64
         ridge = self.ridge if self.ridge is not None else (1e-12 if double else 1e-6)
         scaled.diagonal(dim1=1, dim2=2).fill_(1.0 + ridge)
-        return solve_leading(scaled, pairs.products(pairs.y, r) * scale, 1e-9 if double else 1e-4) * scale
+        rhs = pairs.products(pairs.y, r) * scale
+        x = solve_leading(scaled, rhs, 1e-9 if double else 1e-4)
+        products["gain"] = (x * rhs).sum(1, keepdim=True)
+        return x * scale
+
+    def gain(self, products: dict[str, Tensor]) -> Tensor:
+        return products["gain"]

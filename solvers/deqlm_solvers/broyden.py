@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.checks import number, require, whole
 from deqlm_solvers.linalg import push_column, push_row, solve_general
+from deqlm_solvers.native.kernel import Impl, Kernel, Rule, check_impl
 from deqlm_solvers.options import options
 from deqlm_solvers.secant import Pairs, Secant, SecantState
 from deqlm_solvers.solver import Evaluation, StepSolver, register_solver
@@ -32,6 +33,8 @@ class Broyden(Secant):
         damping: the initial inverse Jacobian of r is -damping times the identity, in (0, 1].
         line_search: None, or "armijo": a row's step is halved until ||r|| falls below (1 - 1e-4 t) times its value at
             t = 0, at most 4 times; each trial is an evaluation of f and counts as one.
+        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph), or
+            "auto": "cpp" where it can be, else "torch".
 
     Raises:
         ValueError: an option outside its range.
@@ -54,6 +57,7 @@ class Broyden(Secant):
     update: Literal["good", "bad"] = "good"
     damping: float = 1.0
     line_search: Literal["armijo"] | None = None
+    impl: Impl = "auto"
 
     guarantees: ClassVar[frozenset[str]] = StepSolver.guarantees | {"known_answers", "lean"}
 
@@ -65,6 +69,18 @@ class Broyden(Secant):
         require(self.update in ("good", "bad"), "update", self.update, "'good' or 'bad'")
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
         require(self.line_search in (None, "armijo"), "line_search", self.line_search, "None or 'armijo'")
+        check_impl(self.impl)
+
+    def kernel(self) -> Kernel | None:
+        if type(self) is not Broyden:
+            return None
+        return Kernel(
+            Rule.BROYDEN_GOOD if self.update == "good" else Rule.BROYDEN_BAD,
+            pairs=self.memory,
+            damping=self.damping,
+            growth=self.GROWTH,
+            line_search=self.line_search is not None,
+        )
 
     def pairs_kept(self) -> int:
         return self.memory

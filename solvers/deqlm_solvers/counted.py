@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.checks import require
+from deqlm_solvers.derivative import NoDerivativeError, Recorded, jacobian_by_columns, jacobian_by_rows, push_forward
+from deqlm_solvers.narrow import narrowed
 from deqlm_solvers.solution import Cost
 from deqlm_solvers.solver import Evaluation, Map
+from deqlm_solvers.transforms import refuse_transforms
 
-__all__ = ["HALF", "CountedMap", "check_start", "inner_dtype"]
+__all__ = ["HALF", "CountedMap", "InnerMap", "check_start", "inner_dtype"]
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -20,14 +23,16 @@ def inner_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_start(z0: Tensor) -> None:
-    """Raise unless ``z0`` is a (B, N) floating-point tensor.
+    """Raise unless ``z0`` is a (B, N) floating-point tensor, outside the transforms of torch.func.
 
     Raises:
         TypeError: no tensor.
         ValueError: wrong number of dimensions, or an integer or complex dtype.
+        RuntimeError: see `refuse_transforms`.
     """
     if not isinstance(z0, Tensor):
         raise TypeError(f"z0 must be a tensor, got {type(z0).__name__}")
+    refuse_transforms(z0)
     require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
     require(z0.is_floating_point(), "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
 
@@ -43,9 +48,10 @@ class CountedMap:
         f: the map.
         z0: start, (B, N).
         snap: see `Frame`.
+        record: the first evaluation keeps the graph of f, for products with the Jacobian there.
     """
 
-    def __init__(self, f: Map, z0: Tensor, snap: Map | None = None) -> None:
+    def __init__(self, f: Map, z0: Tensor, snap: Map | None = None, record: bool = False) -> None:
         self.f = f
         self.snap = snap
         self.autocast = _autocast(z0.device.type)
@@ -53,12 +59,21 @@ class CountedMap:
         self.inner = inner_dtype(z0.dtype)
         self.shape = z0.shape
         self.device = z0.device
-        self.calls = 0
+        self.calls = self.rows = self.jvps = self.vjps = 0
+        self._jacobian_calls = 0
+        self._carries: tuple[Tensor | None] | None = (None,) if record else None
+        self._recorded: Recorded | None = None
+        self._obstacle: NoDerivativeError | None = None
 
     @property
     def cost(self) -> Cost:
-        """Evaluations so far."""
-        return Cost(evaluations=self.calls, row_evaluations=self.calls * self.shape[0])
+        """What was spent so far."""
+        return Cost(self.calls + self._jacobian_calls, self.rows, jvps=self.jvps, vjps=self.vjps)
+
+    @property
+    def call(self) -> InnerMap:
+        """The map as a step sees it."""
+        return InnerMap(self)
 
     def __call__(self, z: Tensor) -> Evaluation:
         """Evaluate at ``z`` (B, N), inner dtype.
@@ -66,31 +81,130 @@ class CountedMap:
         Raises:
             TypeError: f returned no tensor.
             ValueError: f changed shape, dtype or device, or wrote into its argument.
+            NoDerivativeError: a step asked for a product with the Jacobian, and autograd cannot give one.
         """
         if self.snap is not None:
             z = self.snap(z)
-        point = z.to(self.dtype)
+        half = self.dtype != self.inner
+        point = z.to(self.dtype) if half else z
+        if self._carries is not None:
+            return self._carry(point)
+        fz = self.checked(point)
+        if fz.requires_grad and not torch.is_grad_enabled():
+            fz = fz.detach()
+        if half:
+            z, fz = point.to(self.inner), fz.to(self.inner)
+        return Evaluation(z, fz)
+
+    def checked(self, point: Tensor) -> Tensor:
+        """Return f(point), state dtype, after a look at what f returned; errors as for an evaluation."""
         version = _version(point)
-        fz = self.call(point)
+        fz = self.evaluate(point)
         if _version(point) != version:
             raise ValueError("f wrote into its argument in place; return a new tensor (z.clone() first, or z + 1)")
         if not isinstance(fz, Tensor):
             raise TypeError(f"f must return a tensor, got {type(fz).__name__}")
         if fz.shape != self.shape or fz.dtype != self.dtype or fz.device != self.device:
             self._explain(fz)
-        if fz.requires_grad and not torch.is_grad_enabled():
-            fz = fz.detach()
-        if self.dtype != self.inner:
-            z, fz = point.to(self.inner), fz.to(self.inner)
-        return Evaluation(z, fz)
+        return fz
 
-    def call(self, z: Tensor) -> Tensor:
+    def narrow(self, rows: Tensor, at: Evaluation) -> bool:
+        """Leave out of f all but ``rows`` (K,) from now on, if f can be evaluated on these alone; say whether it is so.
+
+        Args:
+            rows: indices (K,) of those present, ascending.
+            at: the last evaluation.
+        """
+        if self.snap is not None:
+            return False
+        made = narrowed(self.f, rows, at.z.to(self.dtype), at.fz.to(self.dtype), self._evaluate)
+        if made is None:
+            return False
+        self.f, self.shape = made, torch.Size((rows.shape[0], self.shape[1]))
+        return True
+
+    def evaluate(self, z: Tensor) -> Tensor:
         """Return f(z), state dtype, counted and otherwise as it is."""
+        return self._evaluate(self.f, z)
+
+    def _evaluate(self, f: Map, z: Tensor) -> Tensor:
         self.calls += 1
+        self.rows += z.shape[0]
         if self.autocast is None:
-            return self.f(z)
+            return f(z)
         with torch.autocast(self.device.type, dtype=self.autocast):
-            return self.f(z)
+            return f(z)
+
+    def carry(self, v: Tensor | None) -> None:
+        """See `InnerMap.carry`."""
+        self._carries = (v,)
+
+    def jacobian(self, z: Tensor, known: Map | None) -> Tensor:
+        """See `InnerMap.jacobian`."""
+        point = z.to(self.dtype)
+        if known is not None:
+            self.jvps += 1
+            return self._known_jacobian(known, point).to(self.inner)
+        before = self.calls
+        try:
+            return self._jacobian(point).to(self.inner)
+        finally:
+            # they are paid for by their products
+            self._jacobian_calls += self.calls - before
+            self.calls = before
+
+    def _jacobian(self, point: Tensor) -> Tensor:
+        if self._obstacle is None:
+            try:
+                jacobian = jacobian_by_columns(self.evaluate, point)
+                self.jvps += self.shape[1]
+                return jacobian
+            except NoDerivativeError as error:
+                self._obstacle = error
+        try:
+            jacobian = jacobian_by_rows(self.evaluate, point)
+        except NoDerivativeError as error:
+            raise _explained(forward=self._obstacle, reverse=error) from error
+        self.vjps += self.shape[1]
+        return jacobian
+
+    def _known_jacobian(self, known: Map, point: Tensor) -> Tensor:
+        jacobian = known(point)
+        if not isinstance(jacobian, Tensor):
+            raise TypeError(f"jacobian must return a tensor, got {type(jacobian).__name__}")
+        want = (*self.shape, self.shape[1])
+        require(jacobian.shape == want, "the shape of jacobian(z)", tuple(jacobian.shape), f"(B, N, N) = {want}")
+        return jacobian.detach()
+
+    def _carry(self, point: Tensor) -> Evaluation:
+        """Evaluate at ``point`` with the tangent asked for; f is not called again where no row has moved."""
+        assert self._carries is not None
+        (v,), self._carries = self._carries, None
+        fz, product = self._reverse(point, v) if self._obstacle is None else self._forward(point, v)
+        if v is not None:
+            self.jvps += 1
+        if product is not None:
+            product = product.to(self.inner)
+        return Evaluation(point.to(self.inner), fz.to(self.inner), product)
+
+    def _reverse(self, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        try:
+            if self._recorded is None or not torch.equal(self._recorded.z, point):
+                self._recorded = None  # the old graph goes before the new one comes
+                self._recorded = Recorded(self.checked, point)
+            kept = self._recorded
+            return kept.fz, None if v is None else kept.product(v.to(self.dtype))
+        except NoDerivativeError as error:
+            self._obstacle, self._recorded = error, None
+            return self._forward(point, v)
+
+    def _forward(self, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if v is None:
+            return self.checked(point).detach(), None
+        try:
+            return push_forward(self.evaluate, point, v.to(self.dtype))
+        except NoDerivativeError as error:
+            raise _explained(forward=error, reverse=self._obstacle) from error
 
     def _explain(self, fz: Tensor) -> None:
         for what, got, want in (
@@ -99,6 +213,54 @@ class CountedMap:
             ("device", fz.device, self.device),
         ):
             require(got == want, f"the {what} of f(z)", got, f"that of z, {want}")
+
+
+class InnerMap:
+    """The map as a step sees it: a plain call, or products with its Jacobian; everything is counted.
+
+    Args:
+        counted: the map that the driver evaluates.
+    """
+
+    __slots__ = ("_counted",)
+
+    def __init__(self, counted: CountedMap) -> None:
+        self._counted = counted
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return f(z), (B, N), state dtype."""
+        return self._counted.evaluate(z)
+
+    def carry(self, v: Tensor | None) -> None:
+        """Ask that the next evaluation of the driver brings `Evaluation.jv`, the product J v at its point.
+
+        f is called once for a point and all products there, or, where an operation of f has no second derivative, once
+        for every product, in forward mode.
+
+        Args:
+            v: tangents (B, N), inner dtype; None records the graph only, for products at the same point later.
+        """
+        self._counted.carry(v)
+
+    def jacobian(self, z: Tensor, known: Map | None = None) -> Tensor:
+        """Return the Jacobians of all rows at ``z`` (B, N), (B, N, N) inner dtype.
+
+        Args:
+            z: the point.
+            known: computes them, which counts as one product; None takes N products by autograd.
+
+        Raises:
+            NoDerivativeError: autograd cannot differentiate f.
+            TypeError, ValueError: ``known`` returned something else.
+        """
+        return self._counted.jacobian(z, known)
+
+
+def _explained(forward: NoDerivativeError, reverse: NoDerivativeError | None) -> NoDerivativeError:
+    return NoDerivativeError(
+        "this solver needs the Jacobian of f, which autograd cannot give; use 'anderson' or 'broyden', or give f "
+        f"operations that can be differentiated (forward mode: {forward}; reverse mode: {reverse})"
+    )
 
 
 def _version(t: Tensor) -> int:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from deqlm_solvers.counted import CountedMap, check_start
 from deqlm_solvers.frame import Frame
-from deqlm_solvers.ledger import Ledger, open_ledger
+from deqlm_solvers.native.fused import FusedPace, why_not_fused
+from deqlm_solvers.pace import Pace, TorchPace
 from deqlm_solvers.solution import Cost, Solution
-from deqlm_solvers.solver import Evaluation, Map, StepSolver
+from deqlm_solvers.solver import Map, StepSolver
 from deqlm_solvers.stop import Stop
 
 __all__ = ["drive", "iterate"]
@@ -20,18 +21,18 @@ __all__ = ["drive", "iterate"]
 def drive(solver: StepSolver, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
     """Iterate ``solver`` from ``z0`` (B, N) until ``stop`` ends it, without a graph; see `Solver.solve`."""
     with torch.no_grad():
-        last, ledger, cost = iterate(solver, f, z0, stop, frame)
-        sol = ledger.close(last, cost)
-    return sol.replace(z=sol.z.to(z0.dtype))
+        last, pace, cost = iterate(solver, f, z0, stop, frame)
+        sol = pace.close(last, cost)
+    return sol if sol.z.dtype == z0.dtype else sol.replace(z=sol.z.to(z0.dtype))
 
 
-def iterate(solver: StepSolver, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> tuple[Tensor, Ledger, Cost]:
-    """Run the loop in the caller's grad mode; return the last point, the ledger and the cost.
+def iterate(solver: StepSolver, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> tuple[Tensor, Pace, Cost]:
+    """Run the loop in the caller's grad mode; return the last point, the pace that closes the solve, and the cost.
 
     With grad enabled the last point carries the graph of all steps, provided that the solver is differentiable.
     """
     check_start(z0)
-    evaluate = CountedMap(f, z0, frame.snap)
+    evaluate = CountedMap(f, z0, frame.snap, record=solver.differentiates)
     warn_below_floor(stop, evaluate.autocast or z0.dtype)
     if evaluate.autocast is None:
         return _loop(solver, evaluate, z0, stop, frame)
@@ -39,33 +40,43 @@ def iterate(solver: StepSolver, f: Map, z0: Tensor, stop: Stop, frame: Frame) ->
         return _loop(solver, evaluate, z0, stop, frame)
 
 
-def _loop(
-    solver: StepSolver, evaluate: CountedMap, z0: Tensor, stop: Stop, frame: Frame
-) -> tuple[Tensor, Ledger, Cost]:
-    z = z0.to(evaluate.inner, copy=True)
-    ledger = open_ledger(stop, frame, z)
-    masked = ledger.measure.masked
-    state = solver.init(z)
+def _loop(solver: StepSolver, evaluate: CountedMap, z0: Tensor, stop: Stop, frame: Frame) -> tuple[Tensor, Pace, Cost]:
+    z = z0.to(evaluate.inner, copy=True, memory_format=torch.contiguous_format)
+    pace = set_pace(solver, evaluate, stop, frame, z)
+    compact = stop.compact and not stop.is_budget and not torch.is_grad_enabled()
     for k in range(stop.max_iter):
         at = evaluate(z)
-        if masked is not None:
+        if pace.masked is not None:
             # what f makes of a token that does not count, NaN perhaps, must not reach the method's algebra
-            at = Evaluation(at.z, torch.where(masked, at.z, at.fz))
-        ledger.record(k, at.detached())
+            at = at.held(pace.masked)
         last = evaluate.calls >= stop.max_iter
-        if ledger.finished(k) or (last and not ledger.steps_after_last):
-            z = at.z
+        z, goes_on = pace.take(k, at, last)
+        if last or not goes_on:
             break
-        z_next, state = solver.step(evaluate.call, at, state)
-        z = ledger.freeze(z_next, at.z)
-        if z is at.fz and not z.requires_grad:
-            # f may own this tensor and write its next result into it
-            z = z.clone()
-        if last:
-            break
-    if ledger.steps_after_last:
+        if compact and (rows := pace.leaving()) is not None:
+            compact = evaluate.narrow(rows, at)
+            if compact:
+                z = pace.narrow(rows, z)
+    if stop.is_budget:
         z = z.to(z0.dtype).to(evaluate.inner)
-    return z, ledger, evaluate.cost
+    return z, pace, evaluate.cost
+
+
+def set_pace(solver: StepSolver, evaluate: CountedMap, stop: Stop, frame: Frame, z: Tensor) -> Pace:
+    """Return the fused step where the solver, the machine and the option ``impl`` allow it, else torch operations.
+
+    Raises:
+        ValueError: ``impl="cpp"`` where it cannot be.
+    """
+    impl = getattr(solver, "impl", "torch")
+    if impl != "torch":
+        kernel = solver.kernel()
+        why = why_not_fused(kernel, stop, z)
+        if not why and kernel is not None:
+            return FusedPace(kernel, stop, frame, z)
+        if impl == "cpp":
+            raise ValueError(f"impl='cpp' is not possible here: {why}; use impl='auto' or 'torch'")
+    return TorchPace(solver, evaluate, stop, frame, z)
 
 
 def warn_below_floor(stop: Stop, dtype: torch.dtype) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deqlm_solvers.checks import number
+from deqlm_solvers.native.kernel import Impl, Kernel, Rule, check_impl
 from deqlm_solvers.options import options
 from deqlm_solvers.solver import Evaluation, Map, StepSolver, register_solver
 
@@ -24,6 +25,8 @@ class FixedPoint(StepSolver):
         damping: beta in (0, 1]; 1 takes the full step. Less than 1 settles oscillations.
         first_damping: damping of the first step, or None for ``damping``; 1.0 with ``damping=0.8`` and `Unrolled` is
             the warm-up of M. Schoene et al. (2025), Implicit language models are RNNs, ICML.
+        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph), or
+            "auto": "cpp" where it can be, else "torch".
 
     Raises:
         ValueError: a damping outside (0, 1].
@@ -41,13 +44,22 @@ class FixedPoint(StepSolver):
 
     damping: float = 1.0
     first_damping: float | None = None
+    impl: Impl = "auto"
 
     guarantees: ClassVar[frozenset[str]] = StepSolver.guarantees | {"known_answers", "lean", "differentiable"}
+    steps_evaluate: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
         if self.first_damping is not None:
             number("first_damping", self.first_damping, "in (0, 1], or None", lambda d: 0 < d <= 1)
+        check_impl(self.impl)
+
+    def kernel(self) -> Kernel | None:
+        if type(self) is not FixedPoint:
+            return None
+        first = self.damping if self.first_damping is None else self.first_damping
+        return Kernel(Rule.PICARD, damping=self.damping, first_damping=first)
 
     def init(self, z: Tensor) -> float:
         """Return the damping of the first step."""

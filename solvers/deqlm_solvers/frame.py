@@ -19,6 +19,7 @@ class Frame:
         batch_dims: how many dimensions of the user's state index rows.
         scale: s of the tolerance, (B,), or None for 0.
         token_mask: (B, L) bool, True where a token counts; None counts all.
+        unit: factor of ``atol``, (B,) float64, or None for 1; what has a size of its own in every row.
         snap: rounds a point (B, N) to what f will see of it, for states of several dtypes; None where that is the
             point itself.
 
@@ -35,4 +36,5 @@ class Frame:
     batch_dims: int = 1
     scale: Tensor | None = None
     token_mask: Tensor | None = None
+    unit: Tensor | None = None
     snap: Callable[[Tensor], Tensor] | None = None

@@ -23,9 +23,11 @@ class Ledger(ABC):
 
     Attributes:
         steps_after_last: whether the point after the last evaluation is wanted.
+        active: rows that are not done, (B,) bool; None where all go on to the end.
     """
 
     steps_after_last = False
+    active: Tensor | None = None
 
     def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
         self.stop = stop
@@ -33,12 +35,20 @@ class Ledger(ABC):
         self.trace: list[Tensor] = []
 
     @abstractmethod
-    def record(self, k: int, at: Evaluation) -> None:
-        """Take evaluation number ``k`` (from 0)."""
+    def record(self, k: int, at: Evaluation, last: bool) -> None:
+        """Take evaluation number ``k`` (from 0), the last one if ``last``."""
 
-    def finished(self, k: int) -> bool:
+    def finished(self, k: int, last: bool) -> bool:
         """Say whether every row is done; may read from the device."""
         return False
+
+    def active_rows(self) -> int | None:
+        """Return how many rows are active, if the host has just read it, else None."""
+        return None
+
+    def evaluations_left(self) -> float:
+        """Return how many evaluations the slowest active row still needs at its mean rate so far; reads the device."""
+        return 0.0
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """Return ``z_next`` with finished rows held at ``z``."""
@@ -73,7 +83,7 @@ class RowLedger(Ledger):
         super().__init__(stop, frame, z)
         rows, device = z.shape[0], z.device
         self.schedule: Schedule = make_schedule(stop, z)
-        self.active = torch.ones(rows, dtype=torch.bool, device=device)
+        self.active: Tensor = torch.ones(rows, dtype=torch.bool, device=device)
         self.best_z = z.detach().clone()
         self.best_ratio = torch.full((rows,), torch.inf, dtype=torch.float64, device=device)
         self.best = torch.full((2, rows), torch.inf, dtype=torch.float64, device=device)
@@ -81,6 +91,8 @@ class RowLedger(Ledger):
         self.steps = torch.zeros(rows, dtype=torch.int64, device=device)
         self.stalled: Tensor | None = None
         self.limit = self.best_ratio
+        self.k = 0
+        self.count: int | None = None
         self.halfway: Tensor | None = None
         if stop.patience is not None:
             self.mark = self.best_ratio.clone()
@@ -90,15 +102,17 @@ class RowLedger(Ledger):
             self.best_prefix = torch.zeros_like(self.steps)
             self.token_steps: Tensor | None = None
 
-    def record(self, k: int, at: Evaluation) -> None:
-        if not self.schedule.tests(k):
+    def record(self, k: int, at: Evaluation, last: bool) -> None:
+        self.k, self.count = k, None
+        if not self.schedule.tests(k, last):
             self._trace(None, self.active)
             return
         reading = self.measure(at.fz, at.r)
         if k == 0:
             self.limit = reading.residual * self.stop.divergence
+            self.first_ratio = reading.ratio
         self.reading = reading
-        tested = self.schedule.narrow(k, self.active)
+        tested = self.schedule.narrow(k, self.active, last)
         self._trace(reading, tested | ~self.active)
         self.steps.masked_fill_(tested, k + 1)
         now = torch.stack((reading.residual, reading.relative))
@@ -112,8 +126,11 @@ class RowLedger(Ledger):
             self.halfway = self.last
         self.schedule.plan(k, tested, self.active, reading.ratio)
 
-    def finished(self, k: int) -> bool:
-        if not self.schedule.finished(k, self.active):
+    def finished(self, k: int, last: bool) -> bool:
+        if not self.schedule.looks(k, last):
+            return False
+        self.count = int(self.active.sum())
+        if self.count:
             return False
         lost = self._lost()
         if not bool(lost.any()):
@@ -122,6 +139,15 @@ class RowLedger(Ledger):
         self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
         self.schedule.reopen(k, lost)
         return False
+
+    def active_rows(self) -> int | None:
+        return self.count
+
+    def evaluations_left(self) -> float:
+        ratio = self.reading.ratio
+        fallen, left = (self.first_ratio / ratio).log(), ratio.log()
+        need = torch.where(fallen > 0, left / fallen * self.k, torch.inf).nan_to_num(nan=torch.inf)
+        return float(torch.where(self.active, need, 0.0).max())
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         return torch.where(self.active[:, None], z_next, z)
@@ -221,7 +247,7 @@ class BudgetLedger(Ledger):
         super().__init__(stop, frame, z)
         self.start = z.detach()
 
-    def record(self, k: int, at: Evaluation) -> None:
+    def record(self, k: int, at: Evaluation, last: bool) -> None:
         self.last = (at.fz, at.r)
         if self.stop.trace:
             self.trace.append(self.measure(*self.last).residual)
@@ -259,7 +285,7 @@ class BestMapLedger(Ledger):
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
         self.count = torch.zeros((), dtype=torch.int64, device=z.device)
 
-    def record(self, k: int, at: Evaluation) -> None:
+    def record(self, k: int, at: Evaluation, last: bool) -> None:
         reading = self.measure(at.fz, at.r)
         size = self.measure.size(at.fz)
         relative = reading.residual / (size + 1e-9)
@@ -273,7 +299,7 @@ class BestMapLedger(Ledger):
         self.count = self.count + ~self.over
         self.over = (self.relative < self.stop.rtol).all()
 
-    def finished(self, k: int) -> bool:
+    def finished(self, k: int, last: bool) -> bool:
         every = self.stop.check_every
         return every > 0 and (k + 1) % every == 0 and bool(self.over)
 

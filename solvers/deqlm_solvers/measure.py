@@ -53,6 +53,11 @@ class Measure:
         self.stop = stop
         self.leaves = frame.leaves or (tuple(z.shape[1:]),)
         self.scale = _scale(frame.scale, z)
+        self.floor: float | Tensor = stop.atol + SMALLEST
+        if frame.unit is not None:
+            unit = frame.unit if stop.per == "row" else frame.unit[:, None]
+            self.floor = stop.atol * unit + SMALLEST
+        self.unit = frame.unit
         if frame.scale is not None and stop.keep == "best_f":
             raise ValueError("scale is not used with keep='best_f'")
         self.weights = self._weights(z) if isinstance(stop.norm, tuple) else None
@@ -71,7 +76,7 @@ class Measure:
         scale = self.scale
         if scale is not None:
             size = torch.maximum(size, scale if size.dim() == 1 else scale[:, None])
-        ratio = residual / (size * stop.rtol + (stop.atol + SMALLEST))
+        ratio = residual / (size * stop.rtol + self.floor)
         if stop.per == "row":
             return Reading(residual, residual / (size + SMALLEST), ratio, None)
         relative = residual / (size + SMALLEST)

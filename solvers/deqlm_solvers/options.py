@@ -22,7 +22,7 @@ class Options:
     Examples:
         >>> from deqlm_solvers import Broyden
         >>> Broyden.from_dict({"memory": 5}).replace(update="bad").to_dict()
-        {'name': 'broyden', 'memory': 5, 'update': 'bad', 'damping': 1.0, 'line_search': None}
+        {'name': 'broyden', 'memory': 5, 'update': 'bad', 'damping': 1.0, 'line_search': None, 'impl': 'auto'}
     """
 
     name: ClassVar[str] = ""

@@ -38,6 +38,7 @@ class Registry(Generic[T]):
         self.group = group
         self._classes: dict[str, type[T]] = {}
         self._aliases: dict[str, str] = {}
+        self._made: dict[type[T], T] = {}
 
     def register(self, name: str, *aliases: str, override: bool = False) -> Callable[[type[C]], type[C]]:
         """Return a decorator that registers a class under ``name`` and ``aliases``.
@@ -102,7 +103,11 @@ class Registry(Generic[T]):
         if isinstance(spec, self.base):
             return spec
         if isinstance(spec, str):
-            return self[spec]()
+            cls = self[spec]
+            if cls not in self._made:
+                # options are frozen, so one object of the defaults serves all
+                self._made[cls] = cls()
+            return self._made[cls]
         if isinstance(spec, Mapping):
             if "name" not in spec:
                 raise ValueError(f"a {self.kind} given as a dict needs the key 'name', got {dict(spec)!r}")

@@ -21,10 +21,10 @@ class Schedule(ABC):
         self.stop = stop
 
     @abstractmethod
-    def tests(self, k: int) -> bool:
-        """Say whether evaluation ``k`` (from 0) is tested for any row."""
+    def tests(self, k: int, last: bool) -> bool:
+        """Say whether evaluation ``k`` (from 0) is tested for any row; the last one always is."""
 
-    def narrow(self, k: int, active: Tensor) -> Tensor:
+    def narrow(self, k: int, active: Tensor, last: bool) -> Tensor:
         """Return the rows tested at ``k``, of those ``active``."""
         return active
 
@@ -37,8 +37,8 @@ class Schedule(ABC):
         return
 
     @abstractmethod
-    def finished(self, k: int, active: Tensor) -> bool:
-        """Say whether no row is active, as far as the host knows."""
+    def looks(self, k: int, last: bool) -> bool:
+        """Say whether the host reads, after evaluation ``k``, how many rows are active."""
 
 
 class Regular(Schedule):
@@ -50,14 +50,14 @@ class Regular(Schedule):
         self.every = stop.test_every
         self.looked = 0
 
-    def tests(self, k: int) -> bool:
-        return k % self.every == 0 or k + 1 == self.stop.max_iter
+    def tests(self, k: int, last: bool) -> bool:
+        return k % self.every == 0 or last
 
-    def finished(self, k: int, active: Tensor) -> bool:
-        if self.stop.check_every == 0 or k + 1 - self.looked < self.stop.check_every or not self.tests(k):
+    def looks(self, k: int, last: bool) -> bool:
+        if self.stop.check_every == 0 or k + 1 - self.looked < self.stop.check_every or not self.tests(k, last):
             return False
         self.looked = k + 1
-        return not bool(active.any())
+        return True
 
 
 class Predicted(Schedule):
@@ -73,11 +73,11 @@ class Predicted(Schedule):
         self.gap = torch.ones_like(self.due)
         self.before = torch.full((z.shape[0],), torch.nan, dtype=torch.float64, device=z.device)
 
-    def tests(self, k: int) -> bool:
-        return k >= self.next or k + 1 == self.stop.max_iter
+    def tests(self, k: int, last: bool) -> bool:
+        return k >= self.next or last
 
-    def narrow(self, k: int, active: Tensor) -> Tensor:
-        return active.clone() if k + 1 == self.stop.max_iter else active & (self.due <= k)
+    def narrow(self, k: int, active: Tensor, last: bool) -> Tensor:
+        return active.clone() if last else active & (self.due <= k)
 
     def plan(self, k: int, tested: Tensor, active: Tensor, ratio: Tensor) -> None:
         rate = (ratio.log() - self.before.log()) / self.gap
@@ -96,7 +96,7 @@ class Predicted(Schedule):
         self.next = k + 1
         self.due = self.due.masked_fill(rows, k + 1)
 
-    def finished(self, k: int, active: Tensor) -> bool:
+    def looks(self, k: int, last: bool) -> bool:
         return self.next > self.stop.max_iter + LONGEST_GAP
 
 

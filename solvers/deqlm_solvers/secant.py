@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from deqlm_solvers.counted import inner_dtype
 from deqlm_solvers.solver import Evaluation, Map, StepSolver
+from deqlm_solvers.watch import Watch
 
 __all__ = ["Pairs", "Secant", "SecantState"]
 
@@ -94,6 +96,7 @@ class SecantState:
             overflow nor vanish in float32.
         damping: beta, inner dtype; halved on every restart.
         taken: steps so far; 0 before the first evaluation.
+        watch: decides between plain steps and mixing; None where the method always mixes.
         direction, length: pending step of a line search, (B, N) and (B, 1) float64; None without one.
     """
 
@@ -109,6 +112,7 @@ class SecantState:
     unit: Tensor
     damping: Tensor
     taken: int = 0
+    watch: Watch | None = None
     direction: Tensor | None = None
     length: Tensor | None = None
 
@@ -130,6 +134,8 @@ class Secant(StepSolver):
     GROWTH: ClassVar[float] = 100.0
     SMALLEST_DAMPING: ClassVar[float] = 1 / 16
 
+    steps_evaluate: ClassVar[bool] = False
+
     @abstractmethod
     def pairs_kept(self) -> int:
         """Return how many secant pairs are stored."""
@@ -138,6 +144,14 @@ class Secant(StepSolver):
     def initial_damping(self) -> float:
         """Return beta of the first step."""
 
+    def plain_below(self) -> float:
+        """Return the factor per evaluation below which a row takes plain steps; 0 never does."""
+        return 0.0
+
+    def gain(self, products: dict[str, Tensor]) -> Tensor:
+        """Return by how much the last mix lowers the square of the residual, (B, 1) float64, in units of the pairs."""
+        raise NotImplementedError
+
     @abstractmethod
     def product_names(self) -> tuple[str, ...]:
         """Return which inner products of the history the method keeps."""
@@ -145,6 +159,11 @@ class Secant(StepSolver):
     @abstractmethod
     def weights(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
         """Bring the products up to date with the newest pair and return K^-1 q, by age, (B, M) float64."""
+
+    def buffers(self, rows: int, unknowns: int, dtype: torch.dtype) -> dict[str, int]:
+        kept = self.pairs_kept()
+        history = 2 * kept * rows * unknowns * inner_dtype(dtype).itemsize
+        return {"history": history, "gram": len(self.product_names()) * rows * kept**2 * 8}
 
     def init(self, z: Tensor) -> SecantState:
         kept = self.pairs_kept()
@@ -170,6 +189,7 @@ class Secant(StepSolver):
             state.first_norm = state.best_norm = state.base_norm = norm
             state.best_z, state.best_r, state.base_z, state.base_r = at.z, at.r, at.z, at.r
             state.unit = _power_of_two_near_inverse(norm).to(at.r.dtype)
+            state.watch = Watch(self.plain_below(), norm) if self.plain_below() > 0 else None
             step = state.damping * at.r
             self._propose(state, step)
             z_next = at.z + step
@@ -179,6 +199,8 @@ class Secant(StepSolver):
             state.best_z = torch.where(better, at.z, state.best_z)
             state.best_r = torch.where(better, at.r, state.best_r)
             sound = norm <= state.first_norm * (self.GROWTH * (state.taken + 1) ** -1.1)
+            if state.watch is not None:
+                state.watch.look(norm)
             z_next = self._advance(at, norm, sound, state)
         state.taken += 1
         return z_next, state
@@ -197,7 +219,11 @@ class Secant(StepSolver):
         """
         pairs = state.pairs
         pairs.push(at, state.base_z, state.base_r, state.unit, skip)
+        if state.watch is not None:
+            pairs.count = pairs.count.masked_fill(state.watch.plain, 0)
         weights = self.weights(state.products, pairs, state.unit * at.r, state.damping)
+        if state.watch is not None:
+            state.watch.judge(self.gain(state.products), (state.unit * norm).square())
         step = state.damping * at.r - pairs.combine(weights.to(at.r.dtype), state.damping) / state.unit
         accepted = sound & (_norm(step) <= self.LONGEST * norm)
         pairs.count = pairs.count * accepted

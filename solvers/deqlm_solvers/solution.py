@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import torch
@@ -50,10 +50,10 @@ class Cost:
     """What a solve spent.
 
     Attributes:
-        evaluations: calls of f.
+        evaluations: calls of f, those that carry tangents or record a graph included.
         row_evaluations: rows summed over those calls.
         vjps: products with the transposed Jacobian (adjoint solves).
-        jvps: products with the Jacobian.
+        jvps: products with the Jacobian; a dense one is N of them, one that the user computes is one.
 
     Examples:
         >>> Cost(evaluations=3, row_evaluations=6) + Cost(vjps=2)
@@ -94,6 +94,9 @@ class Solution:
         token_steps: (B, L) evaluation from which each token stayed within tolerance, 0 where it did not; None unless
             per="token".
         adjoint: outcome of the backward solve; filled in when backward has run. None without a gradient.
+        picked: index into ``choices`` of the method that produced the row's answer, int8; None where there was nothing
+            to choose from.
+        choices: names of the methods that were to choose from; empty where ``picked`` is None.
 
     Examples:
         >>> import torch
@@ -113,6 +116,8 @@ class Solution:
     trace: Tensor | None = None
     token_steps: Tensor | None = None
     adjoint: Adjoint | None = None
+    picked: Tensor | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def converged(self) -> Tensor:
@@ -126,11 +131,21 @@ class Solution:
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
-        return replace(self, **changes)
+        if unknown := changes.keys() - self.__dict__.keys():
+            raise TypeError(f"Solution has no field {min(unknown)!r}")
+        # dataclasses.replace costs as much as an evaluation of a small f
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, **changes)
+        return made
 
     def summary(self) -> str:
-        """Describe the outcome in words: rows per status, worst residual, what to try. Reads from the device."""
-        return _summary("solve", self.status, self.relative, self.steps)
+        """Describe the outcome in words: rows per status, worst residual, what to try, which method answered.
+
+        Reads from the device.
+        """
+        text = _summary("solve", self.status, self.relative, self.steps)
+        chosen = _chosen(self.picked, self.choices)
+        return f"{text}; {chosen}" if chosen else text
 
     def raise_if_failed(self) -> Self:
         """Return self, or raise when a row failed. Reads from the device once.
@@ -166,7 +181,8 @@ class Adjoint:
         steps: products with the transposed Jacobian until the row was done, or None.
         residual: ||J^T w + g - w|| / ||g|| of the returned w, float64, or None.
         growth: per row, factor by which one more term of a truncated series shrinks (< 1) or grows (> 1), or None.
-        cost: summed over all backward solves of this solution.
+        cost: summed over all backward solves of this solution; the pass that carries a solved cotangent on to
+            parameters and inputs, one per backward, is not in it.
         batch_shape: shape of the entries above; None is (B,).
 
     Examples:
@@ -284,6 +300,14 @@ def _summary(what: str, status: Tensor, relative: Tensor, steps: Tensor) -> str:
     text = f"{what}: {', '.join(parts)} of {len(codes)} rows after at most {int(steps.max())} evaluations, "
     text += f"largest relative residual {worst:.2g}"
     return text + "".join(f". {hint}" for hint in hints)
+
+
+def _chosen(picked: Tensor | None, choices: tuple[str, ...]) -> str:
+    """Return "picked: 30 fixed_point, 2 anderson", in the order of ``choices``, or nothing."""
+    if picked is None or not picked.numel():
+        return ""
+    counts = torch.bincount(picked.flatten().long(), minlength=len(choices)).tolist()
+    return "picked: " + ", ".join(f"{n} {name}" for n, name in zip(counts, choices, strict=True) if n)
 
 
 def _listing(rows: list[int], most: int = 8) -> str:

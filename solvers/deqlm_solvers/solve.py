@@ -42,6 +42,8 @@ class Solve(Options):
         if isinstance(self.stop, dict):
             object.__setattr__(self, "stop", Stop.from_dict(self.stop))
         require(isinstance(self.stop, Stop), "stop", self.stop, "a Stop, such as Stop(rtol=1e-3), or a dict of fields")
+        if self.solver.honours >= Stop.__dataclass_fields__.keys():  # type: ignore[attr-defined]
+            return
         for name, field in Stop.__dataclass_fields__.items():  # type: ignore[attr-defined]
             value = getattr(self.stop, name)
             if value != field.default and name not in self.solver.honours:

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from deqlm_solvers.frame import Frame
+from deqlm_solvers.native.kernel import Kernel
 from deqlm_solvers.options import Options
 from deqlm_solvers.registry import Registry
 from deqlm_solvers.solution import Solution
@@ -37,6 +39,7 @@ class Evaluation:
     Attributes:
         z: point, (B, N).
         fz: f(z), (B, N).
+        jv: product of the Jacobian at z with the tangents that a step asked for, (B, N); None where it asked for none.
 
     Examples:
         >>> import torch
@@ -45,11 +48,12 @@ class Evaluation:
         [[1.0, 1.0]]
     """
 
-    __slots__ = ("_r", "fz", "z")
+    __slots__ = ("_r", "fz", "jv", "z")
 
-    def __init__(self, z: Tensor, fz: Tensor) -> None:
+    def __init__(self, z: Tensor, fz: Tensor, jv: Tensor | None = None) -> None:
         self.z = z
         self.fz = fz
+        self.jv = jv
         self._r: Tensor | None = None
 
     @property
@@ -58,6 +62,11 @@ class Evaluation:
         if self._r is None:
             self._r = self.fz - self.z
         return self._r
+
+    def held(self, masked: Tensor) -> Evaluation:
+        """Return the same with f(z) = z, and no derivative, at ``masked`` (B, N) unknowns."""
+        jv = None if self.jv is None else torch.where(masked, 0.0, self.jv)
+        return Evaluation(self.z, torch.where(masked, self.z, self.fz), jv)
 
     def detached(self) -> Evaluation:
         """Return the same values without a graph; self where there is none."""
@@ -72,6 +81,7 @@ class Solver(Options, ABC):
     Class attributes:
         guarantees: names from `GUARANTEES` that hold; the contract suite tests exactly those.
         honours: fields of `Stop` that may differ from their default; any other non-default field raises.
+        attempts: budgets of ``Stop.max_iter`` evaluations that a solve may spend.
 
     Examples:
         >>> from deqlm_solvers import SOLVERS
@@ -81,10 +91,27 @@ class Solver(Options, ABC):
 
     guarantees: ClassVar[frozenset[str]] = frozenset()
     honours: ClassVar[frozenset[str]] = frozenset()
+    attempts: ClassVar[int] = 1
 
     @abstractmethod
     def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
         """Solve z = f(z) from ``z0`` (B, N); the solution carries the true residual of its z and true counts."""
+
+    def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
+        """Return the most bytes that a solve holds at once: results of f included, the trace and f's inside left out.
+
+        None, the default, says that the solver cannot tell: `forecast_solve` then rehearses a solver that is
+        `rehearsable`, and the memory of any other one is unknown.
+        """
+        return None
+
+    def rehearsable(self) -> bool:
+        """Say whether all its memory is torch's and in proportion to N, so that small solves show what it holds."""
+        return False
+
+    def buffers(self, rows: int, unknowns: int, dtype: torch.dtype) -> dict[str, int]:
+        """Return the bytes of the buffers that a solve keeps, by name ("history", "gram"), where they can be told."""
+        return {}
 
 
 class StepSolver(Solver):
@@ -92,6 +119,10 @@ class StepSolver(Solver):
 
     The driver evaluates f at each proposed point, tests it, freezes finished rows and asks for the next. What `step`
     does to a row may depend on nothing but that row.
+
+    Class attributes:
+        steps_evaluate: `step` may call f; False lets finished rows leave the batch.
+        differentiates: `step` asks for products with the Jacobian (`InnerMap.carry`), from the first evaluation on.
 
     Examples:
         >>> from deqlm_solvers import StepSolver, options, register_solver
@@ -106,6 +137,8 @@ class StepSolver(Solver):
 
     guarantees: ClassVar[frozenset[str]] = frozenset({"rows", "check_every", "half", "budget"})
     honours: ClassVar[frozenset[str]] = frozenset(Stop.__dataclass_fields__)  # type: ignore[attr-defined]
+    steps_evaluate: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, z: Tensor) -> Any:
@@ -120,6 +153,17 @@ class StepSolver(Solver):
             at: the evaluation just made.
             state: what `init` or the last `step` returned.
         """
+
+    def rehearsable(self) -> bool:
+        return True
+
+    def kernel(self) -> Kernel | None:
+        """Return the parameters of the fused step that does the same on a CPU, or None."""
+        return None
+
+    def picked(self, state: Any) -> tuple[Tensor, tuple[str, ...]] | None:
+        """Return `Solution.picked` and `Solution.choices` for the last state, or None where there was no choice."""
+        return None
 
     def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
         from deqlm_solvers.driver import drive

@@ -40,6 +40,9 @@ class Stop(Options):
             it will pass, at most 8 evaluations ahead, so a row may end up to 7 evaluations late.
         check_every: evaluations between two host reads of "is every row done", >= 0 (0: never, the loop runs to
             ``max_iter``). It changes time, never a result.
+        compact: rows that are done leave the batch when f can be evaluated on the rest (`deqlm.solve` with ``args``,
+            `DEQ`) and that pays; a probe, which counts as an evaluation, finds out whether f mixes rows, and then they
+            stay. Not where the steps carry a graph.
         trace: keep the residual of every tested evaluation in `Solution.trace`.
         patience: a row without progress for this many evaluations ends STALLED; progress is a best residual that fell
             by 10 % relative to its tolerance, or with per="token" a longer converged prefix. None never gives up
@@ -63,6 +66,7 @@ class Stop(Options):
     keep: Literal["best", "best_f"] = "best"
     test_every: int | Literal["auto"] = 1
     check_every: int = 1
+    compact: bool = True
     trace: bool = False
     patience: int | None = None
     divergence: float = 1e8
@@ -85,7 +89,8 @@ class Stop(Options):
         if self.test_every != "auto":
             whole("test_every", self.test_every, 1)
         whole("check_every", self.check_every, 0)
-        require(isinstance(self.trace, bool), "trace", self.trace, "True or False")
+        for name in ("compact", "trace"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         if self.patience is not None:
             whole("patience", self.patience, 1)
         number("divergence", self.divergence, "> 1", lambda d: d > 1)
@@ -101,10 +106,11 @@ class Stop(Options):
         if self.is_budget:
             self._only_default(
                 "is not used by a budget (rtol=0, atol=0), which tests nothing",
-                *("keep", "test_every", "check_every", "patience", "divergence"),
+                *("keep", "test_every", "check_every", "compact", "patience", "divergence"),
             )
         if self.keep == "best_f":
-            self._only_default("is not used with keep='best_f'", "atol", "per", "test_every", "patience", "divergence")
+            unused = ("atol", "per", "test_every", "compact", "patience", "divergence")
+            self._only_default("is not used with keep='best_f'", *unused)
         if self.test_every == "auto":
             self._only_default(
                 "is not used with test_every='auto', which reads the device at every test", "check_every"

@@ -273,6 +273,17 @@ def test_a_plugin_that_cannot_be_used_has_a_row_when_everything_runs(broken_plug
     assert broken_plugin in entry.message
 
 
+def test_env_says_whether_the_step_is_compiled(capsys, monkeypatch):
+    import deqlm.cli.env as env
+    from deqlm_solvers.native.library import Outcome, load
+
+    assert main(["env"]) == 0
+    assert ("to build once per machine" in capsys.readouterr().out) is (load().library is not None)
+    monkeypatch.setattr(env, "load", lambda: Outcome(None, "no C++ compiler found"))
+    assert main(["env"]) == 0
+    assert "fused step none: no C++ compiler found; solvers run on torch operations" in capsys.readouterr().out
+
+
 def test_env_names_what_is_missing_and_what_it_would_give(capsys, monkeypatch):
     import deqlm.cli.env as env
 

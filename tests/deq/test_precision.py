@@ -25,8 +25,8 @@ class Products(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("solver", ["anderson", "broyden"])
-def test_the_algebra_of_a_solver_is_not_autocast(solver: str) -> None:
+@pytest.mark.parametrize("solver", [deqlm.Anderson(impl="torch"), deqlm.Broyden(impl="torch")])
+def test_the_algebra_of_a_solver_is_not_autocast(solver: deqlm.Solver) -> None:
     A = 0.5 * torch.eye(8)
     inside = []
 

@@ -35,7 +35,7 @@ def test_its_points_are_those_of_dense_least_squares(memory, damping):
     """Ten steps past the wrap of the ring for the short memories."""
     problem = tanh_layer(0.9, B=3, N=16)
     f = Counted(problem.f)
-    solver = Anderson(memory=memory, damping=damping, ridge=1e-14)
+    solver = Anderson(memory=memory, damping=damping, ridge=1e-14, plain_rate=0.0)
     Solve(solver, Stop(max_iter=14, rtol=0))(f, problem.z0())
     for i in range(3):
         alone = lambda z, i=i: problem.f(z.expand(3, -1))[i]  # noqa: E731

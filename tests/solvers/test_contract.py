@@ -25,10 +25,10 @@ from solvers.contract import Check, cases, checks_of
 from solvers.problems import contractions
 
 
-@pytest.mark.parametrize(("name", "check"), cases(SOLVERS, SOLVERS.__getitem__))
-def test_contract(name: str, check: Check):
+@pytest.mark.parametrize(("name", "check", "fields"), cases(SOLVERS, SOLVERS.__getitem__))
+def test_contract(name: str, check: Check, fields: dict[str, str]):
     try:
-        check(SOLVERS[name]())
+        check(SOLVERS[name](**fields))
     except ImportError as error:
         pytest.skip(str(error))
 
@@ -65,7 +65,7 @@ def test_a_new_entry_is_tested_for_free():
             return at.z + 0.75 * at.r, state
 
     found = [case.values for case in cases(SOLVERS, SOLVERS.__getitem__)]
-    mine = [check for name, check in found if name == "toy"]
+    mine = [check for name, check, _ in found if name == "toy"]
     assert len(mine) == len(checks_of(Toy)) > len(contract.ALWAYS)
     for check in mine:
         check(SOLVERS["toy"]())

@@ -13,10 +13,10 @@ Z0 = torch.zeros(4, 16)
 ENDLESS = Stop(rtol=0, atol=1e-300)
 BUDGET = Stop(rtol=0)
 SOLVERS = {
-    "picard": FixedPoint(),
-    "anderson": Anderson(),
-    "broyden": Broyden(),
-    "armijo": Broyden(line_search="armijo"),
+    "picard": FixedPoint(impl="torch"),
+    "anderson": Anderson(impl="torch"),
+    "broyden": Broyden(impl="torch"),
+    "armijo": Broyden(line_search="armijo", impl="torch"),
 }
 
 
@@ -27,17 +27,17 @@ def costs(solver: Solver, stop: Stop, rate: float = 0.98) -> tuple[float, float]
 @pytest.mark.parametrize(
     ("solver", "stop", "most"),
     [
-        (FixedPoint(), BUDGET, 2),
-        (FixedPoint(damping=0.8), BUDGET, 3),
-        (FixedPoint(), ENDLESS, 24),
-        (FixedPoint(), ENDLESS.replace(test_every=8), 4.5),
-        (FixedPoint(), ENDLESS.replace(patience=50), 35),
-        (FixedPoint(), ENDLESS.replace(trace=True), 26),
-        (Anderson(), BUDGET, 82),
-        (Anderson(memory=1), ENDLESS, 42),
-        (Broyden(), BUDGET, 82),
-        (Broyden(update="bad"), ENDLESS, 90),
-        (Broyden(line_search="armijo"), ENDLESS, 129),
+        (FixedPoint(impl="torch"), BUDGET, 2),
+        (FixedPoint(damping=0.8, impl="torch"), BUDGET, 3),
+        (FixedPoint(impl="torch"), ENDLESS, 24),
+        (FixedPoint(impl="torch"), ENDLESS.replace(test_every=8), 4.5),
+        (FixedPoint(impl="torch"), ENDLESS.replace(patience=50), 35),
+        (FixedPoint(impl="torch"), ENDLESS.replace(trace=True), 26),
+        (Anderson(impl="torch"), BUDGET, 105),
+        (Anderson(memory=1, impl="torch"), ENDLESS, 42),
+        (Broyden(impl="torch"), BUDGET, 82),
+        (Broyden(update="bad", impl="torch"), ENDLESS, 90),
+        (Broyden(line_search="armijo", impl="torch"), ENDLESS, 129),
     ],
     ids=[
         *("picard_budget", "damped_budget", "picard", "picard_every_8", "picard_patience", "picard_trace"),
@@ -52,7 +52,7 @@ def test_operations_per_evaluation(solver, stop, most):
 
 def test_the_predicted_schedule_is_cheap():
     """A third of the operations of testing every evaluation, and a quarter of a sync."""
-    operations, syncs = costs(FixedPoint(), ENDLESS.replace(test_every="auto"))
+    operations, syncs = costs(FixedPoint(impl="torch"), ENDLESS.replace(test_every="auto"))
     assert syncs <= 0.25
     assert operations <= 8
 

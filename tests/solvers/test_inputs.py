@@ -12,6 +12,8 @@ from solvers.problems import linear, tanh_layer
 
 STEP = [name for name in SOLVERS if issubclass(SOLVERS[name], StepSolver)]
 each = pytest.mark.parametrize("name", STEP)
+each_plain = pytest.mark.parametrize("name", [name for name in STEP if not SOLVERS[name].steps_evaluate])
+"""Solvers that need f alone, and no more than a call of it per step."""
 
 
 @each
@@ -24,7 +26,7 @@ def test_no_rows(name):
     assert "no rows" in sol.summary()
 
 
-@each
+@each_plain
 def test_no_rows_under_a_budget_and_on_the_predicted_schedule(name):
     for stop in (Stop(max_iter=3, rtol=0), Stop(test_every="auto"), Stop(patience=2)):
         assert Solve(name, stop)(lambda z: 0.5 * z + 1, torch.zeros(0, 3)).z.shape == (0, 3)
@@ -115,7 +117,7 @@ def test_a_map_that_returns_no_tensor():
         Solve("anderson")(lambda z: (z, z), torch.zeros(2, 3))  # type: ignore[arg-type,return-value]
 
 
-@each
+@each_plain
 def test_an_error_in_f_reaches_the_caller(name):
     calls = 0
 
@@ -177,7 +179,7 @@ def test_a_solution_at_zero_with_an_absolute_tolerance(name):
     assert (sol.residual <= 1e-6).all()
 
 
-@each
+@each_plain
 def test_the_zero_map_and_the_identity(name):
     zero = Solve(name)(torch.zeros_like, torch.ones(2, 3))
     assert zero.converged.all()
@@ -206,7 +208,7 @@ def test_a_tolerance_below_the_floor_is_no_matter_with_an_absolute_one():
     Solve("fixed_point", Stop(rtol=1e-9, atol=1e-4))(lambda z: 0.5 * z + 1, torch.zeros(2, 3))
 
 
-@each
+@each_plain
 def test_one_evaluation_returns_the_start_with_its_own_residual(name):
     problem = linear("symmetric", 0.9)
     z0 = problem.truth + 1
@@ -217,7 +219,7 @@ def test_one_evaluation_returns_the_start_with_its_own_residual(name):
     assert sol.cost.evaluations == 1
 
 
-@each
+@each_plain
 def test_two_evaluations_make_one_picard_step(name):
     problem = linear("symmetric", 0.5)
     f = Counted(problem.f)
@@ -225,7 +227,7 @@ def test_two_evaluations_make_one_picard_step(name):
     assert torch.allclose(f.points[1], problem.f(problem.z0()), rtol=1e-12)
 
 
-@each
+@each_plain
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("call", [2, 5])
 def test_the_best_point_survives_what_is_not_finite_later(name, bad, call):
@@ -246,7 +248,7 @@ def test_the_best_point_survives_what_is_not_finite_later(name, bad, call):
     assert same_bits(sol.z, reference.z)
 
 
-@each
+@each_plain
 def test_a_later_nan_does_not_revoke_convergence(name):
     """The first row passes at once; then f breaks for good while the second row goes on."""
     problem = linear("symmetric", 0.9, B=2)
@@ -264,7 +266,7 @@ def test_a_later_nan_does_not_revoke_convergence(name):
     assert sol.steps.tolist() == [1, 4]
 
 
-@each
+@each_plain
 def test_a_map_that_returns_the_same_buffer_every_time(name):
     problem = linear("symmetric", 0.8)
     buffer = problem.z0()
@@ -280,7 +282,7 @@ def test_a_map_that_returns_the_same_buffer_every_time(name):
         assert same_bits(sol.status, plain.status)
 
 
-@each
+@each_plain
 def test_a_buffer_that_is_overwritten_after_the_solve(name):
     problem = linear("symmetric", 0.5)
     buffer = problem.z0()
@@ -303,7 +305,7 @@ def test_best_f_with_the_same_buffer_every_time():
     assert same_bits(kept, plain.z)
 
 
-@each
+@each_plain
 def test_the_start_is_never_written_to_nor_returned(name):
     problem = linear("symmetric", 0.5)
     for dtype in (torch.float64, torch.bfloat16):
@@ -338,7 +340,7 @@ def test_options_at_their_ends_take_small_states(solver):
         assert sol.converged.all()
 
 
-@each
+@each_plain
 @pytest.mark.parametrize("stop", [Stop(), Stop(max_iter=5, rtol=0)], ids=["tested", "budget"])
 def test_a_map_that_builds_graphs_of_its_own(name, stop):
     """An f with enable_grad inside (the gradient of an energy, say) gets points without a graph and leaves none."""
@@ -356,7 +358,7 @@ def test_a_map_that_builds_graphs_of_its_own(name, stop):
     assert not sol.residual.requires_grad
 
 
-@each
+@each_plain
 def test_a_map_that_marks_its_argument(name):
     """z.requires_grad_() inside f is how many energies are written."""
 

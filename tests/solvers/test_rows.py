@@ -58,7 +58,7 @@ def test_one_hard_row_costs_the_others_no_steps(solver):
     hard = Solve(solver, stop)(exact_rows(b, gain), torch.zeros_like(b))
     others = [0, 1, 3, 4, 5, 6, 7]
     assert_same_rows(easy, others, hard, others)
-    assert hard.steps[2] >= easy.steps[2]
+    assert hard.converged[2]
 
 
 @pytest.mark.parametrize("name", ["fixed_point", "anderson", "broyden"])

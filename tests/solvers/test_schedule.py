@@ -44,7 +44,7 @@ def test_check_every_says_how_late_the_loop_may_end(every, calls):
 def test_check_every_counts_host_reads(every, syncs):
     problem = linear("symmetric", 1.0)
     with Operations() as operations:
-        Solve(FixedPoint(), Stop(max_iter=40, check_every=every))(problem.f, problem.z0())
+        Solve(FixedPoint(impl="torch"), Stop(max_iter=40, check_every=every))(problem.f, problem.z0())
     assert operations.syncs == syncs
 
 
@@ -132,7 +132,7 @@ def test_auto_solves_the_parity_chain():
 
 def test_auto_reads_the_device_at_most_every_fourth_evaluation():
     with Operations() as operations:
-        sol = Solve(FixedPoint(), Stop(max_iter=400, rtol=1e-6, test_every="auto"))(
+        sol = Solve(FixedPoint(impl="torch"), Stop(max_iter=400, rtol=1e-6, test_every="auto"))(
             lambda z: 0.95 * z + 1, torch.zeros(4, 16)
         )
     assert sol.converged.all()

@@ -1,0 +1,33 @@
+"""One product with a transposed Jacobian on a graph that is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["pull_back"]
+
+_engine: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
+
+
+def pull_back(out: Tensor, source: Tensor, w: Tensor) -> Tensor | None:
+    """Return the product of ``w`` with the transposed Jacobian of ``out`` with respect to ``source``, without a graph.
+
+    `torch.autograd.grad` with the same arguments spends more on looking at them than a small f costs, and an adjoint
+    solve asks dozens of times with tensors that are known to fit. So autograd's engine is called as that function calls
+    it; where a version of torch has no such entry, the public function does it.
+
+    Args:
+        out: result of an evaluation, with its graph, which is kept.
+        source: what it is differentiated by.
+        w: cotangent, shape and dtype of ``out``.
+
+    Returns:
+        Shape of ``source``, or None where ``out`` does not depend on it.
+    """
+    if _engine is None:
+        return torch.autograd.grad(out, source, w, retain_graph=True, allow_unused=True)[0]
+    keep_graph, create_graph = True, False
+    return _engine((out,), (w,), keep_graph, create_graph, (source,), allow_unreachable=True, accumulate_grad=False)[0]

@@ -1,0 +1,152 @@
+"""Products with the Jacobian of a map by autograd: the one file that knows how they are had."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["NoDerivativeError", "Recorded", "jacobian_by_columns", "jacobian_by_rows", "push_forward"]
+
+Map = Callable[[Tensor], Tensor]
+
+
+class NoDerivativeError(RuntimeError):
+    """Autograd cannot differentiate the map the way that was asked for."""
+
+
+class Recorded:
+    """f at one point with its graph: any number of products with the Jacobian, without a further call of f.
+
+    The product u -> J^T u is linear in u, so its own transpose is J: two reverse passes give J v to rounding. Attention
+    is evaluated by its plain kernel, because the fused ones have no second derivative. A derivative that f takes inside
+    must be taken with ``create_graph=True``: what has no graph is a constant to autograd.
+
+    Attributes:
+        z, fz: the point and f there, (B, N), state dtype, without a graph.
+
+    Raises:
+        NoDerivativeError: f cannot be evaluated with a graph.
+
+    Examples:
+        >>> import torch
+        >>> at = Recorded(torch.sin, torch.zeros(2, 3))
+        >>> at.product(torch.ones(2, 3))[0].tolist()
+        [1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, f: Map, z: Tensor) -> None:
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            self._z = z.detach().clone().requires_grad_()
+            try:
+                self._fz = f(self._z.clone())
+            except RuntimeError as error:
+                # work in place, or an error of f that its next call shows as it is
+                raise NoDerivativeError(str(error)) from error
+        self.z, self.fz = self._z.detach(), self._fz.detach()
+        self._pulled: tuple[Tensor, Tensor] | None = None
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return J v, (B, N), state dtype. v: (B, N).
+
+        Raises:
+            NoDerivativeError: f has no graph, or an operation of it has no second derivative.
+        """
+        if self._pulled is None:
+            self._pulled = self._pull()
+        u, pulled = self._pulled
+        try:
+            (product,) = torch.autograd.grad(pulled, u, v, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            raise NoDerivativeError(str(error)) from error
+        if product is None:
+            raise NoDerivativeError("the backward of an operation of f cannot be differentiated")
+        return product
+
+    def _pull(self) -> tuple[Tensor, Tensor]:
+        """Return u and J^T u as a function of it."""
+        if not self._fz.requires_grad:
+            raise NoDerivativeError("f(z) has no graph")
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            u = torch.zeros_like(self._fz, requires_grad=True)
+            try:
+                (pulled,) = torch.autograd.grad(self._fz, self._z, u, create_graph=True)
+            except RuntimeError as error:
+                raise NoDerivativeError(str(error)) from error
+        if not pulled.requires_grad:
+            raise NoDerivativeError("the backward of f has no graph")
+        return u, pulled
+
+
+def push_forward(f: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return f(z) and J v by one call of f on dual numbers, in forward mode; (B, N) each, without a graph.
+
+    Grad mode is on, because layers with fused kernels for inference leave them then. Where f(z) carries no tangent, f
+    does not depend on z as far as autograd can tell, and J v is zero.
+
+    Raises:
+        NoDerivativeError: an operation of f has no forward mode.
+    """
+    _load_forward_mode()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        try:
+            fz, product = forward_ad.unpack_dual(f(forward_ad.make_dual(z.detach(), v)))
+        except RuntimeError as error:
+            raise NoDerivativeError(str(error)) from error
+    fz = fz.detach()
+    return fz, torch.zeros_like(fz) if product is None else product.detach()
+
+
+def jacobian_by_columns(f: Map, z: Tensor) -> Tensor:
+    """Return the Jacobians of all rows, (B, N, N) state dtype, by one call of f with N tangents.
+
+    Rows are independent, so N tangents, one per unknown and the same for all rows, give every column of every row.
+
+    Raises:
+        NoDerivativeError: an operation of f has no forward mode, or f cannot be vectorised over tangents.
+    """
+    _load_forward_mode()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        push = torch.vmap(lambda v: torch.func.jvp(f, (z.detach(),), (v,))[1], randomness="same")
+        try:
+            return push(_basis(z)).detach().permute(1, 2, 0)
+        except RuntimeError as error:
+            raise NoDerivativeError(str(error)) from error
+
+
+def jacobian_by_rows(f: Map, z: Tensor) -> Tensor:
+    """Return what `jacobian_by_columns` does, by N reverse passes over one graph of f.
+
+    Raises:
+        NoDerivativeError: f has no graph, or an operation of it no derivative.
+    """
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        point = z.detach().clone().requires_grad_()
+        try:
+            fz = f(point.clone())
+            if not fz.requires_grad:
+                raise NoDerivativeError("f(z) has no graph")
+            rows = [torch.autograd.grad(fz, point, e, retain_graph=True)[0] for e in _basis(z)]
+        except RuntimeError as error:
+            raise NoDerivativeError(str(error)) from error
+    return torch.stack(rows, 1)
+
+
+def _basis(z: Tensor) -> Tensor:
+    """Return the unit vectors of a row, the same for all rows, (N, B, N)."""
+    rows, unknowns = z.shape
+    return torch.eye(unknowns, dtype=z.dtype, device=z.device)[:, None].expand(unknowns, rows, unknowns)
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Load what forward mode loads on first use, without torch's warning about its own use of torch.jit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")

@@ -1,0 +1,302 @@
+"""The fused pace: one compiled call between two evaluations of f."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deqlm_solvers.frame import Frame
+from deqlm_solvers.measure import Measure
+from deqlm_solvers.native.kernel import Kernel, Rule
+from deqlm_solvers.native.library import load
+from deqlm_solvers.pace import LEAST_LEFT, Pace, pays
+from deqlm_solvers.solution import Cost, Solution
+from deqlm_solvers.solver import Evaluation
+from deqlm_solvers.status import Status
+from deqlm_solvers.stop import Stop
+
+__all__ = ["FusedPace", "fused_bytes", "why_not_fused"]
+
+TEST, LAST = 1, 2
+
+_NUMBERS = (
+    *("rows", "unknowns", "pairs", "rule", "line_search", "automatic", "budget", "max_iter", "patience", "token"),
+    *("groups", "runs", "threads"),
+)
+_REALS = ("rtol", "atol", "divergence", "damping", "first_damping", "ridge", "least_pivot", "growth", "plain_rate")
+_GIVEN = ("run_end", "run_group", "group_root", "mask", "weights", "scale", "unit", "best_z")
+_MADE = ("token_steps", "workspace")
+_OWN = ("row", "restart_z", "restart_r", "ring_s", "ring_y", "direction", "scratch", "gram", "gram2", "systems", "sums")
+
+
+class _Solve(ctypes.Structure):
+    """The struct ``Solve`` of state.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _NUMBERS),
+        *((name, ctypes.c_double) for name in _REALS),
+        *((name, ctypes.c_void_p) for name in (*_GIVEN, *_MADE, *_OWN, "index")),
+        *((name, ctypes.c_int64) for name in ("present", "next", "halfway", "active", "remaining")),
+    ]
+
+
+def why_not_fused(kernel: Kernel | None, stop: Stop, z: Tensor) -> str:
+    """Return why a solve from ``z`` (B, N), inner dtype, cannot take the fused step; empty where it can.
+
+    Builds the kernel if nothing else stands against it.
+    """
+    if kernel is None:
+        return "the solver has no fused step"
+    if z.device.type != "cpu":
+        return f"it runs on the CPU, and the state is on {z.device}"
+    if z.dtype not in (torch.float32, torch.float64) or type(z) is not Tensor:
+        return f"the state is a {type(z).__name__} of {z.dtype}"
+    if torch.is_grad_enabled():
+        return "its steps cannot be differentiated"
+    if stop.keep != "best":
+        return f"it does not know Stop(keep={stop.keep!r})"
+    if torch.compiler.is_compiling():
+        return "torch.compile traces torch operations only"
+    return load().why
+
+
+class FusedPace(Pace):
+    """Keeps the state of all rows in one workspace; see step.cpp. Rows that left stay where they are in it."""
+
+    def __init__(self, kernel: Kernel, stop: Stop, frame: Frame, z: Tensor) -> None:
+        library = load().library
+        assert library is not None
+        self.kernel, self.stop, self.start = kernel, stop, z
+        self.rows, self.unknowns = z.shape
+        suffix = "float" if z.dtype == torch.float32 else "double"
+        functions = library.functions
+        self.functions = functions
+        self.advance, self.finish = getattr(functions, f"advance_{suffix}"), getattr(functions, f"finish_{suffix}")
+        measure = Measure(stop, frame, z)
+        self.measure, self.masked = measure, measure.masked
+        solve = _describe(kernel, stop, self.rows, self.unknowns, z.dtype)
+        self.solve, self.pointer = solve, ctypes.addressof(solve)
+        self.keep = _groups(solve, stop, measure)
+        self.best_z = None if solve.budget else torch.empty_like(z)
+        self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64) if solve.token else None
+        solve.best_z, solve.token_steps = _pointer(self.best_z), _pointer(self.token_steps)
+        self.workspace = torch.empty(getattr(functions, f"workspace_bytes_{suffix}")(self.pointer), dtype=torch.uint8)
+        solve.workspace = self.workspace.data_ptr()
+        getattr(functions, f"open_{suffix}")(self.pointer, z.data_ptr())
+        self.every = 0 if stop.test_every == "auto" or solve.budget else stop.test_every
+        self.looked = 0
+        self.trace: list[Tensor] = []
+        self.traced = stop.trace
+        self.plain = kernel.rule == Rule.PICARD
+        self.index: Tensor | None = None
+        self.present = self.rows
+        self.owns_output: bool | None = None
+        self.previous: Tensor | None = None
+
+    def take(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
+        solve, z, fz = self.solve, at.z, at.fz
+        budget = solve.budget
+        tests = not budget and (last or (k % self.every == 0 if self.every else k >= solve.next))
+        if not tests and not last and self._passes_on(k, fz):
+            self._trace(None)
+            return fz, True
+        if not fz.is_contiguous():
+            fz = fz.contiguous()
+        goes_on = budget or not last
+        z_next = torch.empty_like(z) if goes_on else z
+        trace = torch.empty(self.rows, dtype=torch.float64) if self.traced and not budget else None
+        active = self.advance(
+            self.pointer,
+            z.data_ptr(),
+            fz.data_ptr(),
+            z_next.data_ptr(),
+            k,
+            TEST * tests + LAST * last,
+            None if trace is None else trace.data_ptr(),
+        )
+        if self.traced:
+            self._trace(self.measure(fz, at.r).residual if budget else trace)
+        if last and not budget:
+            return z, False
+        looks = self._looks(k, tests)
+        return z_next, not looks or active > 0
+
+    def _passes_on(self, k: int, fz: Tensor) -> bool:
+        """Say whether f(z) itself is the next point: a plain step of rows that all go on, with nothing to test.
+
+        An f that returns the same storage again and again would then write over its argument; it shows at its second
+        evaluation, while the first result is still held.
+        """
+        if not self.plain or self.solve.active != self.present or self.masked is not None:
+            return False
+        if self.traced and self.solve.budget:
+            return False
+        if (self.kernel.damping if k else self.kernel.first_damping) != 1.0 or not fz.is_contiguous():
+            return False
+        if self.owns_output is None:
+            if self.previous is None:
+                self.previous = fz
+                return False
+            self.owns_output = self.previous.data_ptr() == fz.data_ptr()
+            self.previous = None
+        return not self.owns_output
+
+    def _looks(self, k: int, tests: bool) -> bool:
+        """Say whether the host asks now, by `Stop.check_every`, whether every row is done."""
+        every = self.stop.check_every
+        if not self.every:
+            return True
+        if every == 0 or not tests or k + 1 - self.looked < every:
+            return False
+        self.looked = k + 1
+        return True
+
+    def _trace(self, values: Tensor | None) -> None:
+        if self.traced:
+            blank = torch.full((self.rows,), torch.nan, dtype=torch.float64)
+            self.trace.append(blank if values is None else values)
+
+    def leaving(self) -> Tensor | None:
+        solve = self.solve
+        if not pays(solve.active, self.present, self.unknowns) or solve.remaining < LEAST_LEFT or not solve.active:
+            return None
+        rows = torch.empty(solve.active, dtype=torch.int64)
+        self.functions.indices_of_active(self.pointer, rows.data_ptr())
+        return rows if self.index is None else torch.searchsorted(self.index, rows)
+
+    def narrow(self, rows: Tensor, z: Tensor) -> Tensor:
+        self.index = rows if self.index is None else self.index.index_select(0, rows)
+        self.present = rows.shape[0]
+        self.solve.index, self.solve.present = self.index.data_ptr(), self.present
+        if self.masked is not None:
+            self.masked = self.masked.index_select(0, rows)
+        return z.index_select(0, rows)
+
+    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        residual = torch.empty(2, self.rows, dtype=torch.float64)
+        steps = torch.empty(self.rows, dtype=torch.int64)
+        status = torch.empty(self.rows, dtype=torch.int8)
+        choices = self.kernel.choices
+        picked = torch.empty(self.rows, dtype=torch.int8) if choices else None
+        relative = residual[1]
+        self.finish(
+            self.pointer,
+            residual.data_ptr(),
+            relative.data_ptr(),
+            steps.data_ptr(),
+            status.data_ptr(),
+            None if picked is None else picked.data_ptr(),
+        )
+        sol = Solution(
+            z=self.best_z,
+            residual=residual[0],
+            relative=relative,
+            steps=steps,
+            status=status,
+            cost=cost,
+            trace=torch.stack(self.trace) if self.traced else None,
+            token_steps=self._settled(steps),
+            picked=picked,
+            choices=choices,
+        )
+        return self._budget(sol, z_last) if self.solve.budget else sol
+
+    def _budget(self, sol: Solution, z_last: Tensor) -> Solution:
+        sound = sol.residual.isfinite() & torch.linalg.vector_norm(z_last, dim=1, dtype=torch.float64).isfinite()
+        return sol.replace(
+            z=torch.where(sound[:, None], z_last, self.start),
+            residual=torch.where(sound, sol.residual, torch.inf),
+            relative=torch.where(sound, sol.relative, torch.inf),
+            status=torch.where(sound, int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8),
+            residual_of="previous",
+        )
+
+    def _settled(self, steps: Tensor) -> Tensor | None:
+        if self.token_steps is None:
+            return None
+        settled = self.token_steps <= steps[:, None]
+        if self.measure.mask is not None:
+            settled &= self.measure.mask
+        return torch.where(settled, self.token_steps, 0)
+
+
+def fused_bytes(
+    kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, groups: int = 0
+) -> int | None:
+    """Return the bytes of a solve's workspace, the returned point included; None where there is no kernel.
+
+    Args:
+        kernel: what `StepSolver.kernel` says.
+        stop: the stopping rule.
+        rows: B.
+        unknowns: N.
+        dtype: inner dtype, float32 or float64.
+        groups: tokens or leaves, for a `Stop` that reads them apart.
+    """
+    library = load().library
+    if library is None:
+        return None
+    solve = _describe(kernel, stop, rows, unknowns, dtype)
+    solve.groups = groups
+    suffix = "float" if dtype == torch.float32 else "double"
+    workspace = getattr(library.functions, f"workspace_bytes_{suffix}")(ctypes.addressof(solve))
+    point = 0 if stop.is_budget else rows * unknowns * dtype.itemsize
+    return workspace + point + (8 * rows * groups if stop.per == "token" else 0)
+
+
+def _describe(kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype) -> _Solve:
+    double = dtype == torch.float64
+    ridge = kernel.ridge if kernel.ridge is not None else (1e-12 if double else 1e-6)
+    solve = _Solve()
+    solve.rows, solve.unknowns, solve.pairs, solve.rule = rows, unknowns, kernel.pairs, kernel.rule
+    solve.line_search, solve.automatic, solve.budget = kernel.line_search, stop.test_every == "auto", stop.is_budget
+    solve.max_iter, solve.patience = stop.max_iter, -1 if stop.patience is None else stop.patience
+    solve.threads = torch.get_num_threads()
+    solve.rtol, solve.atol, solve.divergence = stop.rtol, stop.atol, stop.divergence
+    solve.damping, solve.first_damping, solve.ridge = kernel.damping, kernel.first_damping, ridge
+    solve.least_pivot, solve.growth, solve.plain_rate = 1e-9 if double else 1e-4, kernel.growth, kernel.plain_rate
+    return solve
+
+
+def _groups(solve: _Solve, stop: Stop, measure: Measure) -> list[Any]:
+    """Describe how unknowns fall into tokens or leaves; return what the struct points to, to be kept alive."""
+    solve.token = stop.per == "token"
+    ends, owners, sizes = [], [], [solve.unknowns]
+    if stop.per == "leaf":
+        sizes = [math.prod(shape) for shape in measure.leaves]
+        ends, owners = torch.tensor(sizes).cumsum(0).tolist(), list(range(len(sizes)))
+    elif stop.per == "token":
+        length, sizes, end = 0, [], 0
+        for shape in measure.leaves:
+            axis = measure.token_axis
+            length, width = shape[axis], math.prod(shape[axis + 1 :])
+            outer = math.prod(shape[:axis])
+            sizes = [a + outer * width for a in (sizes or [0] * length)]
+            for _ in range(outer):
+                ends += range(end + width, end + width * length + 1, width) if width else [end] * length
+                end += width * length
+            owners += list(range(length)) * outer
+    solve.groups, solve.runs = (0, 0) if stop.per == "row" else (len(sizes), len(ends))
+    roots = [math.sqrt(max(1, n)) if stop.norm == "rms" else 1.0 for n in sizes] or [1.0]
+    held = [
+        (ctypes.c_int64 * len(ends))(*ends),
+        (ctypes.c_int32 * len(owners))(*owners),
+        (ctypes.c_double * len(roots))(*roots),
+        None if measure.mask is None else measure.mask.contiguous(),
+        measure.weights,
+        measure.scale,
+        None if measure.unit is None else measure.unit.contiguous(),
+    ]
+    for name, tensor in zip(_GIVEN, held, strict=False):
+        setattr(solve, name, _pointer(tensor))
+    return held
+
+
+def _pointer(held: Any) -> int | None:
+    if held is None:
+        return None
+    return held.data_ptr() if isinstance(held, Tensor) else ctypes.addressof(held)

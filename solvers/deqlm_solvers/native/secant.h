@@ -1,0 +1,233 @@
+// Anderson and Broyden steps; the reference is secant.py.
+
+#pragma once
+
+#include <cmath>
+
+#include "products.h"
+#include "read.h"
+#include "systems.h"
+
+namespace {
+
+double power_of_two_near_inverse(double norm) {
+    if (!(norm > 0) || !std::isfinite(norm)) return 1.0;
+    int exponent;
+    std::frexp(norm, &exponent);
+    if (exponent > 120) exponent = 120;
+    if (exponent < -120) exponent = -120;
+    return std::ldexp(1.0, -exponent);
+}
+
+// Turn the pending base point into the newest pair; fills r with the residual in units.
+template <typename T>
+void push_pair(Solve& s, int64_t i, const T* z, const T* fz, T* r) {
+    Row& row = s.row[i];
+    const int64_t n = s.unknowns, where = pending_slot(s, row);
+    T *ring_s = slot<T>(s, s.ring_s, i, where), *ring_y = slot<T>(s, s.ring_y, i, where);
+    const T unit = static_cast<T>(row.unit), beta = static_cast<T>(row.damping);
+    const bool mixed = s.rule == ANDERSON;  // Anderson needs s only as s + beta y, and beta is fixed while pairs last
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+        const T now = fz[j] - z[j];
+        const T change = (now - ring_y[j]) * unit, moved = (z[j] - ring_s[j]) * unit;
+        r[j] = now * unit;
+        ring_y[j] = change;
+        ring_s[j] = mixed ? moved + beta * change : moved;
+    }
+    row.newest = where;
+    row.count = row.count + 1 < s.pairs ? row.count + 1 : s.pairs;
+}
+
+// Remember (z, r) as the base point of the pending step.
+template <typename T>
+void wait(const Solve& s, int64_t i, const T* z, const T* fz) {
+    const int64_t where = pending_slot(s, s.row[i]);
+    T *base_z = slot<T>(s, s.ring_s, i, where), *base_r = slot<T>(s, s.ring_y, i, where);
+#pragma omp simd
+    for (int64_t j = 0; j < s.unknowns; ++j) base_z[j] = z[j], base_r[j] = fz[j] - z[j];
+}
+
+template <typename T>
+void remember_direction(const Solve& s, int64_t i, const T* step) {
+    if (!s.line_search) return;
+    std::memcpy(static_cast<T*>(s.direction) + i * s.unknowns, step, s.unknowns * sizeof(T));
+    s.row[i].length = 1;
+}
+
+template <typename T>
+void first_step(Solve& s, int64_t i, const T* z, const T* fz, T* z_next, T* step) {
+    Row& row = s.row[i];
+    row.first_norm = row.best_norm = row.base_norm = row.last_norm = row.norm;
+    row.unit = static_cast<double>(static_cast<T>(power_of_two_near_inverse(row.norm)));
+    const T beta = static_cast<T>(row.damping);
+#pragma omp simd
+    for (int64_t j = 0; j < s.unknowns; ++j) {
+        step[j] = beta * (fz[j] - z[j]);
+        z_next[j] = z[j] + step[j];
+    }
+    wait(s, i, z, fz);
+    row.restart_pending = 1;
+    remember_direction(s, i, step);
+}
+
+// What a line search decides before anything else; true where the step of row i is shortened.
+template <typename T>
+bool shorten(Solve& s, int64_t i, T* z_next) {
+    Row& row = s.row[i];
+    if (!s.line_search) return false;
+    const bool enough = row.norm <= (1 - 1e-4 * row.length) * row.base_norm;
+    if (enough || !(row.length > SHORTEST)) return false;
+    row.length *= 0.5;
+    const T* base = slot<T>(s, s.ring_s, i, pending_slot(s, row));
+    const T* direction = static_cast<T*>(s.direction) + i * s.unknowns;
+    const T length = static_cast<T>(row.length);
+#pragma omp simd
+    for (int64_t j = 0; j < s.unknowns; ++j) z_next[j] = base[j] + length * direction[j];
+    return true;
+}
+
+// Bring the restart point up to date before the pending base is overwritten.
+template <typename T>
+void keep_restart(Solve& s, int64_t i, const T* z, const T* fz, bool stays_base) {
+    Row& row = s.row[i];
+    const int64_t n = s.unknowns;
+    const bool better = row.norm < row.best_norm;
+    if (better) row.best_norm = row.norm;
+    if (better && !stays_base) {
+        row.restart_pending = 1;
+        return;
+    }
+    if (better) {  // a trial point of a line search, which does not become a base point
+        T *to_z = static_cast<T*>(s.restart_z) + i * n, *to_r = static_cast<T*>(s.restart_r) + i * n;
+        for (int64_t j = 0; j < n; ++j) to_z[j] = z[j], to_r[j] = fz[j] - z[j];
+        row.restart_pending = 0;
+    } else if (row.restart_pending && !stays_base) {
+        const int64_t where = pending_slot(s, row);
+        copy<T>(slot<T>(s, s.ring_s, i, where), 0, s.restart_z, i, n);
+        copy<T>(slot<T>(s, s.ring_y, i, where), 0, s.restart_r, i, n);
+        row.restart_pending = 0;
+    }
+}
+
+// Take the products of the newest pair; the right-hand side by age goes to rhs.
+template <typename T>
+void gather_products(Solve& s, int64_t i, const T* r, double* rhs, double* other) {
+    const Row& row = s.row[i];
+    const int64_t m = s.pairs, c = row.newest;
+    const T *y = slot<T>(s, s.ring_y, i, c), *move = slot<T>(s, s.ring_s, i, c);
+    double* gram = s.gram + i * m * m;
+    if (s.rule != BROYDEN_GOOD) {
+        products_by_age(s, s.ring_y, i, y, r, other, rhs);
+        for (int64_t age = 0; age < row.count; ++age) gram[c * m + slot_of_age(s, row, age)] = other[age];
+        return;
+    }
+    double* mixed = s.gram2 + i * m * m;
+    products_by_age(s, s.ring_s, i, y, r, other, rhs);
+    for (int64_t age = 0; age < row.count; ++age) mixed[slot_of_age(s, row, age) * m + c] = other[age];
+    products_by_age(s, s.ring_s, i, move, other);
+    for (int64_t age = 0; age < row.count; ++age) gram[c * m + slot_of_age(s, row, age)] = other[age];
+    products_by_age(s, s.ring_y, i, move, other);
+    for (int64_t age = 0; age < row.count; ++age) mixed[c * m + slot_of_age(s, row, age)] = other[age];
+}
+
+// Step of row i with the weights by age; restarts it from its best point where the step is refused.
+template <typename T>
+void finish_step(Solve& s, int64_t i, const T* z, const T* fz, T* z_next, T* step, const double* weight, double sound) {
+    Row& row = s.row[i];
+    const int64_t n = s.unknowns;
+    const T beta = static_cast<T>(row.damping);
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) step[j] = beta * (fz[j] - z[j]);
+    const double per_unit = 1 / row.unit;
+    subtract_mix(s, s.ring_s, i, weight, per_unit, step);
+    if (s.rule != ANDERSON) subtract_mix(s, s.ring_y, i, weight, per_unit * row.damping, step);
+    const double length = row.count ? std::sqrt(square_sum(step, n)) : row.damping * row.norm;
+    if (row.norm <= sound && length <= LONGEST * row.norm) {
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) z_next[j] = z[j] + step[j];
+        wait(s, i, z, fz);
+        row.base_norm = row.norm;
+        remember_direction(s, i, step);
+        return;
+    }
+    row.count = 0;
+    row.damping = row.damping * 0.5 > SMALLEST_DAMPING ? row.damping * 0.5 : SMALLEST_DAMPING;
+    T *best_z = static_cast<T*>(s.restart_z) + i * n, *best_r = static_cast<T*>(s.restart_r) + i * n;
+    if (row.restart_pending)
+        for (int64_t j = 0; j < n; ++j) best_z[j] = z[j], best_r[j] = fz[j] - z[j];
+    row.restart_pending = 0;
+    if (row.best_pending) {  // the waiting base point will be another one
+        std::memcpy(static_cast<T*>(s.best_z) + i * n, z, n * sizeof(T));
+        row.best_pending = 0;
+    }
+    const int64_t where = pending_slot(s, row);
+    T *base_z = slot<T>(s, s.ring_s, i, where), *base_r = slot<T>(s, s.ring_y, i, where);
+    const T small = static_cast<T>(row.damping);
+    for (int64_t j = 0; j < n; ++j) {
+        base_z[j] = best_z[j], base_r[j] = best_r[j];
+        step[j] = small * best_r[j];
+        z_next[j] = best_z[j] + step[j];
+    }
+    row.base_norm = row.best_norm;
+    remember_direction(s, i, step);
+}
+
+// Whether the row takes a plain step now: its residual falls fast, or mixing has gained little several times in a row.
+void watch(Row& row, double plain_rate) {
+    const double rate = row.norm / row.last_norm;
+    if (row.plain) {
+        row.plain = rate <= row.plain_below;
+    } else if (row.idle >= IDLE_MIXES && rate <= IDLE_RATE) {
+        row.plain = 1;
+        row.plain_below = IDLE_RATE > plain_rate ? IDLE_RATE : plain_rate;
+    }
+}
+
+// Step of the rows of one group of lanes that go on. Positions are those of z, fz and z_next.
+template <typename T>
+void secant_steps(Solve& s, const int64_t* position, const int64_t* which, int held, const T* z, const T* fz, T* z_next,
+                  int64_t k, T* scratch, double* systems) {
+    const int64_t n = s.unknowns, m = s.pairs;
+    double *rhs = systems + LANES * (m * m + 2 * m), *products = rhs + LANES * m;
+    const double factor = s.growth * std::pow(static_cast<double>(k + 1), -1.1);
+    bool wanted[LANES] = {};
+    for (int l = 0; l < held; ++l) {
+        const int64_t i = which[l], p = position[l];
+        Row& row = s.row[i];
+        const T *zi = z + p * n, *fi = fz + p * n;
+        for (int64_t j = 0; j < m; ++j) rhs[l * m + j] = 0;
+        if (!row.unit) {  // the first step of this row
+            first_step(s, i, zi, fi, z_next + p * n, scratch);
+            continue;
+        }
+        const bool shorter = shorten(s, i, z_next + p * n);
+        keep_restart(s, i, zi, fi, shorter);
+        if (shorter) {
+            if (row.best_pending) std::memcpy(static_cast<T*>(s.best_z) + i * n, zi, n * sizeof(T)), row.best_pending = 0;
+            continue;
+        }
+        wanted[l] = true;
+        if (s.plain_rate > 0) watch(row, s.plain_rate);
+        row.last_norm = row.norm;
+        if (row.plain) {
+            row.count = 0;
+            continue;
+        }
+        push_pair(s, i, zi, fi, scratch);
+        gather_products(s, i, scratch, rhs + l * m, products);
+    }
+    double gain[LANES] = {};
+    if (s.rule == ANDERSON) solve_leading(s, which, wanted, held, rhs, gain, systems);
+    for (int l = 0; l < held; ++l) {
+        if (!wanted[l]) continue;
+        const int64_t i = which[l], p = position[l];
+        Row& row = s.row[i];
+        if (s.rule != ANDERSON) solve_broyden(s, i, rhs + l * m, systems);
+        const double length = row.unit * row.norm;
+        row.idle = row.plain || gain[l] >= IDLE_GAIN * length * length ? 0 : row.idle + 1;
+        finish_step(s, i, z + p * n, fz + p * n, z_next + p * n, scratch, rhs + l * m, row.first_norm * factor);
+    }
+}
+
+}  // namespace

@@ -1,0 +1,222 @@
+// One evaluation of a solve on the CPU in one call: residuals, norms, tests, best points, update, freezing.
+// The torch code in ledger.py, fixed_point.py, secant.py, anderson.py and broyden.py is the reference for every line here.
+// Rows share nothing, so neither threads nor the other rows of a batch can change a row's bits.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "secant.h"
+
+namespace {
+
+template <typename T>
+void picard_step(const Solve& s, const T* z, const T* fz, T* z_next, double damping) {
+    if (damping == 1) {
+        std::memcpy(z_next, fz, s.unknowns * sizeof(T));
+        return;
+    }
+    const T beta = static_cast<T>(damping);
+#pragma omp simd
+    for (int64_t j = 0; j < s.unknowns; ++j) z_next[j] = z[j] + beta * (fz[j] - z[j]);
+}
+
+// Whether passed rows still pass, now that the last one is done; those that do not are taken up again.
+template <typename T>
+bool reopen(Solve& s, const T* z, const T* fz, int64_t k, bool take_up) {
+    bool any = false;
+    for (int64_t i = 0; i < s.rows; ++i) {
+        Row& row = s.row[i];
+        if (row.active || !(row.best_ratio <= 1)) continue;
+        const Reading at = read(s, i, z + i * s.unknowns, fz + i * s.unknowns, s.sums);
+        if (!(at.ratio > 1.05)) continue;
+        any = true;
+        row.best_ratio = std::numeric_limits<double>::infinity();
+        row.residual = at.residual, row.relative = at.relative;
+        row.best_residual = at.residual, row.best_relative = at.relative;
+        if (take_up) row.active = 1, row.due = k + 1;
+    }
+    return any;
+}
+
+// Evaluations that the slowest active row still needs at its mean rate so far.
+int64_t remaining(const Solve& s, int64_t k) {
+    double most = 0;
+    for (int64_t i = 0; i < s.rows; ++i) {
+        const Row& row = s.row[i];
+        if (!row.active) continue;
+        const double fallen = std::log(row.first_ratio / row.ratio), left = std::log(row.ratio);
+        const double need = fallen > 0 ? left / fallen * static_cast<double>(k) : 1e9;
+        if (!(need <= most)) most = need;
+    }
+    return most < 1e9 ? static_cast<int64_t>(most) : 1000000000;
+}
+
+template <typename T>
+int64_t advance(Solve& s, const void* z_, const void* fz_, void* z_next_, int64_t k, int64_t flags, double* trace) {
+    const T *z = static_cast<const T*>(z_), *fz = static_cast<const T*>(fz_);
+    T* z_next = static_cast<T*>(z_next_);
+    const int64_t n = s.unknowns, present = s.index ? s.present : s.rows;
+    const bool go_on = !(flags & LAST) || s.budget;
+    const double damping = k == 0 ? s.first_damping : s.damping;
+    const int64_t groups = (present + LANES - 1) / LANES;
+#ifdef _OPENMP
+    const bool many = s.threads > 1 && present * n * (s.pairs + 4) > 65536;
+#pragma omp parallel for schedule(static) num_threads(many ? static_cast<int>(s.threads) : 1) if (many)
+#endif
+    for (int64_t g = 0; g < groups; ++g) {
+#ifdef _OPENMP
+        const int64_t thread = many ? omp_get_thread_num() : 0;
+#else
+        const int64_t thread = 0;
+#endif
+        double* sums = s.sums + thread * 2 * s.groups;
+        T* scratch = static_cast<T*>(s.scratch) + thread * scratch_numbers(s);
+        int64_t position[LANES], which[LANES];
+        int held = 0;
+        for (int64_t p = g * LANES; p < (g + 1) * LANES && p < present; ++p) {
+            const int64_t i = s.index ? s.index[p] : p;
+            Row& row = s.row[i];
+            if (row.active) {
+                if (!s.budget) {
+                    record(s, i, z + p * n, fz + p * n, k, flags, sums);
+                } else if (secant(s)) {
+                    double residual, size;
+                    both_square_sums(z + p * n, fz + p * n, n, residual, size);
+                    row.norm = std::sqrt(residual);
+                }
+                if (s.budget && (flags & LAST)) {
+                    const Reading at = read(s, i, z + p * n, fz + p * n, sums);
+                    row.residual = at.residual, row.relative = at.relative;
+                }
+            }
+            if (!go_on) continue;
+            if (!row.active) {
+                std::memcpy(z_next + p * n, z + p * n, n * sizeof(T));
+            } else if (secant(s)) {
+                position[held] = p, which[held++] = i;
+            } else {
+                picard_step(s, z + p * n, fz + p * n, z_next + p * n, damping);
+            }
+        }
+        if (held)
+            secant_steps(s, position, which, held, z, fz, z_next, k, scratch, s.systems + thread * system_numbers(s));
+    }
+    if (s.budget) return s.rows;
+    int64_t active = 0, next = std::numeric_limits<int64_t>::max();
+    auto count = [&] {
+        active = 0;
+        for (int64_t i = 0; i < s.rows; ++i) {
+            if (!s.row[i].active) continue;
+            ++active;
+            if (s.row[i].due < next) next = s.row[i].due;
+        }
+    };
+    count();
+    if (!s.index && (active == 0 || (flags & LAST)) && reopen(s, z, fz, k, go_on) && go_on) {
+        for (int64_t i = 0; i < s.rows; ++i) {
+            if (!s.row[i].active) continue;
+            if (secant(s)) {
+                double residual, size;
+                both_square_sums(z + i * n, fz + i * n, n, residual, size);
+                s.row[i].norm = std::sqrt(residual);
+                secant_steps(s, &i, &i, 1, z, fz, z_next, k, static_cast<T*>(s.scratch), s.systems);
+            } else {
+                picard_step(s, z + i * n, fz + i * n, z_next + i * n, damping);
+            }
+        }
+        count();
+    }
+    if (2 * (k + 1) >= s.max_iter && (flags & TEST) && !s.halfway) {
+        for (int64_t i = 0; i < s.rows; ++i)
+            s.row[i].half_residual = s.row[i].residual, s.row[i].half_relative = s.row[i].relative;
+        s.halfway = 1;
+    }
+    if (trace)
+        for (int64_t i = 0; i < s.rows; ++i)
+            trace[i] = s.row[i].steps == k + 1 || (!s.row[i].active && (flags & TEST))
+                           ? s.row[i].residual
+                           : std::numeric_limits<double>::quiet_NaN();
+    s.active = active, s.next = next;
+    s.remaining = active && 2 * active <= present ? remaining(s, k) : 0;
+    return active;
+}
+
+int8_t status_of(const Solve& s, const Row& row) {
+    if (s.budget) return std::isfinite(row.residual) ? BUDGET : NONFINITE;
+    if (row.best_ratio <= 1) return CONVERGED;
+    if (!std::isfinite(row.residual)) return NONFINITE;
+    if (row.residual > row.limit) return DIVERGED;
+    if (row.stalled) return STALLED;
+    const bool vanishing = s.halfway && s.patience < 0 && s.max_iter >= 8 &&
+                           row.residual <= 0.75 * row.half_residual && row.relative >= 0.9 * row.half_relative;
+    return vanishing ? STALLED : MAX_ITER;
+}
+
+template <typename T>
+void finish(const Solve& s, double* residual, double* relative, int64_t* steps, int8_t* status, int8_t* picked) {
+    for (int64_t i = 0; i < s.rows; ++i) {
+        const Row& row = s.row[i];
+        residual[i] = s.budget ? row.residual : row.best_residual;
+        relative[i] = s.budget ? row.relative : row.best_relative;
+        steps[i] = s.budget ? s.max_iter : row.steps;
+        status[i] = status_of(s, row);
+        if (picked) picked[i] = row.plain ? 0 : 1;
+        if (row.best_pending)
+            copy<T>(slot<T>(s, s.ring_s, i, pending_slot(s, row)), 0, s.best_z, i, s.unknowns);
+    }
+}
+
+template <typename T>
+void open(Solve& s, const void* z) {
+    layout<T>(s);
+    const double infinity = std::numeric_limits<double>::infinity();
+    for (int64_t i = 0; i < s.rows; ++i) {
+        Row& row = s.row[i];
+        row = Row{};
+        row.limit = row.best_ratio = row.best_residual = row.best_relative = infinity;
+        row.residual = row.relative = row.mark = row.half_residual = row.half_relative = infinity;
+        row.before = std::numeric_limits<double>::quiet_NaN();
+        row.gap = row.active = 1;
+        row.damping = s.damping;
+        row.newest = -1 + s.pairs;
+        row.plain = s.plain_rate > 0;
+        row.plain_below = s.plain_rate;
+    }
+    if (!s.budget) std::memcpy(s.best_z, z, s.rows * s.unknowns * sizeof(T));
+    for (int64_t i = 0; s.token && i < s.rows * s.groups; ++i) s.token_steps[i] = 1;
+    s.next = 0, s.halfway = 0, s.active = s.rows, s.remaining = 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t struct_bytes() { return sizeof(Solve); }
+int64_t workspace_bytes_float(Solve* s) { return layout<float>(*s); }
+int64_t workspace_bytes_double(Solve* s) { return layout<double>(*s); }
+void open_float(Solve* s, const void* z) { open<float>(*s, z); }
+void open_double(Solve* s, const void* z) { open<double>(*s, z); }
+int64_t advance_float(Solve* s, const void* z, const void* fz, void* z_next, int64_t k, int64_t flags, double* trace) {
+    return advance<float>(*s, z, fz, z_next, k, flags, trace);
+}
+int64_t advance_double(Solve* s, const void* z, const void* fz, void* z_next, int64_t k, int64_t flags, double* trace) {
+    return advance<double>(*s, z, fz, z_next, k, flags, trace);
+}
+void finish_float(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, int8_t* picked) {
+    finish<float>(*s, residual, relative, steps, status, picked);
+}
+void finish_double(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, int8_t* picked) {
+    finish<double>(*s, residual, relative, steps, status, picked);
+}
+void indices_of_active(const Solve* s, int64_t* out) {
+    for (int64_t i = 0, p = 0; i < s->rows; ++i)
+        if (s->row[i].active) out[p++] = i;
+}
+
+}  // extern "C"

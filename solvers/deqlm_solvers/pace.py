@@ -1,0 +1,123 @@
+"""What happens between two evaluations of f: test, keep, step, freeze."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from deqlm_solvers.counted import CountedMap
+from deqlm_solvers.frame import Frame
+from deqlm_solvers.ledger import open_ledger
+from deqlm_solvers.solution import Cost, Solution
+from deqlm_solvers.solver import Evaluation, StepSolver
+from deqlm_solvers.stop import Stop
+
+__all__ = ["LEAST_GAIN", "LEAST_LEFT", "Pace", "TorchPace", "pays"]
+
+LEAST_GAIN = 4096
+"""Unknowns that must leave for the rest to be gathered: below, f costs its calls and not its arithmetic."""
+LEAST_LEFT = 6
+"""Evaluations that the slowest row must still need at its mean rate so far, for the rest to be gathered."""
+
+
+class Pace(ABC):
+    """One solve's stopping rule and update rule, between evaluations.
+
+    Attributes:
+        masked: unknowns of tokens that do not count, (B, N) bool, or None.
+    """
+
+    masked: Tensor | None = None
+
+    @abstractmethod
+    def take(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
+        """Take evaluation ``k`` (from 0); return the point to evaluate next, and whether to go on.
+
+        Args:
+            k: number of the evaluation.
+            at: the evaluation, of the rows that are present.
+            last: no further evaluation can be paid.
+        """
+
+    @abstractmethod
+    def leaving(self) -> Tensor | None:
+        """Return the rows that stay, indices (K,) into those present, if it pays that the others leave; else None."""
+
+    @abstractmethod
+    def narrow(self, rows: Tensor, z: Tensor) -> Tensor:
+        """Go on with ``rows`` (K,) of those present; return their part of the point ``z``, (K, N)."""
+
+    @abstractmethod
+    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        """Return the solution, (B, N); see `Ledger.close`. ``z_last`` is not read where rows have left."""
+
+
+def pays(active: int, present: int, unknowns: int) -> bool:
+    """Say whether the rows that are done are worth leaving out, going by numbers alone, so that runs repeat."""
+    return 2 * active <= present and (present - active) * unknowns >= LEAST_GAIN
+
+
+class TorchPace(Pace):
+    """The reference, of torch operations: any device, any solver, and the steps can carry a graph."""
+
+    def __init__(self, solver: StepSolver, evaluate: CountedMap, stop: Stop, frame: Frame, z: Tensor) -> None:
+        self.solver = solver
+        self.evaluate = evaluate
+        self.ledger = open_ledger(stop, frame, z)
+        self.masked = self.ledger.measure.masked
+        self.state = solver.init(z)
+        self.chosen = self.solver.picked(self.state)
+        self.rows: Tensor | None = None
+        self.whole: Evaluation | None = None
+
+    def take(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
+        if self.rows is not None:
+            assert self.whole is not None
+            z = self.whole.z.index_copy(0, self.rows, at.z)
+            at = Evaluation(z, self.whole.fz.index_copy(0, self.rows, at.fz))
+        self.whole = at
+        self.ledger.record(k, at.detached(), last)
+        if self.ledger.finished(k, last) or (last and not self.ledger.steps_after_last):
+            return at.z, False
+        z_next, self.state = self.solver.step(self.evaluate.call, at, self.state)
+        self._remember_choice()
+        z = self.ledger.freeze(z_next, at.z)
+        if self.rows is not None:
+            return z.index_select(0, self.rows), True
+        if z is at.fz and not z.requires_grad:
+            # f may own this tensor and write its next result into it
+            z = z.clone()
+        return z, True
+
+    def leaving(self) -> Tensor | None:
+        if self.solver.steps_evaluate or self.whole is None:
+            return None
+        present, unknowns = self.whole.z.shape if self.rows is None else (self.rows.shape[0], self.whole.z.shape[1])
+        count, active = self.ledger.active_rows(), self.ledger.active
+        if count is None or active is None or not pays(count, present, unknowns):
+            return None
+        if self.ledger.evaluations_left() < LEAST_LEFT:
+            return None
+        mask = active if self.rows is None else active.index_select(0, self.rows)
+        return mask.nonzero().squeeze(1)
+
+    def narrow(self, rows: Tensor, z: Tensor) -> Tensor:
+        self.rows = rows if self.rows is None else self.rows.index_select(0, rows)
+        if self.masked is not None:
+            self.masked = self.masked.index_select(0, rows)
+        return z.index_select(0, rows)
+
+    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        sol = self.ledger.close(z_last, cost, keep_last)
+        return sol if self.chosen is None else sol.replace(picked=self.chosen[0], choices=self.chosen[1])
+
+    def _remember_choice(self) -> None:
+        """Keep what a row picked until it was done; the state of a method goes on for rows that are."""
+        picked = self.solver.picked(self.state)
+        if picked is None or self.chosen is None:
+            return
+        active = self.ledger.active
+        now = picked[0] if active is None else torch.where(active, picked[0], self.chosen[0])
+        self.chosen = (now, picked[1])
