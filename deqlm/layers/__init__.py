@@ -1,0 +1,34 @@
+"""Layers of sequence models whose input can be injected and whose noise stays fixed within a solve."""
+
+from deqlm.layers.attention import Attention
+from deqlm.layers.block import Block, Mixer
+from deqlm.layers.cache import KVCache, Mamba2Cache
+from deqlm.layers.context import Context
+from deqlm.layers.init import depth_scale_
+from deqlm.layers.mamba2 import Mamba2
+from deqlm.layers.mlp import GatedMLP, LlamaMLP
+from deqlm.layers.noise import VariationalDropout
+from deqlm.layers.norm import GatedRMSNorm
+from deqlm.layers.rope import Rope, row_positions
+from deqlm.layers.weight_norm import NormedConv1d, NormedLinear, fold_weight_norm_, weight_norm_
+
+__all__ = [
+    "Attention",
+    "Block",
+    "Context",
+    "GatedMLP",
+    "GatedRMSNorm",
+    "KVCache",
+    "LlamaMLP",
+    "Mamba2",
+    "Mamba2Cache",
+    "Mixer",
+    "NormedConv1d",
+    "NormedLinear",
+    "Rope",
+    "VariationalDropout",
+    "depth_scale_",
+    "fold_weight_norm_",
+    "row_positions",
+    "weight_norm_",
+]

@@ -1,0 +1,156 @@
+"""Causal softmax attention with rotary positions and an injected input."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deqlm.layers.cache import KVCache
+from deqlm.layers.context import NOTHING, Context
+from deqlm.layers.noise import VariationalDropout
+from deqlm.layers.rope import Rope, row_positions
+from deqlm.ops.checks import require, whole
+
+__all__ = ["Attention"]
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose queries, keys and values are shifted by the injected input, before RoPE.
+
+    The attention probabilities are never dropped out: such noise would differ from evaluation to evaluation.
+
+    Args:
+        d_model: width D of the state.
+        n_head: query heads H of width P = D / H.
+        n_kv_head: heads of keys and values, a divisor of H; None is H.
+        bias: give the four projections biases.
+        apply_rotary: rotate queries and keys by their positions.
+        rope_theta: base of the wavelengths.
+        dropout: probability of `deqlm.layers.VariationalDropout` on the output.
+
+    Raises:
+        ValueError: widths and heads that do not fit.
+
+    Reference:
+        Schoene et al. (2025), Implicit language models are RNNs, section on the implicit transformer.
+
+    Examples:
+        >>> attention = Attention(16, n_head=4, n_kv_head=2)
+        >>> attention.d_inject  # (4 + 2 + 2) heads of width 4
+        32
+        >>> attention(torch.randn(2, 5, 16), torch.randn(2, 5, 32)).shape
+        torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        n_head: int,
+        n_kv_head: int | None = None,
+        bias: bool = False,
+        apply_rotary: bool = True,
+        rope_theta: float = 5e5,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        n_kv_head = n_head if n_kv_head is None else n_kv_head
+        for name, value in (("d_model", d_model), ("n_head", n_head), ("n_kv_head", n_kv_head)):
+            whole(name, value, 1)
+        require(d_model % n_head == 0, "n_head", n_head, f"a divisor of d_model {d_model}")
+        require(n_head % n_kv_head == 0, "n_kv_head", n_kv_head, f"a divisor of n_head {n_head}")
+        self.d_model, self.n_head, self.n_kv_head = d_model, n_head, n_kv_head
+        self.head_dim = d_model // n_head
+        self.sizes = [n_head * self.head_dim, n_kv_head * self.head_dim, n_kv_head * self.head_dim]
+        self.d_inject = sum(self.sizes)
+        self.rope = Rope(self.head_dim, float(rope_theta)) if apply_rotary else None
+        self.wq, self.wk, self.wv = (nn.Linear(d_model, n, bias=bias, device=device, dtype=dtype) for n in self.sizes)
+        self.out_proj = nn.Linear(d_model, d_model, bias=bias, device=device, dtype=dtype)
+        self.dropout = VariationalDropout(dropout, d_model)
+
+    def forward(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
+        """Return the output, (B, L, D), zero at padding.
+
+        Args:
+            z: normalised state, (B, L, D).
+            u: injected input [u_q | u_k | u_v], (B, L, U); None injects nothing.
+            context: what is fixed within the call.
+        """
+        return self._run(z, u, None, context)[0]
+
+    def forward_chunk(
+        self, z: Tensor, u: Tensor | None, cache: KVCache, context: Context | None = None
+    ) -> tuple[Tensor, KVCache]:
+        """Return the output of the L tokens after those in ``cache``, (B, L, D), and the cache with them.
+
+        Raises:
+            ValueError: ``u``, or a cache of another batch size, or a context whose tokens begin elsewhere.
+        """
+        return self._run(z, u, cache, context)
+
+    def empty_cache(self, batch: int) -> KVCache:
+        """Return a cache of ``batch`` rows without any token."""
+        none = next(self.parameters()).new_zeros(batch, self.n_kv_head, 0, self.head_dim)
+        return KVCache(none, none)
+
+    def _run(
+        self, z: Tensor, u: Tensor | None, cache: KVCache | None, context: Context | None
+    ) -> tuple[Tensor, KVCache]:
+        context = NOTHING if context is None else context
+        self._check(z, u, cache, context)
+        z = context.keep(z)
+        parts = [context.apply(w, z) for w in (self.wq, self.wk, self.wv)]
+        if u is not None:
+            shifts = u.to(parts[0].dtype).split(self.sizes, dim=-1)
+            parts = [part + shift for part, shift in zip(parts, shifts, strict=True)]
+        q, k, v = (context.keep(part).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        if self.rope is not None:
+            table = self._table(self.rope, q, cache, context)
+            q, k = self.rope.rotate(q, table), self.rope.rotate(k, table)
+        new = KVCache(k, v, context.mask) if cache is None else cache.extend(k, v, context.mask)
+        mask = _mask(z.shape[1], new)
+        causal = mask is None and z.shape[1] > 1
+        grouped = self.n_kv_head != self.n_head
+        y = F.scaled_dot_product_attention(q, new.k, new.v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        out = context.apply(self.out_proj, y.transpose(1, 2).flatten(-2))
+        return context.keep(context.apply(self.dropout, out)), new
+
+    def _check(self, z: Tensor, u: Tensor | None, cache: KVCache | None, context: Context) -> None:
+        batch, length = z.shape[:2]
+        if u is not None:
+            want = (batch, length, self.d_inject)
+            require(u.shape == want, "u", tuple(u.shape), f"of shape {want}")
+        if cache is not None:
+            require(cache.k.shape[0] == batch, "the batch of the cache", cache.k.shape[0], f"that of z, {batch}")
+        if context.positions is not None:
+            held = 0 if cache is None else cache.length
+            rule = f"the tokens in the cache, {held}: Context.open(offset=...), Context.tokens(start, stop)"
+            require(context.offset == held, "the offset of the context", context.offset, rule)
+
+    def _table(self, rope: Rope, q: Tensor, cache: KVCache | None, context: Context) -> tuple[Tensor, Tensor]:
+        if rope in context.tables:
+            return context.tables[rope]
+        positions = context.positions
+        if positions is None:
+            past = 0 if cache is None else cache.length if cache.committed is None else cache.committed
+            positions = row_positions(context.mask, q.shape[2], past=past, device=q.device)
+        return rope.table(positions, q.dtype)
+
+
+def _mask(length: int, cache: KVCache) -> Tensor | None:
+    """Return which keys the last ``length`` tokens of the cache may see, or None where plain causality says it all.
+
+    Each token may see itself, padding too: a row of the softmax without any key would be NaN.
+    """
+    past = cache.length - length
+    if cache.mask is None and (past == 0 or length == 1):
+        return None
+    seen = torch.ones(length, cache.length, dtype=torch.bool, device=cache.k.device).tril(past)
+    if cache.mask is None:
+        return seen
+    itself = torch.eye(length, dtype=torch.bool, device=seen.device)
+    itself = F.pad(itself, (past, 0))
+    return (seen & cache.mask[:, None, None, :]) | itself

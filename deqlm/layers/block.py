@@ -1,0 +1,145 @@
+"""What a mixer is, and the residual block around one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from deqlm.layers.context import NOTHING, Context
+
+__all__ = ["Block", "Mixer"]
+
+
+class Mixer(Protocol):
+    """A layer that mixes tokens, causally, with an input injected: what `Block` and a backbone know of it.
+
+    A mixer is an ``nn.Module`` and pure: it writes no cache, keeps nothing between evaluations, and draws noise only
+    through the `Context`. Names that a backbone may use besides: ``out_proj``, the last linear layer, is scaled by
+    `deqlm.layers.depth_scale_`; an attribute ``rope`` of type `deqlm.layers.Rope` makes `Context.open` prepare its
+    table.
+
+    ``context`` holds what stays fixed within a call: the mask of real tokens, their positions, dropout masks, effective
+    weights. A mixer asks it, ``context.apply(self.in_proj, z)`` or ``context.weight(self.conv1d)``, instead of its
+    layers; zeros its input and output at padding by ``context.keep``; and treats None as a context that holds nothing.
+
+    Attributes:
+        d_model: width D of the state.
+        d_inject: width U of the injected input.
+    """
+
+    d_model: int
+    d_inject: int
+
+    def __call__(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
+        """Return the output (B, L, D) at the state ``z`` (B, L, D) with the injected input ``u`` (B, L, U).
+
+        None for ``u`` injects nothing, which is the explicit layer.
+        """
+        ...
+
+    def forward_chunk(
+        self, z: Tensor, u: Tensor | None, cache: Any, context: Context | None = None
+    ) -> tuple[Tensor, Any]:
+        """Return the output of the next L tokens after those in ``cache``, and the cache with them, as new values.
+
+        Whole sequence at once or chunk after chunk: equal to rounding, for any L >= 1.
+        """
+        ...
+
+    def empty_cache(self, batch: int) -> Any:
+        """Return the cache of ``batch`` rows without any token: a value with ``rows(index)``."""
+        ...
+
+
+class Block(nn.Module):
+    """z + mixer(norm(z), u), then, with an MLP, z + mlp(norm2(z)); the state keeps its dtype.
+
+    The normalised state has the dtype of the norm's weight, so with weights in half precision a float32 state makes
+    a residual stream in float32.
+
+    Args:
+        mixer: any `Mixer`.
+        mlp: called as ``mlp(z, context)``; None leaves that half away.
+        norm: makes a normalisation of a width; None is ``nn.RMSNorm`` with eps 1e-5.
+
+    Raises:
+        TypeError: a mixer without one of the names it must have.
+
+    Examples:
+        >>> import torch
+        >>> from deqlm.layers import LlamaMLP, Attention
+        >>> block = Block(Attention(16, n_head=2), mlp=LlamaMLP(16, 32))
+        >>> z, u = torch.zeros(2, 5, 16), torch.randn(2, 5, block.d_inject)
+        >>> y, cache = block.forward_chunk(z[:, :3], u[:, :3], block.empty_cache(2))
+        >>> rest, cache = block.forward_chunk(z[:, 3:], u[:, 3:], cache)
+        >>> torch.allclose(torch.cat([y, rest], dim=1), block(z, u), atol=1e-6)
+        True
+    """
+
+    def __init__(
+        self,
+        mixer: Mixer | nn.Module,
+        *,
+        mlp: nn.Module | None = None,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        missing = [name for name in ("d_model", "d_inject", "forward_chunk", "empty_cache") if not hasattr(mixer, name)]
+        if missing:
+            raise TypeError(f"mixer must have {', '.join(missing)}, got {type(mixer).__name__}; see deqlm.layers.Mixer")
+        norm = partial(nn.RMSNorm, eps=1e-5) if norm is None else norm
+        width: int = mixer.d_model  # type: ignore[assignment]
+        self.norm = norm(width)
+        self.mixer: Any = mixer
+        self.norm2 = None if mlp is None else norm(width)
+        self.mlp = mlp
+
+    @property
+    def d_model(self) -> int:
+        """Width D of the state."""
+        return self.mixer.d_model
+
+    @property
+    def d_inject(self) -> int:
+        """Width U of the injected input."""
+        return self.mixer.d_inject
+
+    def forward(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
+        """Return the next state, (B, L, D) in the dtype of ``z``; zero at padding.
+
+        Args:
+            z: state, (B, L, D).
+            u: injected input, (B, L, U); None injects nothing.
+            context: what is fixed within the call.
+        """
+        context = NOTHING if context is None else context
+        z = context.keep(z)
+        return self._mlp(z, self.mixer(_normed(self.norm, z), u, context), context)
+
+    def forward_chunk(
+        self, z: Tensor, u: Tensor | None, cache: Any, context: Context | None = None
+    ) -> tuple[Tensor, Any]:
+        """Return the next state of the L tokens after those in ``cache``, and the cache with them."""
+        context = NOTHING if context is None else context
+        z = context.keep(z)
+        mixed, cache = self.mixer.forward_chunk(_normed(self.norm, z), u, cache, context)
+        return self._mlp(z, mixed, context), cache
+
+    def empty_cache(self, batch: int) -> Any:
+        """Return the mixer's cache of ``batch`` rows without any token."""
+        return self.mixer.empty_cache(batch)
+
+    def _mlp(self, z: Tensor, mixed: Tensor, context: Context) -> Tensor:
+        z = z + mixed.to(z.dtype)
+        if self.mlp is None:
+            return z
+        assert self.norm2 is not None
+        return z + context.keep(self.mlp(_normed(self.norm2, z), context)).to(z.dtype)
+
+
+def _normed(norm: nn.Module, z: Tensor) -> Tensor:
+    weight = getattr(norm, "weight", None)
+    return norm(z if weight is None else z.to(weight.dtype))

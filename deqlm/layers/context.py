@@ -1,0 +1,162 @@
+"""What stays fixed within one call: padding, positions, noise, effective weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deqlm.layers.noise import VariationalDropout
+from deqlm.layers.rope import Rope, row_positions
+from deqlm.layers.weight_norm import Normed
+from deqlm.ops.checks import require
+
+__all__ = ["NOTHING", "Context"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Context:
+    """Everything that a map z -> f(z) of one call shares between its evaluations; made once, before the solve.
+
+    `Context.open` makes a whole one. Layers take ``context=None`` too: they then compute weights, draw noise and count
+    positions in each evaluation. A context is a value: it lives as long as the call, and no module remembers it.
+
+    Attributes:
+        mask: (B, L) bool, False at padding; None when no token is.
+        positions: (B or 1, L) int64, of real tokens; None leaves them to the layers.
+        offset: token slots (padding included) that lie in caches before the first of these tokens.
+        weights: effective weight of each layer that normalises its weight.
+        noise: mask (B, 1, width) of each active dropout.
+        tables: cosines and sines, (B or 1, L, P/2) each, of each kind of rotary positions in use.
+        grad: whether grad mode was on when the weights were made.
+    """
+
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    offset: int = 0
+    weights: Mapping[nn.Module, Tensor] = field(default_factory=dict)
+    noise: Mapping[nn.Module, Tensor] = field(default_factory=dict)
+    tables: Mapping[Rope, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    grad: bool = True
+
+    @classmethod
+    def open(
+        cls,
+        module: nn.Module,
+        like: Tensor,
+        *,
+        mask: Tensor | None = None,
+        offset: int = 0,
+        committed: Tensor | None = None,
+    ) -> Context:
+        """Return the context of a call of ``module``: weights with grad if grad mode is on, masks drawn, positions.
+
+        Open it before the solve and outside of f, in the grad mode of the call: the solve's own no_grad comes later.
+
+        Args:
+            module: everything that f evaluates.
+            like: (B, L, ...), such as the embeddings; gives batch, length, device and dtype.
+            mask: (B, L) bool, False at padding; None when there is none, which is cheaper.
+            offset: token slots that caches hold already.
+            committed: real tokens among them per row, (B,) int64; None when all are real.
+
+        Raises:
+            ValueError: a mask or counts of another shape, or a mask that is not bool.
+
+        Examples:
+            >>> from deqlm.layers import Mamba2, weight_norm_
+            >>> mixer = weight_norm_(Mamba2(16, d_state=8, headdim=8, dropout=0.1))
+            >>> z, u = torch.zeros(2, 5, 16), torch.randn(2, 5, mixer.d_inject)
+            >>> context = Context.open(mixer, z)
+            >>> torch.equal(mixer(z, u, context), mixer(z, u, context))
+            True
+        """
+        batch, length = like.shape[:2]
+        if mask is not None:
+            ok = mask.dtype == torch.bool and mask.shape == (batch, length)
+            require(ok, "mask", f"{mask.dtype} {tuple(mask.shape)}", f"bool of shape {(batch, length)}")
+        if committed is not None:
+            require(committed.shape == (batch,), "committed", tuple(committed.shape), f"of shape {(batch,)}")
+        past = offset if committed is None else committed
+        positions = row_positions(mask, length, past=past, device=like.device)
+        weights, noise, tables = {}, {}, {}
+        for part in module.modules():
+            if isinstance(part, Normed):
+                weights[part] = part.weight
+            elif isinstance(part, VariationalDropout) and part.active:
+                noise[part] = part.draw(batch, like.device, like.dtype)
+            rope = getattr(part, "rope", None)
+            if isinstance(rope, Rope) and rope not in tables:
+                tables[rope] = rope.table(positions, like.dtype)
+        return cls(
+            mask=mask,
+            positions=positions,
+            offset=offset,
+            weights=weights,
+            noise=noise,
+            tables=tables,
+            grad=torch.is_grad_enabled(),
+        )
+
+    def tokens(self, start: int, stop: int) -> Context:
+        """Return the context of tokens ``start`` to ``stop`` (exclusive); noise and weights stay the same."""
+        cut = slice(start, stop)
+        return replace(
+            self,
+            mask=None if self.mask is None else self.mask[:, cut],
+            positions=None if self.positions is None else self.positions[:, cut],
+            offset=self.offset + start,
+            tables={rope: (cos[:, cut], sin[:, cut]) for rope, (cos, sin) in self.tables.items()},
+        )
+
+    def rows(self, index: Tensor) -> Context:
+        """Return the context of some rows, in the order of ``index`` (K,), int64."""
+
+        def pick(t: Tensor) -> Tensor:
+            return t if t.shape[0] == 1 else t.index_select(0, index)
+
+        return replace(
+            self,
+            mask=None if self.mask is None else self.mask.index_select(0, index),
+            positions=None if self.positions is None else pick(self.positions),
+            noise={part: mask.index_select(0, index) for part, mask in self.noise.items()},
+            tables={rope: (pick(cos), pick(sin)) for rope, (cos, sin) in self.tables.items()},
+        )
+
+    def keep(self, x: Tensor) -> Tensor:
+        """Return ``x`` (B, L, ...) with zeros at padding, whatever was there, NaN included."""
+        if self.mask is None:
+            return x
+        shape = (*self.mask.shape, *(1,) * (x.dim() - 2))
+        return torch.where(self.mask.view(shape), x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+    def weight(self, layer: Any) -> Tensor:
+        """Return the weight of ``layer`` in this call.
+
+        Raises:
+            RuntimeError: the call was opened without grad mode and a gradient is wanted now; it would be lost.
+        """
+        held = self.weights.get(layer)
+        if held is None:
+            return layer.weight
+        if torch.is_grad_enabled() and not self.grad:
+            raise RuntimeError(
+                "this Context was opened without grad mode, so its weights have no gradient: open it where grad mode "
+                "is on, before the solve"
+            )
+        return held
+
+    def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return ``layer(x)``, with the weight or the noise that is held for it."""
+        if layer in self.weights:
+            return layer(x, self.weight(layer))
+        if layer in self.noise:
+            return layer(x, self.noise[layer])
+        return layer(x)
+
+
+NOTHING = Context()
+"""Holds nothing; what ``context=None`` means."""

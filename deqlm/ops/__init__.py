@@ -1,0 +1,1 @@
+"""Numerical kernels of the layers: tensors in, tensors out, no parameters."""
