@@ -90,7 +90,8 @@ def forecast_solve(
 
     Solvers may say it themselves (`Solver.peak_bytes`). Step solvers that do not, and a `Fallback` of such, are
     rehearsed: solves of a toy map with 2 and 4 rows of 1024 and 2048 unknowns, whose bytes are counted and scaled up,
-    in about 0.1 s, once per solver and `Stop`. Other solvers are unknown, and said to be.
+    in about 0.1 s, once per solver and `Stop`. A `Fallback` is
+    forecast as if every member were needed. Other solvers are unknown, and said to be.
 
     Args:
         solve: solver and stop.

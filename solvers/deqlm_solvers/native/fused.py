@@ -104,8 +104,7 @@ class FusedPace(Pace):
         if not tests and not last and self._passes_on(k, fz):
             self._trace(None)
             return fz, True
-        if not fz.is_contiguous():
-            fz = fz.contiguous()
+        z, fz = z.contiguous(), fz.contiguous()
         goes_on = budget or not last
         z_next = torch.empty_like(z) if goes_on else z
         trace = torch.empty(self.rows, dtype=torch.float64) if self.traced and not budget else None
@@ -286,10 +285,8 @@ def _groups(solve: _Solve, stop: Stop, measure: Measure) -> list[Any]:
         (ctypes.c_int64 * len(ends))(*ends),
         (ctypes.c_int32 * len(owners))(*owners),
         (ctypes.c_double * len(roots))(*roots),
-        None if measure.mask is None else measure.mask.contiguous(),
-        measure.weights,
-        measure.scale,
-        None if measure.unit is None else measure.unit.contiguous(),
+        # expanded tensors have fewer numbers than rows
+        *(None if t is None else t.contiguous() for t in (measure.mask, measure.weights, measure.scale, measure.unit)),
     ]
     for name, tensor in zip(_GIVEN, held, strict=False):
         setattr(solve, name, _pointer(tensor))

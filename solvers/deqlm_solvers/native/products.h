@@ -6,20 +6,7 @@
 
 namespace {
 
-// Inner products of `a` with `x` and with `y`; float sums over blocks, double across them.
-template <typename T>
-void two_products(const T* a, const T* x, const T* y, int64_t n, double& ax, double& ay) {
-    ax = ay = 0;
-    for (int64_t from = 0; from < n; from += BLOCK) {
-        const int64_t to = from + BLOCK < n ? from + BLOCK : n;
-        T p = 0, q = 0;
-#pragma omp simd reduction(+ : p, q)
-        for (int64_t i = from; i < to; ++i) p += a[i] * x[i], q += a[i] * y[i];
-        ax += p, ay += q;
-    }
-}
-
-// The same for four vectors at once, which hides the latency of the sums.
+// Inner products of four vectors with x and with y; float sums over blocks, double across them.
 template <typename T>
 void eight_products(const T* const a[4], const T* x, const T* y, int64_t n, double ax[4], double ay[4]) {
     for (int j = 0; j < 4; ++j) ax[j] = ay[j] = 0;
@@ -44,14 +31,15 @@ void eight_products(const T* const a[4], const T* x, const T* y, int64_t n, doub
 template <typename T>
 void products_by_age(const Solve& s, void* ring, int64_t i, const T* x, const T* y, double* ax, double* ay) {
     const Row& row = s.row[i];
-    int64_t age = 0;
-    for (; age + 4 <= row.count; age += 4) {
+    for (int64_t age = 0; age < row.count; age += 4) {
+        const int64_t left = row.count - age;
         const T* four[4];
-        for (int j = 0; j < 4; ++j) four[j] = slot<T>(s, ring, i, slot_of_age(s, row, age + j));
-        eight_products(four, x, y, s.unknowns, ax + age, ay + age);
+        // the last group is filled up: four products in step cost little more than one, whose sums wait for each other
+        for (int j = 0; j < 4; ++j) four[j] = slot<T>(s, ring, i, slot_of_age(s, row, j < left ? age + j : age));
+        double p[4], q[4];
+        eight_products(four, x, y, s.unknowns, p, q);
+        for (int j = 0; j < 4 && j < left; ++j) ax[age + j] = p[j], ay[age + j] = q[j];
     }
-    for (; age < row.count; ++age)
-        two_products(slot<T>(s, ring, i, slot_of_age(s, row, age)), x, y, s.unknowns, ax[age], ay[age]);
 }
 
 // Products of the pairs of row i, by age from 0, kept in `ring`, with x alone.
@@ -79,25 +67,18 @@ void subtract_mix(const Solve& s, void* ring, int64_t i, const double* weight, d
     const T* column[4];
     T w[4];
     int held = 0;
-    for (int64_t age = 0; age <= row.count; ++age) {
-        if (age < row.count && weight[age] != 0) {
+    for (int64_t age = 0; age < row.count; ++age) {
+        if (weight[age] != 0) {
             column[held] = slot<T>(s, ring, i, slot_of_age(s, row, age));
             w[held++] = static_cast<T>(weight[age] * factor);
         }
-        if (held == 4) {
-            const T *a = column[0], *b = column[1], *c = column[2], *d = column[3];
-            const T p = w[0], q = w[1], t = w[2], v = w[3];
+        if (held == 0 || (held < 4 && age + 1 < row.count)) continue;
+        for (; held < 4; ++held) column[held] = column[0], w[held] = 0;
+        const T *a = column[0], *b = column[1], *c = column[2], *d = column[3];
+        const T p = w[0], q = w[1], t = w[2], v = w[3];
 #pragma omp simd
-            for (int64_t n = 0; n < s.unknowns; ++n) step[n] -= (p * a[n] + q * b[n]) + (t * c[n] + v * d[n]);
-            held = 0;
-        } else if (age == row.count) {
-            for (int j = 0; j < held; ++j) {
-                const T* a = column[j];
-                const T p = w[j];
-#pragma omp simd
-                for (int64_t n = 0; n < s.unknowns; ++n) step[n] -= p * a[n];
-            }
-        }
+        for (int64_t n = 0; n < s.unknowns; ++n) step[n] -= (p * a[n] + q * b[n]) + (t * c[n] + v * d[n]);
+        held = 0;
     }
 }
 

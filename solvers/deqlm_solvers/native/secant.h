@@ -189,7 +189,7 @@ template <typename T>
 void secant_steps(Solve& s, const int64_t* position, const int64_t* which, int held, const T* z, const T* fz, T* z_next,
                   int64_t k, T* scratch, double* systems) {
     const int64_t n = s.unknowns, m = s.pairs;
-    double *rhs = systems + LANES * (m * m + 2 * m), *products = rhs + LANES * m;
+    double *rhs = systems + LANES * (m * m + 4 * m), *products = rhs + LANES * m;
     const double factor = s.growth * std::pow(static_cast<double>(k + 1), -1.1);
     bool wanted[LANES] = {};
     for (int l = 0; l < held; ++l) {
@@ -218,7 +218,7 @@ void secant_steps(Solve& s, const int64_t* position, const int64_t* which, int h
         gather_products(s, i, scratch, rhs + l * m, products);
     }
     double gain[LANES] = {};
-    if (s.rule == ANDERSON) solve_leading(s, which, wanted, held, rhs, gain, systems);
+    if (s.rule == ANDERSON) solve_leading(s, which, wanted, held, rhs, gain, reinterpret_cast<Lanes*>(systems));
     for (int l = 0; l < held; ++l) {
         if (!wanted[l]) continue;
         const int64_t i = which[l], p = position[l];

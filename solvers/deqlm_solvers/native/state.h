@@ -74,7 +74,7 @@ char* carve(char*& at, int64_t count, T*& where) {
 }
 
 int64_t scratch_numbers(const Solve& s) { return (s.unknowns + 31) / 16 * 16; }
-int64_t system_numbers(const Solve& s) { return LANES * (s.pairs * s.pairs + 3 * s.pairs + 8) + s.pairs; }
+int64_t system_numbers(const Solve& s) { return (LANES * (s.pairs * s.pairs + 5 * s.pairs) + s.pairs + 7) / 8 * 8; }
 
 template <typename T>
 int64_t layout(Solve& s) {

@@ -9,97 +9,105 @@
 
 namespace {
 
+typedef double Quad __attribute__((vector_size(4 * sizeof(double))));
+
+// One number of each of LANES rows; arithmetic is element by element. Two registers hide the latency of one another,
+// and compilers keep types of one register there.
+struct Lanes {
+    Quad low, high;
+
+    double& operator[](int l) { return reinterpret_cast<double*>(this)[l]; }
+    void operator+=(const Lanes& o) { low += o.low, high += o.high; }
+    void operator-=(const Lanes& o) { low -= o.low, high -= o.high; }
+};
+static_assert(sizeof(Lanes) == LANES * sizeof(double));
+
+Lanes operator*(const Lanes& a, const Lanes& b) { return {a.low * b.low, a.high * b.high}; }
+
+// The scaled Gram matrix of a row by age, strictly lower triangle, in lane l; its right-hand side is scaled with it.
+// A row with something that is not finite is given the identity and zeros.
+void fill_lane(const Solve& s, int64_t i, int l, int64_t n, Lanes* a, Lanes* scale, Lanes* b, double* rhs,
+               int64_t* place) {
+    const Row& row = s.row[i];
+    const int64_t m = s.pairs, count = row.count;
+    const double* gram = s.gram + i * m * m;
+    double total = 0;
+    for (int64_t p = 0; p < n; ++p) {
+        double factor = 0;
+        if (p < count) {
+            place[p] = slot_of_age(s, row, p);
+            const double square = gram[place[p] * m + place[p]];
+            factor = square > 0 ? 1 / std::sqrt(square) : 0.0;
+        }
+        scale[p][l] = factor;
+        const double right = factor != 0 ? rhs[p] * factor : 0.0;
+        b[p][l] = right;
+        total += right;
+        for (int64_t q = 0; q < p; ++q) {
+            // entry (newer, older) was made when the newer one came
+            const double both = factor * scale[q][l];
+            const double entry = both != 0 ? gram[place[q] * m + place[p]] * both : 0.0;
+            a[p * m + q][l] = entry;
+            total += entry;
+        }
+    }
+    if (std::isfinite(total)) return;
+    for (int64_t p = 0; p < n; ++p) {
+        b[p][l] = 0;
+        for (int64_t q = 0; q < p; ++q) a[p * m + q][l] = 0;
+    }
+}
+
 // Anderson: the scaled Gram systems of up to LANES rows, solved as far as their columns are independent.
 // `gain` is by how much the square of the residual falls with the mix, in the unit of the pairs.
 void solve_leading(const Solve& s, const int64_t* which, const bool* wanted, int held, double* rhs, double* gain,
-                   double* memory) {
+                   Lanes* a) {
     const int64_t m = s.pairs;
     int64_t n = 0;
     for (int l = 0; l < held; ++l)
         if (wanted[l] && s.row[which[l]].count > n) n = s.row[which[l]].count;
-    double* a = memory;                       // lower triangle, by columns of lanes
-    double* scale = a + LANES * m * m;        // (m, LANES)
-    double* inverse = scale + LANES * m;      // of the pivots
-    int64_t* place = reinterpret_cast<int64_t*>(inverse + LANES * m + LANES * m);  // behind the right-hand sides
-    double ok[LANES];
-    auto at = [&](int64_t i, int64_t j) { return a + (i * m + j) * LANES; };
-    for (int l = 0; l < LANES; ++l) {
-        const bool real = l < held && wanted[l];
-        const Row* row = real ? &s.row[which[l]] : nullptr;
-        const double* gram = real ? s.gram + which[l] * m * m : nullptr;
-        const int64_t count = real ? row->count : 0;
-        ok[l] = 1;
-        for (int64_t i = 0; i < n; ++i) {
-            place[i] = i < count ? slot_of_age(s, *row, i) : 0;
-            const double square = i < count ? gram[place[i] * m + place[i]] : 0.0;
-            scale[i * LANES + l] = square > 0 ? 1 / std::sqrt(square) : 0.0;
-        }
-        double total = 0;
-        for (int64_t i = 0; i < n; ++i) {
-            for (int64_t j = 0; j < i; ++j) {
-                // entry (newer, older) was made when the newer one came
-                double g = 0;
-                if (i < count) {
-                    const double both = scale[i * LANES + l] * scale[j * LANES + l];
-                    g = both != 0 ? gram[place[j] * m + place[i]] * both : 0.0;
-                }
-                at(i, j)[l] = g;
-                total += g;
-            }
-            at(i, i)[l] = 1 + s.ridge;
-            double& b = rhs[l * m + i];
-            b = i < count ? b * scale[i * LANES + l] : 0.0;
-            total += b;
-        }
-        if (!std::isfinite(total)) {
-            for (int64_t i = 0; i < n; ++i) {
-                for (int64_t j = 0; j < i; ++j) at(i, j)[l] = 0;
-                rhs[l * m + i] = 0;
-            }
-        }
+    Lanes *scale = a + m * m, *inverse = scale + m, *b = inverse + m;
+    int64_t* place = reinterpret_cast<int64_t*>(b + m);
+    const Lanes zero{};
+    for (int64_t p = 0; p < n; ++p) {
+        scale[p] = b[p] = zero;
+        for (int64_t q = 0; q < p; ++q) a[p * m + q] = zero;
     }
+    for (int l = 0; l < held; ++l)
+        if (wanted[l]) fill_lane(s, which[l], l, n, a, scale, b, rhs + l * m, place);
+    Lanes gained = zero;
+    bool left[LANES];
+    for (int l = 0; l < LANES; ++l) left[l] = true;
     for (int64_t j = 0; j < n; ++j) {
-        double* diagonal = at(j, j);
-        double* inv = inverse + j * LANES;
-        for (int64_t k = 0; k < j; ++k) {
-            const double* c = at(j, k);
-            for (int l = 0; l < LANES; ++l) diagonal[l] -= c[l] * c[l];
-        }
+        Lanes pivot = zero;
+        pivot.low += 1 + s.ridge, pivot.high += 1 + s.ridge;
+        for (int64_t k = 0; k < j; ++k) pivot -= a[j * m + k] * a[j * m + k];
+        Lanes inv = zero;
         for (int l = 0; l < LANES; ++l) {
-            ok[l] = diagonal[l] > s.least_pivot ? ok[l] : 0.0;
-            inv[l] = ok[l] != 0 ? 1 / std::sqrt(diagonal[l]) : 0.0;
+            // from the first column that depends on the newer ones, the rest is left out
+            left[l] = left[l] && pivot[l] > s.least_pivot;
+            inv[l] = left[l] ? 1 / std::sqrt(pivot[l]) : 0.0;
         }
+        inverse[j] = inv;
+        Lanes x = b[j];
+        for (int64_t k = 0; k < j; ++k) x -= a[j * m + k] * b[k];
+        b[j] = x * inv;
+        gained += b[j] * b[j];
         for (int64_t i = j + 1; i < n; ++i) {
-            double x[LANES];
-            double* target = at(i, j);
-            for (int l = 0; l < LANES; ++l) x[l] = target[l];
-            for (int64_t k = 0; k < j; ++k) {
-                const double *c = at(i, k), *d = at(j, k);
-                for (int l = 0; l < LANES; ++l) x[l] -= c[l] * d[l];
-            }
-            for (int l = 0; l < LANES; ++l) target[l] = x[l] * inv[l];
-        }
-    }
-    double x[LANES];
-    for (int l = 0; l < LANES; ++l) gain[l] = 0;
-    for (int64_t j = 0; j < n; ++j) {
-        for (int l = 0; l < LANES; ++l) x[l] = rhs[l * m + j];
-        for (int64_t k = 0; k < j; ++k)
-            for (int l = 0; l < LANES; ++l) x[l] -= at(j, k)[l] * rhs[l * m + k];
-        for (int l = 0; l < LANES; ++l) {
-            const double half = x[l] * inverse[j * LANES + l];
-            rhs[l * m + j] = half;
-            gain[l] += half * half;
+            Lanes y = a[i * m + j];
+            for (int64_t k = 0; k < j; ++k) y -= a[i * m + k] * a[j * m + k];
+            a[i * m + j] = y * inv;
         }
     }
     for (int64_t j = n - 1; j >= 0; --j) {
-        for (int l = 0; l < LANES; ++l) x[l] = rhs[l * m + j];
-        for (int64_t i = j + 1; i < n; ++i)
-            for (int l = 0; l < LANES; ++l) x[l] -= at(i, j)[l] * rhs[l * m + i];
-        for (int l = 0; l < LANES; ++l) rhs[l * m + j] = x[l] * inverse[j * LANES + l];
+        Lanes x = b[j];
+        for (int64_t i = j + 1; i < n; ++i) x -= a[i * m + j] * b[i];
+        b[j] = x * inverse[j];
     }
-    for (int l = 0; l < LANES; ++l)
-        for (int64_t j = 0; j < n; ++j) rhs[l * m + j] *= scale[j * LANES + l];
+    for (int l = 0; l < held; ++l) {
+        gain[l] = gained[l];
+        for (int64_t j = 0; j < n; ++j) rhs[l * m + j] = b[j][l] * scale[j][l];
+    }
 }
 
 // LU with partial pivoting of one n x n system; zeros where it is singular or not finite.
