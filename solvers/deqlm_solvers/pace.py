@@ -16,7 +16,7 @@ from deqlm_solvers.stop import Stop
 
 __all__ = ["LEAST_GAIN", "LEAST_LEFT", "Pace", "TorchPace", "pays"]
 
-LEAST_GAIN = 4096
+LEAST_GAIN = 2048
 """Unknowns that must leave for the rest to be gathered: below, f costs its calls and not its arithmetic."""
 LEAST_LEFT = 6
 """Evaluations that the slowest row must still need at its mean rate so far, for the rest to be gathered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from typing import Any
 
@@ -78,9 +79,13 @@ class FusedPace(Pace):
         self.advance, self.finish = getattr(functions, f"advance_{suffix}"), getattr(functions, f"finish_{suffix}")
         measure = Measure(stop, frame, z)
         self.measure, self.masked = measure, measure.masked
-        solve = _describe(kernel, stop, self.rows, self.unknowns, z.dtype)
+        plain = stop.per == "row" and stop.norm == "l2" and frame.scale is None and frame.unit is None
+        key = (kernel, stop, self.rows, self.unknowns, z.dtype, torch.get_num_threads())
+        solve = _Solve.from_buffer_copy(_described(*key))
         self.solve, self.pointer = solve, ctypes.addressof(solve)
-        self.keep = _groups(solve, stop, measure)
+        self.keep = (_ONE,) if plain else _groups(solve, stop, measure)
+        if plain:
+            solve.group_root = ctypes.addressof(_ONE)
         self.best_z = None if solve.budget else torch.empty_like(z)
         self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64) if solve.token else None
         solve.best_z, solve.token_steps = _pointer(self.best_z), _pointer(self.token_steps)
@@ -176,12 +181,11 @@ class FusedPace(Pace):
         return z.index_select(0, rows)
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        residual = torch.empty(2, self.rows, dtype=torch.float64)
-        steps = torch.empty(self.rows, dtype=torch.int64)
-        status = torch.empty(self.rows, dtype=torch.int8)
-        choices = self.kernel.choices
-        picked = torch.empty(self.rows, dtype=torch.int8) if choices else None
-        relative = residual[1]
+        rows, choices = self.rows, self.kernel.choices
+        residual, relative = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.float64)
+        steps = torch.empty(rows, dtype=torch.int64)
+        status = torch.empty(rows, dtype=torch.int8)
+        picked = torch.empty(rows, dtype=torch.int8) if choices else None
         self.finish(
             self.pointer,
             residual.data_ptr(),
@@ -192,7 +196,7 @@ class FusedPace(Pace):
         )
         sol = Solution(
             z=self.best_z,
-            residual=residual[0],
+            residual=residual,
             relative=relative,
             steps=steps,
             status=status,
@@ -239,7 +243,7 @@ def fused_bytes(
     library = load().library
     if library is None:
         return None
-    solve = _describe(kernel, stop, rows, unknowns, dtype)
+    solve = _describe(kernel, stop, rows, unknowns, dtype, torch.get_num_threads())
     solve.groups = groups
     suffix = "float" if dtype == torch.float32 else "double"
     workspace = getattr(library.functions, f"workspace_bytes_{suffix}")(ctypes.addressof(solve))
@@ -247,14 +251,22 @@ def fused_bytes(
     return workspace + point + (8 * rows * groups if stop.per == "token" else 0)
 
 
-def _describe(kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype) -> _Solve:
+_ONE = (ctypes.c_double * 1)(1.0)
+
+
+@functools.lru_cache(maxsize=64)
+def _described(kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> bytes:
+    return bytes(_describe(kernel, stop, rows, unknowns, dtype, threads))
+
+
+def _describe(kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> _Solve:
     double = dtype == torch.float64
     ridge = kernel.ridge if kernel.ridge is not None else (1e-12 if double else 1e-6)
     solve = _Solve()
     solve.rows, solve.unknowns, solve.pairs, solve.rule = rows, unknowns, kernel.pairs, kernel.rule
     solve.line_search, solve.automatic, solve.budget = kernel.line_search, stop.test_every == "auto", stop.is_budget
     solve.max_iter, solve.patience = stop.max_iter, -1 if stop.patience is None else stop.patience
-    solve.threads = torch.get_num_threads()
+    solve.threads = threads
     solve.rtol, solve.atol, solve.divergence = stop.rtol, stop.atol, stop.divergence
     solve.damping, solve.first_damping, solve.ridge = kernel.damping, kernel.first_damping, ridge
     solve.least_pivot, solve.growth, solve.plain_rate = 1e-9 if double else 1e-4, kernel.growth, kernel.plain_rate
