@@ -7,14 +7,18 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from deqlm.causal import CausalCall
+from deqlm.chunks import per_token, solve_chunks
 from deqlm.failures import Failures
 from deqlm.fixed_point import STOP_HINTS, solve_rows
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.inject import Add, make_inject
+from deqlm.memory_cap import MemoryCap, OnCap
+from deqlm.modes import MODES, Mode, Simultaneous
 from deqlm.noise import Replay
 from deqlm.rows import RowMap, Rows, first_tensor, zeros_like_tree
-from deqlm_solvers import Solve, Solver, Stop
-from deqlm_solvers.checks import explain_options, whole
+from deqlm_solvers import Solution, Solve, Solver, Stop
+from deqlm_solvers.checks import explain_options, require, whole
 from deqlm_solvers.solution import OnFailure
 
 __all__ = ["DEQ"]
@@ -40,9 +44,18 @@ class DEQ(nn.Module):
             (a parameter gets a gradient from `Unrolled` only); or a callable u -> state.
         batch_dims: leading dimensions that index independent rows; 0 makes one problem of the batch, which is right for
             layers that mix rows (BatchNorm in train(), the nodes of a graph). None is 1; a 1-d state must say 0 or 1.
+        causal: the layer maps (B, L, ...) to (B, L, ...) and token t sees no later one: every token must pass the test,
+            as with ``Stop(per="token")``, and there are modes. Each call checks it on its first 16 tokens.
+        mode: how a causal layer is solved along its tokens: `Simultaneous`, `Chunked` or `Sequential`, by object, name
+            or dict. A layer with ``forward_chunk(z, u, cache) -> (out, cache)`` goes on from its cache; any other is
+            evaluated on the committed prefix and the chunk, which is right and dearer. Arguments (B, L, ...) are cut
+            like the input.
         on_failure: "warn" (`ConvergenceWarning`), "raise" (`ConvergenceError`) or "ignore" when a row does not
             converge; likewise for the backward solve.
         failed_grad: "drop" (rows that end NONFINITE or DIVERGED add zero to every gradient), "keep" or "raise".
+        memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
+            such as "2GiB", or None for no limit. Forecast before the solve; the layer's own memory is not in it.
+        on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
 
     Raises:
         ValueError, TypeError, KeyError: an option that is unknown, out of range, or would be ignored.
@@ -54,6 +67,10 @@ class DEQ(nn.Module):
         >>> y, sol = deq(torch.randn(2, 5, 16), with_stats=True)
         >>> y.shape, sol.steps.shape
         (torch.Size([2, 5, 16]), torch.Size([2]))
+        >>> from deqlm.layers import Attention
+        >>> causal = deqlm.DEQ(Attention(16, n_head=2), causal=True, mode=deqlm.Chunked(2))
+        >>> causal(torch.randn(2, 5, 16)).shape
+        torch.Size([2, 5, 16])
     """
 
     @explain_options(STOP_HINTS)
@@ -67,8 +84,12 @@ class DEQ(nn.Module):
         stop: Stop | Mapping[str, Any] | None = None,
         start: Tensor | Callable[[Any], Any] | None = None,
         batch_dims: int | None = None,
+        causal: bool = False,
+        mode: str | Mapping[str, Any] | Mode = "simultaneous",
         on_failure: OnFailure = "warn",
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
+        memory_cap: int | str | None = None,
+        on_cap: OnCap = "refuse",
     ) -> None:
         super().__init__()
         if not callable(layer):
@@ -79,9 +100,18 @@ class DEQ(nn.Module):
         self.gradient = GRADIENTS.make(gradient)
         self.gradient.check(self.solve)
         self.failures = Failures(on_failure, failed_grad)
+        self.cap = MemoryCap.of(memory_cap, on_cap)
         if batch_dims is not None:
             whole("batch_dims", batch_dims, 0)
         self.batch_dims = batch_dims
+        self.mode = MODES.make(mode)
+        require(isinstance(causal, bool), "causal", causal, "True or False")
+        if causal:
+            require(batch_dims in (None, 1), "batch_dims", batch_dims, "1 with causal=True")
+            self.solve.replace(stop=per_token(self.solve.stop))
+        else:
+            require(self.mode == Simultaneous(), "mode", self.mode, "'simultaneous' without causal=True")
+        self.causal = causal
         if isinstance(start, Tensor) and not isinstance(start, nn.Parameter):
             self.register_buffer("start", start)
         elif start is None or callable(start) or isinstance(start, nn.Parameter):
@@ -104,6 +134,37 @@ class DEQ(nn.Module):
         Returns:
             y with the structure, shape and dtype of the state.
         """
+        rowmap, layer = self.on_rows(x, args, kwargs)
+        if self.causal:
+            sol = self._by_chunks(rowmap, token_mask)
+        else:
+            sol = solve_rows(rowmap, self.solve, self.gradient, self.failures, token_mask=token_mask, cap=self.cap)
+        layer.seal()
+        return (sol.z, sol) if with_stats else sol.z
+
+    def _by_chunks(self, rowmap: RowMap, token_mask: Tensor | None) -> Solution:
+        shapes = rowmap.rows.shapes
+        require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
+        call = CausalCall(self.layer, self.inject, rowmap.prepared, shapes[0], rowmap.rows.device)
+        several = len(self.mode.cuts(shapes[0][1])) > 1
+        call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
+        how = self.solve.replace(stop=per_token(self.solve.stop))
+        if not several:
+            return solve_rows(rowmap, how, self.gradient, self.failures, token_mask=token_mask, cap=self.cap)
+        return solve_chunks(
+            *(rowmap, call.chunk, self.mode, how, self.gradient, self.failures),
+            cache=call.cache,
+            commit=False,
+            token_mask=token_mask,
+            cap=self.cap,
+        )[0]
+
+    def on_rows(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[RowMap, Replay]:
+        """Return the map of one call on rows, started where the call starts, and what replays the layer's noise in it.
+
+        Raises:
+            TypeError: an ``x`` that is no tensor or tree of tensors.
+        """
         first = first_tensor(x)
         if first is None:
             raise TypeError(f"x must be a tensor or a tree of tensors, got {type(x).__name__}")
@@ -121,10 +182,8 @@ class DEQ(nn.Module):
         def f(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self.inject.join(layer, z, u, args, kwargs)
 
-        rowmap = RowMap(rows, f, (x, args, kwargs), prepare, prepared=(u, args, kwargs))
-        sol = solve_rows(rowmap, self.solve, self.gradient, self.failures, token_mask=token_mask)
-        layer.seal()
-        return (sol.z, sol) if with_stats else sol.z
+        made = RowMap(rows, f, (x, args, kwargs), prepare, (u, args, kwargs), fixed=lambda: inject.noisy or layer.noisy)
+        return made, layer
 
     def extra_repr(self) -> str:
         return f"solver={self.solve.solver!s}, stop={self.solve.stop!s}, gradient={self.gradient!s}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from deqlm.failures import Failures
 from deqlm.gradients.base import GRADIENTS, Forward, Gradient
+from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.rows import RowMap, Rows
-from deqlm_solvers import Frame, Map, Solution, Solve, Solver, Stop
+from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require
 from deqlm_solvers.solution import OnFailure
 
@@ -38,6 +38,8 @@ def solve(
     token_mask: Tensor | None = None,
     on_failure: OnFailure = "warn",
     failed_grad: str = "drop",
+    memory_cap: int | str | None = None,
+    on_cap: OnCap = "refuse",
 ) -> Solution:
     """Solve z = f(z, *args) for a tensor or a tree of tensors, every row on its own.
 
@@ -60,6 +62,9 @@ def solve(
         on_failure: "warn", "raise" or "ignore" when a row does not converge; costs one read after the loop.
         failed_grad: "drop" (rows that end NONFINITE or DIVERGED add zero to every gradient; costs one read after the
             loop), "keep" or "raise".
+        memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
+            such as "2GiB", or None for no limit. Forecast before the solve; what f needs inside is not in it.
+        on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
 
     Returns:
         `Solution` with ``z`` in the structure of ``z0`` and one entry per row in the batch shape.
@@ -81,8 +86,9 @@ def solve(
     method = GRADIENTS.make(gradient)
     method.check(how)
     failures = Failures(on_failure, failed_grad)  # type: ignore[arg-type]
-    rows = Rows(z0, batch_dims)
-    return solve_rows(RowMap(rows, f, tuple(args)), how, method, failures, scale=scale, token_mask=token_mask)
+    cap = MemoryCap.of(memory_cap, on_cap)
+    rowmap = RowMap(Rows(z0, batch_dims), f, tuple(args))
+    return solve_rows(rowmap, how, method, failures, scale=scale, token_mask=token_mask, cap=cap)
 
 
 def solve_rows(
@@ -93,6 +99,7 @@ def solve_rows(
     *,
     scale: float | Tensor | None = None,
     token_mask: Tensor | None = None,
+    cap: MemoryCap | None = None,
 ) -> Solution:
     """Solve a packed map from its own start and unpack the solution; see `solve`."""
     rows = f.rows
@@ -103,6 +110,8 @@ def solve_rows(
         token_mask=None if token_mask is None else _token_mask(token_mask, rows),
         snap=rows.snap if len(set(rows.dtypes)) > 1 else None,
     )
+    if cap is not None:
+        how, gradient = cap.apply(how, gradient, rows, frame)
     forward = Forward(how, frame)
     if torch.is_grad_enabled():
         sol = gradient.attach(forward, f, rows.z0, failures)
@@ -114,17 +123,17 @@ def solve_rows(
     else:
         sol = forward(f, rows.z0)
         failures.report(sol, how.stop)
-    cost = replace(sol.cost, evaluations=f.calls, row_evaluations=f.calls * rows.count)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))
-    return _unpack(sol.replace(cost=cost), rows)
+    spent = Cost(f.calls, f.row_calls, sol.cost.vjps, sol.cost.jvps)
+    return _unpack(sol, rows, spent)
 
 
 def _inferring(f: Map) -> Map:
-    """Return f evaluated in inference mode, with a result that is none of its tensors."""
+    """Return f evaluated in inference mode, but where a derivative is wanted; its result is none of its tensors."""
 
     def evaluate(z: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(not torch.is_grad_enabled()):
             fz = f(z)
         return fz.clone()
 
@@ -148,9 +157,12 @@ def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
     return mask.reshape(rows.count, mask.shape[-1])
 
 
-def _unpack(sol: Solution, rows: Rows) -> Solution:
+def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
+    if rows.batch_dims == 1:
+        return sol.replace(z=rows.unpack(sol.z), cost=cost)
     trace, token_steps = sol.trace, sol.token_steps
     return sol.replace(
+        cost=cost,
         z=rows.unpack(sol.z),
         residual=rows.per_row(sol.residual),
         relative=rows.per_row(sol.relative),
@@ -158,4 +170,5 @@ def _unpack(sol: Solution, rows: Rows) -> Solution:
         status=rows.per_row(sol.status),
         trace=None if trace is None else trace.reshape(trace.shape[0], *rows.batch_shape),
         token_steps=None if token_steps is None else rows.per_row(token_steps),
+        picked=None if sol.picked is None else rows.per_row(sol.picked),
     )

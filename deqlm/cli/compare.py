@@ -11,10 +11,16 @@ from typing import Any
 from deqlm import GRADIENTS, SOLVERS
 from deqlm.cli.errors import UserError, user_input
 from deqlm.compare import DEFAULT, PROBLEMS, Comparison, GradientComparison, compare, compare_gradients
+from deqlm.compare.full import PARTS, run_full
+from deqlm.compare.full.run import PAGE, RECORD
+from deqlm.compare.full.verdicts import verdicts
 from deqlm.compare.record import former_run
 from deqlm.compare.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
 
 __all__ = ["add", "run"]
+
+CAUSES = "causes"
+"""The part that is the gallery of the page "It does not converge"."""
 
 DESCRIPTION = """\
 Compare solvers of z = f(z) on problems with known spectra and answers, or on your own map. Every registered solver is a
@@ -52,6 +58,7 @@ examples
   deqlm compare --solvers anderson,anderson:memory=5,broyden,torchdeq.anderson --repeats 9
   deqlm compare --problems mine.py:make --batch 64 --out my-results
   deqlm compare --gradients                                     gradient methods against the exact gradient
+  deqlm compare --full --out docs --jax path/to/python          the page "How it compares", ten minutes
 """
 
 
@@ -78,6 +85,9 @@ def add(commands: Any) -> None:
     option("--out", type=Path, default=Path("deqlm-compare"), metavar="DIR", help="default: ./deqlm-compare")
     option("--quick", action="store_true", help="fewer problems, at most 2 repeats")
     option("--gradients", action="store_true", help="compare gradient methods instead of solvers")
+    option("--full", action="store_true", help="measure and draw the page how_it_compares.md, its record and its plots")
+    option("--parts", metavar="LIST", help=f"with --full, only these of {', '.join([*PARTS, CAUSES])}")
+    option("--jax", metavar="PYTHON", help="with --full, an interpreter that has jax, jaxopt and optimistix")
     option("--no-plots", action="store_true", help="write no plots")
     option("--progress", action="store_true", help="draw the progress bar even when stderr is not a terminal")
     option("--list-problems", action="store_true", help="list the problem families and their options, and leave")
@@ -91,6 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(list_registry(PROBLEMS, names_only=False))
         return 0
+    _only_with_full(arguments)
+    if arguments.full:
+        return _full(arguments)
     result = _compare(arguments)
     print(result)
     print(f"\n{result.seconds:.1f} s in all")
@@ -102,6 +115,56 @@ def run(arguments: argparse.Namespace) -> int:
     for line in left_out:
         print(f"deqlm: {line}", file=sys.stderr)
     return 1 if left_out else 0
+
+
+def _only_with_full(arguments: argparse.Namespace) -> None:
+    """Refuse options that would be ignored."""
+    full = ("parts", "jax")
+    plain = {"problems": None, "solvers": None, "batch": None, "dtype": "float32", "device": "cpu", "seed": 0}
+    plain |= {"repeats": 5, "threads": 1, "quick": False, "gradients": False}
+    if arguments.full:
+        said = [name for name, value in plain.items() if getattr(arguments, name) != value]
+        if said:
+            raise UserError(f"--{said[0]} has no meaning with --full, which measures a fixed set; leave it out")
+    else:
+        said = [name for name in full if getattr(arguments, name) is not None]
+        if said:
+            raise UserError(f"--{said[0]} needs --full")
+
+
+def _full(arguments: argparse.Namespace) -> int:
+    """Measure everything and write both pages; return the exit status."""
+    plots = _plots(arguments)
+    with user_input():
+        asked = _list(arguments.parts, "--parts") or [*PARTS, CAUSES]
+    measured = [part for part in asked if part != CAUSES]
+    try:
+        if measured:
+            with user_input():
+                record = run_full(
+                    arguments.out,
+                    parts=measured,
+                    jax=arguments.jax,
+                    plots=plots,
+                    progress=arguments.progress or None,
+                )
+            _show(record)
+            print(f"wrote {arguments.out / PAGE}\nwrote {arguments.out / 'records' / RECORD}")
+        if CAUSES in asked:
+            from deqlm.diagnostics.gallery import write_gallery
+
+            print("\n".join(f"wrote {path}" for path in write_gallery(arguments.out, plots)))
+    except OSError as error:
+        raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
+    return 0
+
+
+def _show(record: dict[str, Any]) -> None:
+    for verdict in verdicts(record):
+        print(f"{'met   ' if verdict.met else 'MISSED'}  {verdict.what}: {verdict.measured} (asked: {verdict.asked})")
+    for name, why in record["missing"].items():
+        print(f"not compared: {name} ({why})")
+    print(f"\n{record['seconds']:.0f} s in all")
 
 
 def _write(result: Comparison | GradientComparison, arguments: argparse.Namespace) -> None:

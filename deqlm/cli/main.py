@@ -8,18 +8,19 @@ import sys
 from collections.abc import Sequence
 
 import deqlm
-from deqlm.cli import compare, env, gradients, solvers
+from deqlm.cli import compare, diagnose, env, gradients, solvers
 from deqlm.cli.errors import Parser, UserError
 from deqlm_solvers.checks import suggest
 
 __all__ = ["main"]
 
-COMMANDS = {"compare": compare, "env": env, "gradients": gradients, "solvers": solvers}
+COMMANDS = {"compare": compare, "diagnose": diagnose, "env": env, "gradients": gradients, "solvers": solvers}
 
 EPILOG = """\
 examples:
   deqlm compare --quick                          solvers on a few problems, in seconds
   deqlm compare --problems mine.py:make          solvers on your own map
+  deqlm diagnose mine.py:make                    why your own map or DEQ does not converge
   deqlm solvers                                  what there is to compare
   deqlm COMMAND --help                           more on one command
 """
@@ -32,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        0 when it went well, 1 when a comparison left out what was asked for by name or compared nothing, 2 for a
-        mistake of the user, 130 after Ctrl-C.
+        0 when it went well, 1 when a comparison left out what was asked for by name or compared nothing, or a
+        diagnosis found something wrong, 2 for a mistake of the user, 130 after Ctrl-C.
 
     Examples:
         >>> from deqlm.cli.main import main

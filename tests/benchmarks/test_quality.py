@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.quality_set import problems
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Solve, Solver, Stop
+from deqlm_solvers import Anderson, Broyden, Fallback, FixedPoint, NewtonKrylov, Solve, Solver, Stop
 
 SOLVERS: dict[str, tuple[Solver, int, int]] = {
     "fixed_point": (FixedPoint(), 22, 19),
@@ -16,6 +16,8 @@ SOLVERS: dict[str, tuple[Solver, int, int]] = {
     "broyden": (Broyden(), 30, 30),
     "broyden bad": (Broyden(update="bad"), 30, 29),
     "broyden armijo": (Broyden(line_search="armijo"), 28, 25),
+    "newton_krylov": (NewtonKrylov(), 30, 30),
+    "fallback": (Fallback(), 30, 30),
 }
 """Solver, and how many problems it is known to solve in float32 and float64."""
 

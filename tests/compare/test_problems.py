@@ -145,3 +145,8 @@ def test_bisect_finds_the_root_of_each_unknown():
     limit = torch.full((1, 3), 4.0, dtype=torch.float64)
     target = torch.tensor([[-1.0, 0.5, 3.0]], dtype=torch.float64)
     assert torch.allclose(bisect(lambda z: target - z, -limit, limit), target, atol=1e-15)
+
+
+def test_a_jacobian_of_the_identity_is_no_alias_of_its_cotangents():
+    eye = torch.eye(3, dtype=torch.float64)
+    assert torch.equal(jacobians(lambda z: z + 1, torch.zeros(2, 3, dtype=torch.float64)), eye.expand(2, 3, 3))

@@ -75,7 +75,7 @@ class UserProblem(Problem):
         return self.shown or getattr(self.make, "__name__", "problem")
 
     def build(self, setting: Setting) -> Case:
-        f, state = self._call(setting)
+        f, state = self.call(setting)
         state = _cast(state, setting.dtype, setting.device)
         rows = Rows(state)
         packed = RowMap(rows, f, ())
@@ -91,7 +91,12 @@ class UserProblem(Problem):
             note="" if widened is not None else f"{self.label} does not run in float64: residual in its own dtype",
         )
 
-    def _call(self, setting: Setting) -> tuple[Callable[..., Any], Any]:
+    def call(self, setting: Setting) -> tuple[Callable[..., Any], Any]:
+        """Call the factory with what it accepts of the setting; return its (f, z0).
+
+        Raises:
+            ValueError: it returns anything else.
+        """
         offered = {"dtype": setting.dtype, "device": setting.device, "batch": setting.batch, "seed": setting.seed}
         known = inspect.signature(self.make).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())

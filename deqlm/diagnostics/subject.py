@@ -1,0 +1,176 @@
+"""What is diagnosed: a DEQ with an input or a map with a start, as a map on rows that can be solved again."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deqlm.deq import DEQ
+from deqlm.diagnostics.suggestion import Suggestion, changed
+from deqlm.diagnostics.unchanged import Snapshot
+from deqlm.failures import Failures
+from deqlm.gradients import GRADIENTS, Gradient
+from deqlm.rows import RowMap, Rows
+from deqlm_solvers import FixedPoint, Frame, Map, Solution, Solve, Stop
+
+__all__ = ["DEQSubject", "MapSubject", "Subject", "Watched"]
+
+IGNORE = Failures("ignore", "keep")
+
+
+class Watched:
+    """A map on rows that may do what it likes: it gets copies, its results are copied, its last point is kept.
+
+    Attributes:
+        last: the point (B, N) of the last evaluation.
+        calls: evaluations.
+    """
+
+    def __init__(self, f: Map) -> None:
+        self.f = f
+        self.last: Tensor | None = None
+        self.calls = 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = z.detach().clone()
+        return self.f(z.clone()).clone()
+
+
+class Subject(ABC):
+    """What is diagnosed.
+
+    Attributes:
+        rows: how the state is packed.
+        how: solver and stop under examination.
+        gradient: gradient method.
+        held: map on rows as a solve sees it, noise held where the solve does that.
+        raw: the bare map on rows.
+        frame: what the rows stand for.
+        snapshot: generators and buffers before the first evaluation, so that every solve draws the noise of `held`.
+    """
+
+    rows: Rows
+    how: Solve
+    gradient: Gradient
+    held: Watched
+    raw: RowMap
+    frame: Frame
+    snapshot: Snapshot
+
+    @abstractmethod
+    def solve(self, tried: Suggestion, start: Tensor | None = None, trace: bool = False) -> Solution:
+        """Solve the way a user would, without a graph and without complaints.
+
+        Args:
+            tried: options to change.
+            start: rows (B, N) to start from; None is the user's start.
+            trace: keep residuals where the solver can.
+        """
+
+    @property
+    def is_plain(self) -> bool:
+        """The solve under examination is plain iteration."""
+        solver = self.how.solver
+        return isinstance(solver, FixedPoint) and solver.damping == 1 and solver.first_damping in (None, 1)
+
+    @property
+    def title(self) -> str:
+        """The solver and its options, as a user would write them."""
+        return changed({"solver": self.how.solver}).removeprefix("solver=")
+
+    def _traced(self, how: Solve, trace: bool) -> Stop:
+        return how.stop.replace(trace=True) if trace and "trace" in how.solver.honours else how.stop
+
+    def _frame(self, token_mask: Tensor | None, scale: Any = None) -> Frame:
+        rows = self.rows
+        if scale is not None:
+            scale = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
+            scale = scale.expand(rows.batch_shape).reshape(rows.count)
+        return Frame(
+            leaves=rows.row_shapes,
+            batch_dims=rows.batch_dims,
+            scale=scale,
+            token_mask=None if token_mask is None else token_mask.reshape(rows.count, token_mask.shape[-1]),
+            snap=rows.snap if len(set(rows.dtypes)) > 1 else None,
+        )
+
+
+class DEQSubject(Subject):
+    """A `DEQ` and the arguments of one call."""
+
+    def __init__(
+        self,
+        deq: DEQ,
+        x: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        token_mask: Tensor | None,
+        snapshot: Snapshot,
+    ) -> None:
+        self.snapshot = snapshot
+        self.deq = deq
+        self.call = (x, args, kwargs)
+        self.token_mask = token_mask
+        self.how, self.gradient = deq.solve, deq.gradient
+        held, _ = deq.on_rows(x, args, kwargs)
+        self.rows = held.rows
+
+        def bare(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return deq.inject.join(deq.layer, z, u, args, kwargs)
+
+        self.raw = RowMap(self.rows, bare, held.inputs, held.prepare, held.prepared)
+        self.held = Watched(held)
+        self.frame = self._frame(token_mask)
+
+    def solve(self, tried: Suggestion, start: Tensor | None = None, trace: bool = False) -> Solution:
+        deq = copy.copy(tried.apply(self.deq))
+        deq.failures = IGNORE
+        deq.solve = Solve(deq.solve.solver, self._traced(deq.solve, trace))
+        if start is not None:
+            for registry in ("_buffers", "_parameters"):
+                deq.__dict__[registry] = {k: v for k, v in getattr(deq, registry).items() if k != "start"}
+            state = self.rows.unpack(start)
+            deq.start = lambda u: state
+        x, args, kwargs = self.call
+        self.snapshot.restore()
+        with torch.no_grad():
+            return deq(x, *args, with_stats=True, token_mask=self.token_mask, **kwargs)[1]
+
+
+class MapSubject(Subject):
+    """A map f and a start, with the keywords of `deqlm.solve`."""
+
+    def __init__(self, f: Callable[..., Any], z0: Any, settings: dict[str, Any], snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.f = f
+        self.z0 = z0
+        self.settings = settings
+        stop = settings.get("stop")
+        self.how = Solve(settings.get("solver", "anderson"), Stop() if stop is None else stop)
+        self.gradient = GRADIENTS.make(settings.get("gradient", "implicit"))
+        self.gradient.check(self.how)
+        self.rows = Rows(z0, settings.get("batch_dims"))
+        self.raw = RowMap(self.rows, f, tuple(settings.get("args", ())))
+        self.held = Watched(self.raw)
+        self.frame = self._frame(settings.get("token_mask"), settings.get("scale"))
+
+    def solve(self, tried: Suggestion, start: Tensor | None = None, trace: bool = False) -> Solution:
+        how = Solve(tried.options.get("solver", self.how.solver), tried.options.get("stop", self.how.stop))
+        settings: Mapping[str, Any] = {
+            **self.settings,
+            **tried.options,
+            "stop": self._traced(how, trace),
+            "on_failure": "ignore",
+            "failed_grad": "keep",
+        }
+        bound = Suggestion("", {}, tried.wrap).apply(self.f)
+        z0 = self.z0 if start is None else self.rows.unpack(start)
+        self.snapshot.restore()
+        with torch.no_grad():
+            return bound(z0, **settings)

@@ -1,0 +1,279 @@
+"""What to try: words, options that can be applied, and what came of trying them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from deqlm.deq import DEQ
+from deqlm.diagnostics.cause import Cause
+from deqlm.diagnostics.findings import Findings
+from deqlm.fixed_point import solve
+from deqlm.gradients import Implicit
+from deqlm.noise import Replay
+from deqlm.rows import first_tensor, tree_add, zeros_like_tree
+from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Options, Solve, Stop
+
+__all__ = ["Suggestion", "Wrap", "candidates", "changed", "last_resort"]
+
+Wrap = Literal["clone", "replay"]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to try.
+
+    Attributes:
+        text: in words.
+        options: keywords for `DEQ` or `deqlm.solve`; empty where no option helps.
+        wrap: what f has to be wrapped in: "clone" (it gets a copy of its argument), "replay" (torch's generator starts
+            every evaluation from one state), or None.
+        tried: what came of it, in words; "" where it was not tried.
+        worked: the diagnosis tried it, and every row converged; None where it was not tried.
+
+    Examples:
+        >>> import deqlm, torch
+        >>> f = lambda z: 1 - z
+        >>> diagnosis = deqlm.diagnose(f, torch.zeros(2, 3), solver="fixed_point")
+        >>> diagnosis.cause.name, diagnosis.suggestion.worked
+        ('TWO_CYCLE', True)
+        >>> bool(diagnosis.suggestion.apply(f)(torch.zeros(2, 3)).converged.all())
+        True
+    """
+
+    text: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    wrap: Wrap | None = None
+    tried: str = ""
+    worked: bool | None = None
+
+    def apply(self, target: Any) -> Any:
+        """Return the target with the suggestion in force.
+
+        Args:
+            target: a `DEQ`, of which a copy is returned that shares its layer and parameters; or a map f, for which
+                ``deqlm.solve`` is returned with f and the options filled in, to be called with z0.
+        """
+        if isinstance(target, DEQ):
+            return _changed_deq(target, self.options, self.wrap)
+        return partial(solve, wrapped(target, self.wrap), **self.options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        plain = {k: v.to_dict() if isinstance(v, Options) else v for k, v in self.options.items()}
+        return {"text": self.text, "options": plain, "wrap": self.wrap, "tried": self.tried, "worked": self.worked}
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Cloned(nn.Module):
+    """A layer that gets a copy of its state, for one that writes into it."""
+
+    def __init__(self, layer: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, z: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the layer at a copy of ``z``."""
+        return self.layer(tree_add(z, zeros_like_tree(z)), *args, **kwargs)
+
+
+class Held:
+    """A map whose draws from torch's generator are the same at every evaluation, as if it had been drawn once."""
+
+    def __init__(self, f: Callable[..., Any]) -> None:
+        self.f = f
+        self.replay: Replay | None = None
+
+    def __call__(self, z: Any, *args: Any) -> Any:
+        """Evaluate f with the noise of the first evaluation."""
+        if self.replay is None:
+            first = first_tensor(z)
+            self.replay = Replay(self.f, torch.device("cpu") if first is None else first.device)
+        return self.replay(z, *args)
+
+
+def wrapped(f: Callable[..., Any], wrap: Wrap | None) -> Callable[..., Any]:
+    """Return f in its wrapping."""
+    return f if wrap is None else Cloned(f) if wrap == "clone" else Held(f)
+
+
+def _changed_deq(deq: DEQ, options: Mapping[str, Any], wrap: Wrap | None) -> DEQ:
+    if wrap == "replay":
+        raise ValueError("a DEQ replays torch's noise already; what is left comes from another generator")
+    made = copy.copy(deq)
+    for registry in ("_modules", "_buffers", "_parameters"):
+        made.__dict__[registry] = dict(getattr(deq, registry))
+    made.solve = Solve(options.get("solver", deq.solve.solver), options.get("stop", deq.solve.stop))
+    made.gradient = options.get("gradient", deq.gradient)
+    made.gradient.check(made.solve)
+    made.batch_dims = options.get("batch_dims", deq.batch_dims)
+    if wrap == "clone":
+        training = deq.training
+        made.layer = Cloned(deq.layer)
+        made.layer.training = training
+    return made
+
+
+def changed(options: Mapping[str, Any]) -> str:
+    """Return keywords as a user would write them, defaults left out."""
+    return ", ".join(f"{name}={_written(value)}" for name, value in options.items())
+
+
+def _written(value: Any) -> str:
+    if not isinstance(value, Options):
+        return repr(value)
+    given = []
+    for f in fields(value):  # type: ignore[arg-type]
+        now = getattr(value, f.name)
+        if now != f.default:
+            given.append(f"{f.name}={now:g}" if isinstance(now, float) else f"{f.name}={_written(now)}")
+    return f"{type(value).__name__}({', '.join(given)})"
+
+
+def candidates(cause: Cause, found: Findings, how: Solve) -> Iterator[Suggestion]:
+    """Return what to try, best first; the last entries are the strongest methods there are.
+
+    Args:
+        cause: the diagnosis.
+        found: its evidence.
+        how: solver and stop that the user chose; its settings are kept where they are not the cause.
+    """
+    stop = _testing(how.stop, found)
+    if cause in _WORDS_ONLY:
+        yield Suggestion(_WORDS_ONLY[cause])
+        return
+    if cause is Cause.NONFINITE and not all(found.start_finite):
+        rows = ", ".join(str(row) for row, finite in enumerate(found.start_finite) if not finite)
+        yield Suggestion(f"f is not finite at the very start of rows {rows}: look for NaN or overflow in their inputs")
+        return
+    for words, options, wrap in _specific(cause, found, stop):
+        yield Suggestion(_sentence(words, options), options, wrap)
+    if cause not in _SOLVE:
+        return
+    for options in _methods(cause, found, how, stop):
+        yield Suggestion(_sentence("", options), options)
+
+
+_WORDS_ONLY = {
+    Cause.RAISED: "read the error; make f return a value, NaN at worst, at every finite point",
+    Cause.PATH_DEPENDENT: "fix the start, or make f contract: scale the layer down, bound its norm, weaken its gain",
+}
+
+_LAST_RESORT = {
+    Cause.SINGULAR: "make sure that f has a fixed point and that it is the only one nearby; z + 1 has none",
+    Cause.NONFINITE: "look for overflow, division by zero, log or sqrt of negative numbers in f",
+    Cause.MIXED_ROWS: "call eval() for BatchNorm, set batch_first=True, or use a layer that keeps rows apart",
+    Cause.ADJOINT: "take a gradient that solves nothing, such as gradient='phantom', or make f contract more",
+}
+
+_SOLVE = {
+    Cause.NONFINITE,
+    Cause.SOLVER_MISFIT,
+    Cause.TOO_FEW_EVALUATIONS,
+    Cause.CAUSAL_FRONTIER,
+    Cause.SLOW_CONTRACTION,
+    Cause.COMPLEX_PAIR,
+    Cause.TWO_CYCLE,
+    Cause.NON_NORMAL,
+    Cause.DIVERGENCE,
+    Cause.SINGULAR,
+    Cause.VANISHING,
+    Cause.DTYPE_FLOOR,
+    Cause.UNCLEAR,
+}
+"""Causes for which another method or more evaluations may help."""
+
+Candidate = tuple[str, dict[str, Any], Wrap | None]
+
+
+def _specific(cause: Cause, found: Findings, stop: Stop) -> Iterator[Candidate]:
+    """Yield what fits one cause and no other."""
+    longer = stop.replace(max_iter=_longer(stop))
+    if cause is Cause.IN_PLACE:
+        yield "return a new tensor instead of writing into z: z.clone() first, or z + 1 for z.add_(1)", {}, "clone"
+    elif cause is Cause.MIXED_ROWS:
+        words = "solve the batch as one problem, call eval() for BatchNorm, or set batch_first=True"
+        yield words, {"batch_dims": 0}, None
+    elif cause is Cause.STOCHASTIC and found.randomness is not None and found.randomness.source == "torch":
+        yield (
+            "hold the noise fixed within a solve, as a DEQ does, or call eval()",
+            {},
+            "replay",
+        )
+    elif cause is Cause.STOCHASTIC:
+        yield "draw the noise once and give it to f as an argument, or call eval()", {}, None
+    elif cause is Cause.DTYPE_FLOOR:
+        reached = max([found.relative[row] for row, ok in enumerate(found.passed) if not ok], default=0.0)
+        rtol = float(f"{max(8 * (found.floor or 0.0), 2 * reached):.0e}")
+        yield "ask for no more than the dtype has, or solve in float64", {"stop": stop.replace(rtol=rtol)}, None
+    elif cause is Cause.VANISHING:
+        first = max((curve[0] for curve in found.plain.trace if curve), default=1.0) if found.plain else 1.0
+        atol = float(f"{stop.rtol * first:.0e}") or stop.rtol
+        yield "give an absolute tolerance", {"stop": stop.replace(atol=atol)}, None
+    elif cause is Cause.TOO_FEW_EVALUATIONS:
+        plain = found.plain
+        needed = max((n for n, ok in zip(plain.steps, plain.converged, strict=True) if ok), default=0) if plain else 0
+        yield "allow more evaluations", {"stop": stop.replace(max_iter=max(2 * stop.max_iter, needed + 10))}, None
+    elif cause is Cause.SOLVER_MISFIT:
+        yield "take plain steps", {"solver": FixedPoint()}, None
+    elif cause is Cause.CAUSAL_FRONTIER:
+        most = max(2 * (found.tokens or 0) + 100, stop.max_iter)
+        options = {"solver": FixedPoint(), "stop": stop.replace(max_iter=most)}
+        yield "take plain steps and allow for the length of the sequence", options, None
+    elif cause is Cause.ADJOINT:
+        for solver, rtol in ((Anderson(memory=25), 1e-6), (Broyden(memory=40), 1e-6), (Anderson(memory=25), 1e-5)):
+            harder = Implicit(solve=Solve(solver, Stop(max_iter=1000, rtol=rtol)))
+            yield "solve the backward system harder, to what rounding allows", {"gradient": harder}, None
+    elif cause is Cause.NONFINITE:
+        yield "keep the iterates where f is defined: smaller steps", {"solver": FixedPoint(damping=0.5)}, None
+        yield "", {"solver": FixedPoint(damping=0.1), "stop": longer}, None
+
+
+def last_resort(cause: Cause) -> str:
+    """Return what to do when nothing that was tried works."""
+    return _LAST_RESORT.get(cause, "change the layer so that it contracts: scale it down, bound its norm, add damping")
+
+
+def _methods(cause: Cause, found: Findings, how: Solve, stop: Stop) -> Iterator[dict[str, Any]]:
+    """Yield solvers from cheap to strong, the one in use left out where it would run as before."""
+    longer = stop.replace(max_iter=_longer(stop))
+    plans: list[tuple[Any, Stop]] = [(Anderson(), stop), (Broyden(), stop)]
+    damped = found.contraction is not None and min(found.contraction.damped_radius) < 0.9
+    if cause is Cause.TWO_CYCLE or (cause is Cause.COMPLEX_PAIR and damped):
+        plans.insert(0 if cause is Cause.TWO_CYCLE else 1, (FixedPoint(damping=0.5), stop))
+    plans += [(Anderson(), longer), (Anderson(memory=25), longer), (Broyden(memory=40), longer)]
+    plans += [(SOLVERS.make(name), longer) for name in ("newton_krylov",) if name in SOLVERS]
+    plans.append((FixedPoint(damping=0.5), longer))
+    for solver, until in plans:
+        options: dict[str, Any] = {}
+        if solver != how.solver:
+            options["solver"] = solver
+        if until != how.stop:
+            options["stop"] = until
+        if options:
+            yield options
+
+
+def _testing(stop: Stop, found: Findings) -> Stop:
+    """Return the user's stop; one that tests for a budget, and with a tolerance that rounding allows."""
+    if stop.is_budget:
+        stop = Stop(max_iter=max(stop.max_iter, 50), rtol=found.rtol, norm=stop.norm)
+    floor = found.floor or 0.0
+    too_tight = floor < 0.1 and stop.atol == 0 and stop.rtol < 4 * floor
+    return stop.replace(rtol=float(f"{8 * floor:.0e}")) if too_tight else stop
+
+
+def _longer(stop: Stop) -> int:
+    return max(10 * stop.max_iter, 1000)
+
+
+def _sentence(words: str, options: Mapping[str, Any]) -> str:
+    return ": ".join(part for part in (words, changed(options)) if part)

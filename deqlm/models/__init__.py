@@ -1,0 +1,21 @@
+"""Language models whose hidden state is a fixed point, as plain modules."""
+
+from deqlm.models.backbone import Backbone
+from deqlm.models.call import LMCache
+from deqlm.models.lm import ImplicitLM, LMOutput
+from deqlm.models.options import MIXERS, AttentionOptions, LMOptions, Mamba2Options, MixerOptions
+from deqlm.models.presets import PRESETS, preset
+
+__all__ = [
+    "MIXERS",
+    "PRESETS",
+    "AttentionOptions",
+    "Backbone",
+    "ImplicitLM",
+    "LMCache",
+    "LMOptions",
+    "LMOutput",
+    "Mamba2Options",
+    "MixerOptions",
+    "preset",
+]

@@ -1,0 +1,146 @@
+"""The map of a language model: blocks and a final norm, with the input injected into every block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deqlm.layers import Block, Context, depth_scale_, weight_norm_
+from deqlm.layers.context import NOTHING
+from deqlm_solvers.checks import require
+
+__all__ = ["Backbone"]
+
+
+class Backbone(nn.Module):
+    """z -> norm_f(blocks(z, u)); u is made of the embeddings once per call, the same for every block.
+
+    It is itself a `deqlm.layers.Mixer`: causal, pure, with caches as values. The explicit twin, ``implicit=False``, is
+    the same blocks without injection, applied to the embeddings once.
+
+    Args:
+        blocks: `deqlm.layers.Block` of one width each, around any mixer.
+        implicit: give it an injection; False makes the explicit twin.
+        weight_norm: normalise every linear and convolution weight; None is ``implicit``, as the paper has it.
+        depth_scale: divide the output projections by the root of the number of residual branches, under weight
+            normalisation too.
+        norm: makes a normalisation of a width; None is ``nn.RMSNorm`` with eps 1e-5.
+        device: of the parameters made here.
+        dtype: likewise.
+
+    Raises:
+        ValueError: no block, or blocks of several widths.
+
+    Reference:
+        M. Schoene et al. (2025), Implicit language models are RNNs, ICML, equations 6 to 9.
+
+    Examples:
+        >>> from deqlm.layers import Attention, LlamaMLP
+        >>> backbone = Backbone([Block(Attention(16, n_head=2), mlp=LlamaMLP(16, 32)) for _ in range(2)])
+        >>> e = torch.randn(3, 5, 16)
+        >>> context = backbone.open(e)
+        >>> u = backbone.project(e, context)
+        >>> backbone(torch.zeros_like(e), u, context).shape
+        torch.Size([3, 5, 16])
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        *,
+        implicit: bool = True,
+        weight_norm: bool | None = None,
+        depth_scale: bool = True,
+        norm: Callable[[int], nn.Module] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        require(len(blocks) > 0, "blocks", list(blocks), "at least one Block")
+        for name in ("d_model", "d_inject"):
+            widths = sorted({getattr(block, name) for block in blocks})
+            require(len(widths) == 1, f"{name} of the blocks", widths, "one width, because all get the same u")
+        norm = partial(nn.RMSNorm, eps=1e-5, device=device, dtype=dtype) if norm is None else norm
+        self.d_model, self.d_inject = blocks[0].d_model, blocks[0].d_inject
+        self.layers = nn.ModuleList(blocks)
+        self.norm_f = norm(self.d_model)
+        self.injection = self.injection_norm = None
+        if implicit:
+            self.injection = nn.Linear(self.d_model, self.d_inject, device=device, dtype=dtype)
+            nn.init.zeros_(self.injection.bias)
+            self.injection_norm = norm(self.d_model)
+        if depth_scale:
+            depth_scale_(blocks)
+        if implicit if weight_norm is None else weight_norm:
+            weight_norm_(self)
+
+    @property
+    def implicit(self) -> bool:
+        """Whether an input is injected; False for the explicit twin."""
+        return self.injection is not None
+
+    def open(
+        self, e: Tensor, mask: Tensor | None = None, *, offset: int = 0, committed: Tensor | None = None
+    ) -> Context:
+        """Return what stays fixed within one call, see `deqlm.layers.Context.open`.
+
+        Args:
+            e: embeddings, (B, L, D).
+            mask: (B, L) bool, False at padding, or None.
+            offset: token slots that caches hold already.
+            committed: real tokens among them per row, (B,) int64; None when all are real.
+        """
+        return Context.open(self, e, mask=mask, offset=offset, committed=committed)
+
+    def project(self, e: Tensor, context: Context | None = None) -> Tensor:
+        """Return the injected input u (B, L, U) of embeddings ``e`` (B, L, D), which are not read at padding.
+
+        Raises:
+            TypeError: the explicit twin, which injects nothing.
+        """
+        if self.injection is None or self.injection_norm is None:
+            raise TypeError("an explicit backbone (implicit=False) has no injection")
+        context = NOTHING if context is None else context
+        normed = self.injection_norm(_like_weight(context.keep(e), self.injection_norm))
+        return context.apply(self.injection, normed)
+
+    def forward(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
+        """Return f(z), (B, L, D) in the dtype of ``z``; zero at padding.
+
+        Args:
+            z: state, (B, L, D); of the explicit twin, the embeddings.
+            u: injected input, (B, L, U), from `project`.
+            context: what is fixed within the call.
+        """
+        context = NOTHING if context is None else context
+        x = z
+        for block in self.layers:
+            x = block(x, u, context)
+        return self._normed(x, z, context)
+
+    def forward_chunk(
+        self, z: Tensor, u: Tensor | None, cache: Sequence[Any], context: Context | None = None
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return f(z) of the L tokens after those in ``cache``, and the caches of all blocks with them."""
+        context = NOTHING if context is None else context
+        x, caches = z, []
+        for block, held in zip(self.layers, cache, strict=True):
+            x, made = block.forward_chunk(x, u, held, context)  # type: ignore[operator]
+            caches.append(made)
+        return self._normed(x, z, context), tuple(caches)
+
+    def empty_cache(self, batch: int) -> tuple[Any, ...]:
+        """Return the caches of all blocks for ``batch`` rows without any token."""
+        return tuple(block.empty_cache(batch) for block in self.layers)  # type: ignore[operator]
+
+    def _normed(self, x: Tensor, z: Tensor, context: Context) -> Tensor:
+        return context.keep(self.norm_f(_like_weight(x, self.norm_f))).to(z.dtype)
+
+
+def _like_weight(x: Tensor, norm: nn.Module) -> Tensor:
+    weight = getattr(norm, "weight", None)
+    return x if weight is None else x.to(weight.dtype)

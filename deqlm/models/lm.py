@@ -1,0 +1,263 @@
+"""A language model whose hidden state is a fixed point: embeddings, solve, head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deqlm.chunks import per_token, solve_chunks
+from deqlm.failures import Failures
+from deqlm.gradients import GRADIENTS, Gradient, Phantom
+from deqlm.layers import Context
+from deqlm.models.backbone import Backbone
+from deqlm.models.call import BackboneChunk, ChunkForward, LMCache
+from deqlm.modes import MODES, Mode
+from deqlm.noise import Replay
+from deqlm.rows import RowMap, Rows
+from deqlm_solvers import FixedPoint, Solution, Solve, Stop
+from deqlm_solvers.checks import require, whole
+from deqlm_solvers.solution import OnFailure
+
+__all__ = ["ImplicitLM", "LMOutput"]
+
+Labels = Literal["shifted", "aligned"]
+
+FREE = Solve(FixedPoint(), Stop(max_iter=24, rtol=0.05, keep="best_f"))
+"""With grad: the rule by which the paper's models were trained in their free phase."""
+EVALUATION = Solve(FixedPoint(damping=0.8), Stop(max_iter=96, rtol=0.05, per="token"))
+"""Without grad."""
+
+
+class LMOutput(NamedTuple):
+    """What `ImplicitLM` returns.
+
+    Attributes:
+        logits: (B, L, V).
+        loss: mean cross-entropy over the labels that count, or None without labels.
+        solution: of the solve, with ``steps``, ``residual`` and ``status`` per row; None for the explicit twin.
+        state: what the head sees, (B, L, D).
+        cache: with ``use_cache``, for the tokens that follow.
+    """
+
+    logits: Tensor
+    loss: Tensor | None
+    solution: Solution | None
+    state: Tensor
+    cache: LMCache | None
+
+
+class ImplicitLM(nn.Module):
+    """Embeddings -> fixed point of a backbone -> logits; with an explicit backbone, the same model without a solve.
+
+    With grad enabled ``solve`` and ``gradient`` make the state: the phantom steps' last point. Without it, the state is
+    one undamped evaluation at the point that ``no_grad`` finds, of every row and chunk its own. A training recipe swaps
+    ``solve`` and ``gradient`` (`deqlm.training.Phase`).
+
+    Args:
+        backbone: `Backbone`, implicit or explicit.
+        vocab_size: rows V of the embedding table.
+        tie: use the embedding table as the head's weight.
+        head_bias: give the head a bias.
+        dropout: ordinary dropout of the embeddings, before the solve.
+        labels: "shifted" (the label of a token is compared with the logits of the token before) or "aligned" (with its
+            own).
+        solve: how to solve with grad; None is plain iteration with the rule of 24 evaluations at rtol .05.
+        gradient: how gradients are made; None is ``Phantom(4, 0.8)``.
+        no_grad: how to solve without grad; None is damping .8, at most 96 evaluations, rtol .05 in every token.
+        mode: `Simultaneous`, `Chunked` or `Sequential`, by object, name or dict.
+        on_failure: "ignore", "warn" or "raise" when a row does not converge. Training by a bounded number of
+            evaluations seldom converges, so the default leaves it to the reader of ``solution``.
+        failed_grad: as for `deqlm.DEQ`.
+        device: of embeddings and head.
+        dtype: likewise.
+
+    Raises:
+        ValueError: an option out of range, or a pair of solver and gradient that does not fit.
+
+    Reference:
+        M. Schoene et al. (2025), Implicit language models are RNNs, ICML.
+
+    Examples:
+        >>> import deqlm
+        >>> from deqlm.layers import Attention, Block
+        >>> model = ImplicitLM(Backbone([Block(Attention(16, n_head=2))]), vocab_size=11)
+        >>> ids = torch.randint(11, (2, 7))
+        >>> model(ids, labels=ids).loss.backward()
+        >>> with torch.no_grad():
+        ...     first = model(ids[:, :4], use_cache=True)
+        ...     rest = model(ids[:, 4:], cache=first.cache, mode=deqlm.Sequential())
+        >>> rest.logits.shape, rest.solution.steps.shape
+        (torch.Size([2, 3, 11]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        vocab_size: int,
+        tie: bool = True,
+        head_bias: bool = False,
+        dropout: float = 0.0,
+        labels: Labels = "shifted",
+        solve: Solve | Mapping[str, Any] | None = None,
+        gradient: str | Mapping[str, Any] | Gradient | None = None,
+        no_grad: Solve | Mapping[str, Any] | None = None,
+        mode: str | Mapping[str, Any] | Mode = "simultaneous",
+        on_failure: OnFailure = "ignore",
+        failed_grad: Literal["drop", "keep", "raise"] = "drop",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        whole("vocab_size", vocab_size, 1)
+        require(labels in ("shifted", "aligned"), "labels", labels, "'shifted' or 'aligned'")
+        width = backbone.d_model
+        self.embedding = nn.Embedding(vocab_size, width, device=device, dtype=dtype)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.backbone = backbone
+        self.head = nn.Linear(width, vocab_size, bias=head_bias, device=device, dtype=dtype)
+        if tie:
+            self.head.weight = self.embedding.weight
+        self.labels: Labels = labels
+        self.solve = _solve(solve, FREE)
+        self.gradient = GRADIENTS.make(Phantom() if gradient is None else gradient)
+        self.gradient.check(self.solve)
+        self.no_grad = _solve(no_grad, EVALUATION)
+        self.mode = MODES.make(mode)
+        self.failures = Failures(on_failure, failed_grad)
+
+    def forward(
+        self,
+        ids: Tensor | None = None,
+        *,
+        embeddings: Tensor | None = None,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: LMCache | None = None,
+        use_cache: bool = False,
+        mode: str | Mapping[str, Any] | Mode | None = None,
+        stop: Stop | None = None,
+    ) -> LMOutput:
+        """Return logits, and the loss if there are labels.
+
+        Args:
+            ids: tokens, (B, L) int64, L >= 1.
+            embeddings: in their place, (B, L, D); not read at padding.
+            mask: (B, L) bool, True at real tokens; None if all are. Padding stands before the real tokens of a row, or
+                behind its last one; it has the logits of a zero state and changes nothing else.
+            labels: (B, L) int64; -100 does not count, nor does padding.
+            cache: of the tokens before these, from a call with ``use_cache``.
+            use_cache: also return the cache behind the last token.
+            mode: in place of the model's, for this call.
+            stop: in place of that of the solve in use, for this call.
+
+        Raises:
+            ValueError: ids out of range or of another shape, no token, a cache of another batch size, or an option that
+                the explicit twin would ignore.
+        """
+        e = self._embed(ids, embeddings)
+        batch, length = e.shape[:2]
+        if mask is not None:
+            ok = mask.shape == (batch, length) and mask.dtype == torch.bool
+            require(ok, "mask", f"{mask.dtype} {tuple(mask.shape)}", f"bool of shape {(batch, length)}")
+        if cache is not None:
+            require(cache.batch == batch, "the batch of the cache", cache.batch, f"that of the tokens, {batch}")
+        before = LMCache.empty(self.backbone, batch) if cache is None else cache
+        before.check_next(mask)
+        context = self.backbone.open(e, mask, offset=before.length, committed=before.committed)
+        how = MODES.make(self.mode if mode is None else mode)
+        if self.backbone.implicit:
+            state, solution, layers = self._solved(e, context, before, how, stop, use_cache)
+        else:
+            require(stop is None, "stop", stop, "None for an explicit model, which solves nothing")
+            state, layers = self._explicit(e, context, before, how)
+            solution = None
+        logits = self.head(state.to(self.head.weight.dtype))
+        after = None if not use_cache or layers is None else before.extend(layers, length, mask)
+        return LMOutput(logits, self._loss(logits, labels, mask), solution, state, after)
+
+    def _embed(self, ids: Tensor | None, embeddings: Tensor | None) -> Tensor:
+        require((ids is None) != (embeddings is None), "ids", ids, "given, or embeddings in their place")
+        if ids is not None:
+            ok = ids.dim() == 2 and not ids.is_floating_point() and not ids.is_complex() and ids.dtype != torch.bool
+            require(ok, "ids", f"{ids.dtype} {tuple(ids.shape)}", "whole numbers of shape (B, L)")
+            require(ids.shape[1] >= 1, "the length of ids", ids.shape[1], ">= 1")
+            if ids.numel():
+                low, high, size = int(ids.min()), int(ids.max()), self.embedding.num_embeddings
+                require(low >= 0 and high < size, "ids", f"{low} to {high}", f"from 0 to {size - 1}")
+            embeddings = self.embedding(ids)
+        assert embeddings is not None
+        ok = embeddings.dim() == 3 and embeddings.shape[2] == self.backbone.d_model and embeddings.shape[1] >= 1
+        require(ok, "embeddings", tuple(embeddings.shape), f"of shape (B, L, {self.backbone.d_model}) with L >= 1")
+        return self.dropout(embeddings)
+
+    def _solved(
+        self, e: Tensor, context: Context, before: LMCache, mode: Mode, stop: Stop | None, use_cache: bool
+    ) -> tuple[Tensor, Solution, tuple[Any, ...] | None]:
+        grad = torch.is_grad_enabled()
+        how = self.solve if grad else self.no_grad
+        how = Solve(how.solver, per_token(how.stop if stop is None else stop))
+        if grad:
+            self.gradient.check(how)
+        u = self.backbone.project(e, context)
+        # the iterates are float32 or wider, whatever the weights are
+        start = torch.zeros_like(e, dtype=torch.promote_types(e.dtype, torch.float32))
+        replay = Replay(ChunkForward(self.backbone), e.device)
+        # an empty cache has no row to replace
+        held = before.layers if before.length else None
+
+        def prepare(e: Tensor, held: Any) -> tuple[Tensor, Any]:
+            return self.backbone.project(e, context), held
+
+        def whole(z: Tensor, u: Tensor, held: Any) -> Tensor:
+            return replay(z, u, before.layers if held is None else held, context)[0]
+
+        def chunk(first: int, end: int) -> BackboneChunk:
+            partial = end - first < e.shape[1]
+            return BackboneChunk(replay, u[:, first:end], context.tokens(first, end), partial=partial)
+
+        sol, done = solve_chunks(
+            RowMap(Rows(start, 1), whole, (e, held), prepare, (u, held), fixed=lambda: True),
+            chunk,
+            mode,
+            how,
+            self.gradient,
+            self.failures,
+            cache=before.layers,
+            commit=use_cache or not grad,
+            token_mask=context.mask if how.stop.per == "token" else None,
+        )
+        replay.seal()
+        return sol.z if done.y is None or grad else done.y, sol, done.cache
+
+    def _explicit(self, e: Tensor, context: Context, before: LMCache, mode: Mode) -> tuple[Tensor, tuple[Any, ...]]:
+        outputs, layers = [], before.layers
+        for first, end in mode.cuts(e.shape[1]):
+            part = context.tokens(first, end)
+            y, layers = self.backbone.forward_chunk(e[:, first:end], None, layers, part)
+            outputs.append(y)
+        return torch.cat(outputs, dim=1), layers
+
+    def _loss(self, logits: Tensor, labels: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        if labels is None:
+            return None
+        require(labels.shape == logits.shape[:2], "labels", tuple(labels.shape), f"of shape {tuple(logits.shape[:2])}")
+        if mask is not None:
+            labels = labels.masked_fill(~mask, -100)
+        if self.labels == "shifted":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+            # the first real token of a row has nothing before it to be predicted from
+            labels = labels if mask is None else labels.masked_fill(~mask[:, :-1], -100)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.flatten(0, 1).to(wide), labels.flatten())
+
+
+def _solve(given: Solve | Mapping[str, Any] | None, default: Solve) -> Solve:
+    if given is None:
+        return default
+    return given if isinstance(given, Solve) else Solve.from_dict(given)
