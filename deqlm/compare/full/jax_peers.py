@@ -48,7 +48,9 @@ def measure_jax(
     rounds: int = 9,
     step: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Return versions and a record per map, as `jax_side.measure` made it: one dtype per process, on one core.
+    """Return versions and a record per float32 map, as `jax_side.measure` made it, in a process on one core.
+
+    In float64 jitting and solving took longer than all other parts together, so those maps are left out.
 
     Args:
         python: an interpreter that has jax, jaxopt and optimistix.
@@ -59,18 +61,14 @@ def measure_jax(
     Raises:
         RuntimeError: the other process fails; the message is the last line of its errors.
     """
-    chosen = [m for m in (speed_maps() if maps is None else maps) if m.kind != "transformer"]
-    found: dict[str, Any] = {"packages": {}, "maps": []}
-    for dtype in dict.fromkeys(m.z0.dtype for m in chosen):
-        step(f"jaxopt and optimistix, {str(dtype).removeprefix('torch.')}")
-        part = _run(python, [m for m in chosen if m.z0.dtype == dtype], rounds, dtype == torch.float64)
-        found["packages"] = part["packages"]
-        found["maps"] += part["maps"]
-    return found
+    given = speed_maps() if maps is None else maps
+    chosen = [m for m in given if m.kind != "transformer" and m.z0.dtype == torch.float32]
+    step("jaxopt and optimistix, float32")
+    return _run(python, chosen, rounds)
 
 
-def _run(python: str, maps: list[SpeedMap], rounds: int, x64: bool) -> dict[str, Any]:
-    job = {"rounds": rounds, "x64": x64, "maps": [_spec(m) for m in maps]}
+def _run(python: str, maps: list[SpeedMap], rounds: int) -> dict[str, Any]:
+    job = {"rounds": rounds, "maps": [_spec(m) for m in maps]}
     held = {f"{i}/{name}": value for i, m in enumerate(maps) for name, value in _arrays(m).items()}
     pin = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if shutil.which("taskset") else []
     with tempfile.TemporaryDirectory() as folder:

@@ -172,12 +172,9 @@ def interleaved(calls: list[Callable[[], Any]], rounds: int) -> list[list[float]
 
 def main(problems: str, results: str) -> None:
     """Read maps, measure, write a record."""
-    import jax  # type: ignore[import-not-found]
-
     with np.load(problems) as file:
         held = {key: file[key] for key in file.files}
     job = json.loads(str(held.pop("job")))
-    jax.config.update("jax_enable_x64", job["x64"])
     records = []
     for i, spec in enumerate(job["maps"]):
         p = {key.split("/")[1]: value for key, value in held.items() if key.startswith(f"{i}/")}

@@ -193,7 +193,7 @@ def _default_run(part: str, extent: Extent, folder: Path, plots: bool) -> None:
 
 def _steps(extent: Extent, parts: list[str]) -> int:
     """Return how many steps a run tells of."""
-    fixed = {"overhead": 5, "rows": 3, "growth": 6 * len(extent.budgets), "jax": 2, "solvers": 1, "gradients": 1}
+    fixed = {"overhead": 5, "rows": 3, "growth": 6 * len(extent.budgets), "jax": 1, "solvers": 1, "gradients": 1}
     most = extent.most
     return sum(fixed.get(p) or min(COUNTS[p], most or COUNTS[p]) for p in parts)
 
