@@ -68,7 +68,7 @@ class Rows:
         made.count = count
         made.batch_shape = torch.Size((count,))
         made.shapes = [torch.Size((count, *shape[1:])) for shape in self.shapes]
-        del made.z0
+        made.__dict__.pop("z0", None)
         return made
 
     def pack(self, state: Any) -> Tensor:

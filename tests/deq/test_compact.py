@@ -46,6 +46,18 @@ def test_a_deq_knows_which_inputs_are_per_row() -> None:
     assert sol.cost.row_evaluations < 0.6 * all_rows.cost.row_evaluations
 
 
+def test_rows_leave_again_and_again() -> None:
+    gain = torch.full((B,), 0.2, dtype=torch.float64)
+    gain[:8], gain[:3], gain[0] = 0.8, 0.93, 0.98
+    layer, stop = Layer().double(), Stop(max_iter=2000, rtol=1e-10)
+    x = torch.randn(B, N, dtype=torch.float64)
+    y, sol = DEQ(layer, solver="fixed_point", stop=stop)(x, gain, with_stats=True)
+    assert sol.converged.all()
+    assert len({rows for rows in layer.seen if rows != B}) >= 2
+    whole = DEQ(Layer().double(), solver="fixed_point", stop=stop.replace(compact=False))(x, gain)
+    torch.testing.assert_close(y, whole, rtol=1e-9, atol=1e-9)
+
+
 def test_gradients_are_those_of_the_whole_batch() -> None:
     x, gain = torch.randn(B, N, dtype=torch.float64), gains().double()
     grads = []
