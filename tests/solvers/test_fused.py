@@ -173,6 +173,17 @@ def test_a_unit_of_its_own_for_every_row(name: str):
 
 
 @rules
+def test_no_rows_at_all(solver: Solver):
+    for stop in (Stop(max_iter=5), Stop(max_iter=5, rtol=0)):
+        f = Counted(lambda z: 0.5 * z + 1)
+        sol = Solve(solver, stop)(f, torch.zeros(0, 3))
+        twin = Counted(lambda z: 0.5 * z + 1)
+        Solve(solver.replace(impl="torch"), stop)(twin, torch.zeros(0, 3))
+        assert sol.z.shape == (0, 3)
+        assert f.calls == twin.calls
+
+
+@rules
 def test_threads_do_not_change_a_bit(solver: Solver):
     problem = tanh_layer(0.9, B=40, N=256)
     stop = Stop(max_iter=12, rtol=1e-9)

@@ -127,7 +127,7 @@ class FusedPace(Pace):
         if last and not budget:
             return z, False
         looks = self._looks(k, tests)
-        return z_next, not looks or active > 0
+        return z_next, bool(budget) or not looks or active > 0
 
     def _passes_on(self, k: int, fz: Tensor) -> bool:
         """Say whether f(z) itself is the next point: a plain step of rows that all go on, with nothing to test.
@@ -256,6 +256,8 @@ _ONE = (ctypes.c_double * 1)(1.0)
 
 @functools.lru_cache(maxsize=64)
 def _described(kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> bytes:
+    library = load().library
+    assert library is None or library.functions.struct_bytes() == ctypes.sizeof(_Solve), "state.h and _Solve differ"
     return bytes(_describe(kernel, stop, rows, unknowns, dtype, threads))
 
 
