@@ -162,7 +162,8 @@ def test_finished_rows_are_frozen(name):
     f = Counted(lambda z: gain * z + 1)
     sol = Solve(name, Stop(max_iter=600, rtol=1e-6))(f, torch.zeros(2, 3, dtype=torch.float64))
     assert sol.converged.all()
-    done = int(sol.steps[0]) - 1
+    # a method that calls f in its steps has other calls between its points
+    done = -1 if SOLVERS[name].steps_evaluate else int(sol.steps[0]) - 1
     for point in f.points[done:]:
         assert torch.equal(point[0], sol.z[0])
 
