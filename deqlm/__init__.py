@@ -12,7 +12,7 @@ from deqlm.diagnostics import (
 from deqlm.fixed_point import solve
 from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unrolled, register_gradient
 from deqlm.memory_cap import within_memory
-from deqlm.modes import Chunked, Sequential, Simultaneous
+from deqlm.modes import Chunked, Frontier, Sequential, Simultaneous
 from deqlm_solvers import (
     SOLVERS,
     Adjoint,
@@ -21,6 +21,7 @@ from deqlm_solvers import (
     ConvergenceError,
     ConvergenceWarning,
     Cost,
+    Deer,
     Fallback,
     FixedPoint,
     Forecast,
@@ -50,10 +51,12 @@ __all__ = [
     "ConvergenceError",
     "ConvergenceWarning",
     "Cost",
+    "Deer",
     "Diagnosis",
     "Fallback",
     "FixedPoint",
     "Forecast",
+    "Frontier",
     "Gradient",
     "GradientAudit",
     "Implicit",

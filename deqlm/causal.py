@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.chunks import refuse_noise, some_rows
 from deqlm.inject import Inject
 from deqlm.noise import Replay
+from deqlm.pieces import refuse_noise, some_rows
 from deqlm.rows import map_tensors
 from deqlm_solvers.checks import require
 
@@ -62,7 +62,8 @@ class CausalCall:
     def chunk(self, first: int, end: int) -> LayerChunk:
         """Return the map of tokens ``first`` to ``end`` (exclusive)."""
         begin = first if self.chunked else 0
-        return LayerChunk(self.replay, self.inject, self.cut(begin, end), self.shape[0], chunked=self.chunked)
+        tokens = end - begin
+        return LayerChunk(self.replay, self.inject, self.cut(begin, end), self.shape[0], tokens, chunked=self.chunked)
 
     def cut(self, first: int, end: int) -> tuple[Any, ...]:
         """Return the inputs of tokens ``first`` to ``end``."""
@@ -76,7 +77,8 @@ class CausalCall:
     def probe(self, z: Tensor, *, chunks: bool) -> None:
         """Raise unless the layer is causal on the first tokens, and with ``chunks`` its chunks equal the whole.
 
-        It takes two evaluations on at most 16 tokens, and two more with ``chunks``. Random numbers that the layer draws
+        It takes two evaluations on at most 16 tokens, and two more with ``chunks``; a layer that is not causal is
+        evaluated once more per token, to say which one sees which. Random numbers that the layer draws
         are the same in each, and leave the generators as they were.
 
         Args:
@@ -89,7 +91,8 @@ class CausalCall:
         length = min(self.shape[1], PROBED)
         if length < 2 or not self.shape[0]:
             return
-        half = length // 2
+        # odd, so that a layer that mixes tokens in blocks of 2, 4, 8 is cut within a block
+        half = (length // 2) | 1
         layer = Replay(self.layer, self.device)
         layer.seal()
         draw = torch.Generator().manual_seed(0)
@@ -102,7 +105,7 @@ class CausalCall:
 
         want = whole(z)
         if not _same(whole(moved)[:, :half], want[:, :half]):
-            raise ValueError("causal=True needs a causal layer; token t of this layer sees later tokens")
+            raise ValueError(f"causal=True needs a causal layer; {self._leak(whole, z, want)}")
         if not chunks:
             return
         first, cache = self.chunk(0, half)(z[:, :half], self.cache)
@@ -111,20 +114,35 @@ class CausalCall:
             how = "forward_chunk" if self.chunked else "the layer on a prefix (arguments (B, L, ...) are cut like x)"
             raise ValueError(f"mode must be 'simultaneous': {how} does not return what the layer does on all tokens")
 
+    def _leak(self, whole: Callable[[Tensor], Tensor], z: Tensor, want: Tensor) -> str:
+        """Say which token of the layer sees which later one: the first that moves when one token of ``z`` moves."""
+        for later in range(1, z.shape[1]):
+            moved = z.clone()
+            moved[:, later] += 1
+            got = whole(moved)
+            for token in range(later):
+                if not _same(got[:, token], want[:, token]):
+                    return f"token {token} of this layer sees token {later}, counted from 0"
+        return "tokens of this layer see later tokens"
+
 
 class LayerChunk:
-    """A `deqlm.chunks.ChunkMap` of a user's layer.
+    """A `deqlm.pieces.ChunkMap` of a user's layer.
 
     Args:
         replay: its ``forward_chunk``, or the layer itself.
         inject: how u enters it.
         inputs: (u, args, kwargs) of the chunk's tokens; for a layer without ``forward_chunk``, of all up to its end.
         batch: rows.
+        tokens: that one evaluation computes.
         chunked: whether ``replay`` goes on from a cache. If not, the cache is the committed prefix of the state.
     """
 
-    def __init__(self, replay: Replay, inject: Inject, inputs: tuple[Any, ...], batch: int, *, chunked: bool) -> None:
-        self.replay, self.inject, self.inputs, self.batch, self.chunked = replay, inject, inputs, batch, chunked
+    def __init__(
+        self, replay: Replay, inject: Inject, inputs: tuple[Any, ...], batch: int, tokens: int, *, chunked: bool
+    ) -> None:
+        self.replay, self.inject, self.inputs = replay, inject, inputs
+        self.batch, self.tokens, self.chunked = batch, tokens, chunked
 
     def __call__(self, z: Tensor, cache: Any) -> tuple[Tensor, Any]:
         u, args, kwargs = self.inputs
@@ -149,7 +167,7 @@ class LayerChunk:
     def rows(self, index: Tensor) -> LayerChunk:
         """Return the map of some rows (K,), int64."""
         inputs = some_rows(self.inputs, index, self.batch)
-        return LayerChunk(self.replay, self.inject, inputs, index.shape[0], chunked=self.chunked)
+        return LayerChunk(self.replay, self.inject, inputs, index.shape[0], self.tokens, chunked=self.chunked)
 
 
 def _same(got: Tensor, want: Tensor) -> bool:

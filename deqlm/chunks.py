@@ -7,40 +7,25 @@ Each chunk is solved with what was committed before as constants. To commit is o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deqlm.failures import Failures
 from deqlm.fixed_point import solve_rows
+from deqlm.frontier import Slide, check_slide
 from deqlm.gradients import Gradient, Unrolled
 from deqlm.memory_cap import MemoryCap
-from deqlm.modes import Mode
-from deqlm.noise import Replay
-from deqlm.rows import RowMap, map_tensors
+from deqlm.modes import Auto, Chunked, Frontier, Mode, StartOf
+from deqlm.pieces import ChunkMap, Piece, frame_of
+from deqlm.rows import RowMap
+from deqlm.sizes import cheapest_size
 from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Stop, options
 from deqlm_solvers.checks import require
 
-__all__ = ["ChunkMap", "Committed", "per_token", "refuse_noise", "solve_chunks", "some_rows"]
-
-
-class ChunkMap(Protocol):
-    """The map of one chunk of tokens of one call."""
-
-    def __call__(self, z: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """Return f(z) of the chunk's tokens, in the shape of ``z`` (B, l, ...), and ``cache`` with them as new values.
-
-        Args:
-            z: state of these tokens.
-            cache: what earlier tokens left; read and never written.
-        """
-        ...
-
-    def rows(self, index: Tensor) -> ChunkMap | None:
-        """Return the map of some rows (K,), int64, or None where rows cannot leave the batch."""
-        ...
+__all__ = ["Committed", "per_token", "solve_chunks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +72,7 @@ def solve_chunks(
     commit: bool,
     token_mask: Tensor | None = None,
     cap: MemoryCap | None = None,
+    owner: object = None,
 ) -> tuple[Solution, Committed]:
     """Solve the causal map ``f`` chunk after chunk and tie the joined point to autograd through the whole of f.
 
@@ -104,6 +90,7 @@ def solve_chunks(
         commit: also commit the last chunk; needed for `Committed`.
         token_mask: (B, L) bool, True where a token counts; None counts all.
         cap: limit of memory, held against a solve of all tokens.
+        owner: whose map it is; what ``Chunked("auto")`` has measured is kept as long as it lives.
 
     Returns:
         The solution, whose ``z`` joins the points of all chunks (with grad: what the gradient method returns),
@@ -111,21 +98,43 @@ def solve_chunks(
         the worst of them; and what was committed.
 
     Raises:
-        ValueError: a gradient that differentiates the solver's own steps, with several chunks or a commit.
+        ValueError: a gradient that differentiates the solver's own steps, with several chunks or a commit; a solver or
+            stop that the mode cannot honour.
     """
     (shape,) = f.rows.shapes
-    cuts = mode.cuts(shape[1])
+    tokens = {"token_mask": token_mask, "cap": cap, "tokens": shape[1]}
     if torch.is_grad_enabled() and isinstance(gradient, Unrolled):
-        if len(cuts) == 1 and not commit:
-            return solve_rows(f, how, gradient, failures, token_mask=token_mask, cap=cap), Committed(None, None)
+        if mode.one_solve(shape[1]) and not commit:
+            return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
         raise ValueError(
             "gradient 'unrolled' differentiates the steps of one simultaneous solve, which commits no cache; use "
             "mode=Simultaneous() without a cache, another gradient, or torch.no_grad()"
         )
-    walk = Walk(chunk, cuts, shape, cache, commit)
-    sol = solve_rows(f, ByChunks(how.solver, how.stop, walk=walk), gradient, failures, token_mask=token_mask, cap=cap)
+    if mode.one_solve(shape[1]) and not commit and (how.stop.is_budget or how.stop.keep == "best_f"):
+        # no row leaves and nothing is committed: f itself does
+        return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
+    walk = _walk(mode, chunk, shape, cache, commit)
+    if isinstance(walk, Slide):
+        check_slide(how)
+    elif _timed(mode):
+        size, walk.cost = cheapest_size(owner, chunk, cache, f.rows.z0.reshape(shape))
+        walk.cuts = Chunked(size).cuts(shape[1])
+    sol = solve_rows(f, ByChunks(how.solver, how.stop, walk=walk), gradient, failures, **tokens)
     done = Committed(torch.cat(walk.outputs, dim=1), walk.cache) if commit else Committed(None, None)
     return sol.replace(cost=sol.cost + walk.cost), done
+
+
+def _walk(
+    mode: Mode, chunk: Callable[[int, int], ChunkMap], shape: torch.Size, cache: Any, commit: bool
+) -> Walk | Slide:
+    if isinstance(mode, Frontier):
+        return Slide(chunk, mode.window, shape, cache, commit)  # type: ignore[attr-defined]
+    cuts = [] if _timed(mode) else mode.cuts(shape[1])
+    return Walk(chunk, cuts, shape, cache, commit, mode.start, tries_whole=isinstance(mode, Auto) and len(cuts) > 1)
+
+
+def _timed(mode: Mode) -> bool:
+    return isinstance(mode, Chunked) and mode.size == "auto"  # type: ignore[attr-defined]
 
 
 @dataclass(eq=False)
@@ -138,6 +147,8 @@ class Walk:
         shape: of the state, (B, L, ...).
         cache: what the tokens so far left.
         commit: whether the last chunk is committed too.
+        start: where chunks start, see `deqlm.modes.Mode`.
+        tries_whole: whether a short solve of all tokens comes first, from whose points the chunks go on.
         outputs: f at the returned points, one tensor per committed chunk.
         cost: evaluations of chunks, those that commit included.
     """
@@ -147,21 +158,38 @@ class Walk:
     shape: torch.Size
     cache: Any
     commit: bool
+    start: StartOf = "zero"
+    tries_whole: bool = False
     outputs: list[Tensor] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
 
     def go(self, how: Solve, z0: Tensor, frame: Frame) -> Solution:
         """Solve every chunk from its part of ``z0`` (B, N), committing in between; return them joined."""
+        if not self.tries_whole:
+            return self._along(self.cuts, how, z0, frame)
+        before = self.cache
+        short = how.stop.replace(max_iter=min(how.stop.max_iter, Auto.TRIED))
+        whole = self._along([(0, self.shape[1])], Solve(how.solver, short), z0, frame)
+        if bool(whole.converged.all()):
+            return whole
+        self.cache = before
+        self.outputs.clear()
+        sol = self._along(self.cuts, how, whole.z, frame)
+        return sol.replace(steps=sol.steps + whole.steps)
+
+    def _along(self, cuts: list[tuple[int, int]], how: Solve, z0: Tensor, frame: Frame) -> Solution:
         start = z0.reshape(self.shape)
         solved, points = [], []
-        for first, end in self.cuts:
+        for first, end in cuts:
             part = start[:, first:end]
+            if points and self.start == "previous":
+                part = points[-1][:, -1:].expand(part.shape)
             piece = Piece(self.chunk(first, end), self.cache, part.shape)
-            sol = how(piece, part.reshape(part.shape[0], -1), _frame_of(frame, first, end))
+            sol = how(piece, part.reshape(part.shape[0], -1), frame_of(frame, first, end))
             if self.commit or end < self.shape[1]:
                 y, self.cache = piece.commit(sol.z)
                 self.outputs.append(y)
-            self.cost = self.cost + Cost(*piece.spent, vjps=sol.cost.vjps, jvps=sol.cost.jvps)
+            self.cost = self.cost + piece.cost + Cost(vjps=sol.cost.vjps, jvps=sol.cost.jvps)
             solved.append(sol)
             points.append(sol.z.reshape(part.shape))
         return _joined(solved, torch.cat(points, dim=1).reshape(z0.shape))
@@ -175,90 +203,11 @@ class ByChunks(Solve):
         walk: the way along the tokens.
     """
 
-    walk: Walk
+    walk: Walk | Slide
 
     def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
         with torch.no_grad():
             return self.walk.go(Solve(self.solver, self.stop), z0, frame or Frame())
-
-
-class Piece:
-    """The map of one chunk on rows (B, l N), which remembers its last evaluation for the commit.
-
-    Args:
-        chunk: the map.
-        cache: what earlier tokens left.
-        shape: of the state of these tokens, (B, l, ...).
-        spent: calls and rows summed over them, shared with the maps of fewer rows; None starts at zero.
-    """
-
-    def __init__(self, chunk: ChunkMap, cache: Any, shape: torch.Size, spent: list[int] | None = None) -> None:
-        self.chunk = chunk
-        self.cache = cache
-        self.shape = shape
-        self.part_of_batch = spent is not None
-        self.spent = [0, 0] if spent is None else spent
-        self.last: tuple[Tensor, Tensor, Any] | None = None
-
-    def __call__(self, z: Tensor) -> Tensor:
-        self.last = None  # the old cache goes before the new one comes
-        y, cache = self._evaluate(z)
-        if not self.part_of_batch:
-            self.last = (z.clone(), y, cache)
-        return y.reshape(z.shape)
-
-    def commit(self, z: Tensor) -> tuple[Tensor, Any]:
-        """Return f at ``z`` (B, l N), in the shape of the state, and the cache with these tokens.
-
-        Rows that are done stay where they are, so the last evaluation is often at ``z`` already.
-        """
-        if self.last is not None and torch.equal(self.last[0], z):
-            return self.last[1:]
-        return self._evaluate(z)
-
-    def narrow(self, rows: Tensor) -> Piece | None:
-        """Return the map on ``rows`` (K,) alone; see `deqlm_solvers.narrow.NarrowMap`."""
-        chunk = self.chunk.rows(rows)
-        if chunk is None:
-            return None
-        shape = torch.Size((rows.shape[0], *self.shape[1:]))
-        return Piece(chunk, some_rows(self.cache, rows, self.shape[0]), shape, self.spent)
-
-    def _evaluate(self, z: Tensor) -> tuple[Tensor, Any]:
-        self.spent[0] += 1
-        self.spent[1] += self.shape[0]
-        y, cache = self.chunk(z.reshape(self.shape), self.cache)
-        require(y.shape == self.shape, "the shape of f(z)", tuple(y.shape), f"that of z, {tuple(self.shape)}")
-        return y.to(z.dtype), cache
-
-
-def refuse_noise(replay: Replay) -> None:
-    """Raise if an evaluation has drawn noise, which would be another one in every chunk.
-
-    Raises:
-        ValueError: it has.
-    """
-    if replay.noisy:
-        raise ValueError(
-            "mode must be Simultaneous() where the layer draws noise within an evaluation: each chunk would draw its "
-            "own. Use eval(), or deqlm.layers.VariationalDropout, which a Context draws once per call"
-        )
-
-
-def some_rows(tree: Any, rows: Tensor, batch: int) -> Any:
-    """Return ``tree`` with ``rows`` (K,) of every tensor whose first dimension is ``batch``."""
-
-    def select(leaf: Tensor) -> Tensor:
-        return leaf.index_select(0, rows) if leaf.dim() and leaf.shape[0] == batch else leaf
-
-    return map_tensors(select, tree)
-
-
-def _frame_of(frame: Frame, first: int, end: int) -> Frame:
-    assert frame.leaves is not None
-    ((_, *rest),) = frame.leaves
-    mask = None if frame.token_mask is None else frame.token_mask[:, first:end]
-    return replace(frame, leaves=((end - first, *rest),), token_mask=mask)
 
 
 def _joined(parts: list[Solution], z: Tensor) -> Solution:

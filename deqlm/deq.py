@@ -16,7 +16,7 @@ from deqlm.inject import Add, make_inject
 from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.modes import MODES, Mode, Simultaneous
 from deqlm.noise import Replay
-from deqlm.rows import RowMap, Rows, first_tensor, zeros_like_tree
+from deqlm.rows import RowMap, Rows, first_tensor, start_like, zeros_like_tree
 from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require, whole
 from deqlm_solvers.solution import OnFailure
@@ -46,10 +46,10 @@ class DEQ(nn.Module):
             layers that mix rows (BatchNorm in train(), the nodes of a graph). None is 1; a 1-d state must say 0 or 1.
         causal: the layer maps (B, L, ...) to (B, L, ...) and token t sees no later one: every token must pass the test,
             as with ``Stop(per="token")``, and there are modes. Each call checks it on its first 16 tokens.
-        mode: how a causal layer is solved along its tokens: `Simultaneous`, `Chunked` or `Sequential`, by object, name
-            or dict. A layer with ``forward_chunk(z, u, cache) -> (out, cache)`` goes on from its cache; any other is
-            evaluated on the committed prefix and the chunk, which is right and dearer. Arguments (B, L, ...) are cut
-            like the input.
+        mode: how a causal layer is solved along its tokens: `Simultaneous`, `Chunked`, `Sequential`, `Frontier` or
+            `deqlm.modes.Auto`, by object, name or dict. A layer with ``forward_chunk(z, u, cache) -> (out, cache)``
+            goes on from its cache; any other is evaluated on the committed prefix and the chunk, which is right and
+            dearer. Arguments (B, L, ...) are cut like the input.
         on_failure: "warn" (`ConvergenceWarning`), "raise" (`ConvergenceError`) or "ignore" when a row does not
             converge; likewise for the backward solve.
         failed_grad: "drop" (rows that end NONFINITE or DIVERGED add zero to every gradient), "keep" or "raise".
@@ -120,7 +120,13 @@ class DEQ(nn.Module):
             raise TypeError(f"start must be None, a tensor or a callable, got {type(start).__name__}")
 
     def forward(
-        self, x: Any, *args: Any, with_stats: bool = False, token_mask: Tensor | None = None, **kwargs: Any
+        self,
+        x: Any,
+        *args: Any,
+        with_stats: bool = False,
+        token_mask: Tensor | None = None,
+        start: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """Return the fixed point, or ``(fixed point, Solution)``.
 
@@ -129,12 +135,17 @@ class DEQ(nn.Module):
             *args: further arguments of the layer, given at every evaluation; gradients reach them.
             with_stats: also return the `Solution`, whose ``adjoint`` is filled in by backward.
             token_mask: (B, L) bool, True where a token counts, for ``Stop(per="token")``; not given to the layer.
+            start: where this call starts, in place of the module's ``start``: the structure and shape of the state, or
+                with dimensions of 1 that are repeated; not given to the layer.
             **kwargs: further keywords of the layer, such as masks.
 
         Returns:
             y with the structure, shape and dtype of the state.
+
+        Raises:
+            TypeError, ValueError: a start of another structure or shape; what `DEQ` refuses of a causal layer.
         """
-        rowmap, layer = self.on_rows(x, args, kwargs)
+        rowmap, layer = self.on_rows(x, args, kwargs, start)
         if self.causal:
             sol = self._by_chunks(rowmap, token_mask)
         else:
@@ -146,7 +157,7 @@ class DEQ(nn.Module):
         shapes = rowmap.rows.shapes
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
         call = CausalCall(self.layer, self.inject, rowmap.prepared, shapes[0], rowmap.rows.device)
-        several = len(self.mode.cuts(shapes[0][1])) > 1
+        several = not self.mode.one_solve(shapes[0][1])
         call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
         how = self.solve.replace(stop=per_token(self.solve.stop))
         if not several:
@@ -157,9 +168,12 @@ class DEQ(nn.Module):
             commit=False,
             token_mask=token_mask,
             cap=self.cap,
+            owner=self.layer,
         )[0]
 
-    def on_rows(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[RowMap, Replay]:
+    def on_rows(
+        self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], start: Any = None
+    ) -> tuple[RowMap, Replay]:
         """Return the map of one call on rows, started where the call starts, and what replays the layer's noise in it.
 
         Raises:
@@ -171,7 +185,8 @@ class DEQ(nn.Module):
         inject = Replay(self.inject, first.device)
         u = inject(x)
         inject.seal()
-        rows = Rows(self._start(u), self.batch_dims)
+        z0 = self._start(u)
+        rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
         if isinstance(self.inject, Add):
             self.inject.check(rows.shapes, u)
         layer = Replay(self.layer, rows.device)

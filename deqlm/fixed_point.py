@@ -100,9 +100,15 @@ def solve_rows(
     scale: float | Tensor | None = None,
     token_mask: Tensor | None = None,
     cap: MemoryCap | None = None,
+    tokens: int | None = None,
 ) -> Solution:
-    """Solve a packed map from its own start and unpack the solution; see `solve`."""
+    """Solve a packed map from its own start and unpack the solution; see `solve`.
+
+    ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
+    """
     rows = f.rows
+    if tokens is None:
+        tokens = _tokens(how.stop, rows)
     frame = Frame(
         leaves=rows.row_shapes,
         batch_dims=rows.batch_dims,
@@ -125,8 +131,12 @@ def solve_rows(
         failures.report(sol, how.stop)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))
-    spent = Cost(f.calls, f.row_calls, sol.cost.vjps, sol.cost.jvps)
+    spent = Cost(f.calls, f.row_calls, f.row_calls * tokens, sol.cost.vjps, sol.cost.jvps)
     return _unpack(sol, rows, spent)
+
+
+def _tokens(stop: Stop, rows: Rows) -> int:
+    return rows.row_shapes[0][stop.token_dim - rows.batch_dims] if stop.per == "token" else 0
 
 
 def _inferring(f: Map) -> Map:

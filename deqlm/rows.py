@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from deqlm_solvers.checks import require
 
-__all__ = ["RowMap", "Rows", "tree_add", "zeros_like_tree"]
+__all__ = ["RowMap", "Rows", "start_like", "tree_add", "zeros_like_tree"]
 
 
 class Rows:
@@ -282,6 +282,42 @@ def tree_add(a: Any, b: Any) -> Any:
 def zeros_like_tree(state: Any) -> Any:
     """Return a state of zeros with the structure, shapes and dtypes of ``state``."""
     return tree_map(torch.zeros_like, state)
+
+
+def start_like(start: Any, like: Any) -> Any:
+    """Return a given start as a state with the structure, shapes, dtypes and device of ``like``.
+
+    A dimension of 1 is repeated, so that one point may start every token or every row; no dimension is added or left
+    out.
+
+    Args:
+        start: a tensor, or a tree of tensors.
+        like: the state of the call.
+
+    Raises:
+        TypeError: another structure, or a leaf that is no tensor.
+        ValueError: another shape.
+
+    Examples:
+        >>> import torch
+        >>> start_like(torch.ones(2, 1, 4), torch.zeros(2, 3, 4)).shape
+        torch.Size([2, 3, 4])
+    """
+    given, spec = tree_flatten(_in_order(start, like))
+    wanted, structure = tree_flatten(like)
+    if spec != structure:
+        raise TypeError(f"start must have the structure of the state, {structure}, got {spec}")
+    made = []
+    for leaf, want in zip(given, wanted, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"start must be a tensor or a tree of tensors, got a leaf {type(leaf).__name__}")
+        fits = leaf.dim() == want.dim() and all(a in (1, b) for a, b in zip(leaf.shape, want.shape, strict=True))
+        shape = tuple(want.shape)
+        require(fits, "start", tuple(leaf.shape), f"of the state's shape {shape}, or with dimensions of 1 in it")
+        kind = leaf.is_floating_point() or (leaf.is_complex() and want.is_complex())
+        require(kind, "start", leaf.dtype, f"floating point, like the state ({want.dtype})")
+        made.append(leaf.to(want).expand(want.shape))
+    return tree_unflatten(made, structure)
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:

@@ -125,6 +125,9 @@ class Attention(nn.Module):
             require(u.shape == want, "u", tuple(u.shape), f"of shape {want}")
         if cache is not None:
             require(cache.k.shape[0] == batch, "the batch of the cache", cache.k.shape[0], f"that of z, {batch}")
+            heads = (cache.k.shape[1], cache.k.shape[3])
+            want = (self.n_kv_head, self.head_dim)
+            require(heads == want, "heads and their width in the cache", heads, f"those of the layer, {want}")
         if context.positions is not None:
             held = 0 if cache is None else cache.length
             rule = f"the tokens in the cache, {held}: Context.open(offset=...), Context.tokens(start, stop)"

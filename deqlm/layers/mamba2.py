@@ -179,8 +179,10 @@ class Mamba2(nn.Module):
             require(u.shape == projected.shape, "u", tuple(u.shape), f"of shape {tuple(projected.shape)}")
             projected = projected + u.to(projected.dtype)
         if cache is not None:
-            held = cache.state.shape[0]
-            require(held == len(z), "the batch of the cache", held, f"that of z, {len(z)}")
+            held = cache.state.shape
+            require(held[0] == len(z), "the batch of the cache", held[0], f"that of z, {len(z)}")
+            sizes = (self.nheads, self.headdim, self.d_state)
+            require(held[1:] == sizes, "the state of the cache", tuple(held[1:]), f"of shape (H, P, N), {sizes}")
         projected = context.keep(projected)
         mlp_gate, mlp, gate, xBC, dt = projected.split(self.sizes, dim=-1)
 

@@ -2,6 +2,7 @@
 
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import LMCache
+from deqlm.models.cost import ModelCost, model_cost
 from deqlm.models.lm import ImplicitLM, LMOutput
 from deqlm.models.options import MIXERS, AttentionOptions, LMOptions, Mamba2Options, MixerOptions
 from deqlm.models.presets import PRESETS, preset
@@ -17,5 +18,7 @@ __all__ = [
     "LMOutput",
     "Mamba2Options",
     "MixerOptions",
+    "ModelCost",
+    "model_cost",
     "preset",
 ]

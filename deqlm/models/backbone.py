@@ -32,6 +32,11 @@ class Backbone(nn.Module):
         device: of the parameters made here.
         dtype: likewise.
 
+    Attributes:
+        checkpoint: evaluates a block, ``checkpoint(block, *args)``, in place of ``block(*args)`` where grad mode is on,
+            such as ``functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)``; None does not.
+        checkpoint_every: only each block of this number, from the first.
+
     Raises:
         ValueError: no block, or blocks of several widths.
 
@@ -68,6 +73,8 @@ class Backbone(nn.Module):
         self.d_model, self.d_inject = blocks[0].d_model, blocks[0].d_inject
         self.layers = nn.ModuleList(blocks)
         self.norm_f = norm(self.d_model)
+        self.checkpoint: Callable[..., Any] | None = None
+        self.checkpoint_every = 1
         self.injection = self.injection_norm = None
         if implicit:
             self.injection = nn.Linear(self.d_model, self.d_inject, device=device, dtype=dtype)
@@ -118,8 +125,8 @@ class Backbone(nn.Module):
         """
         context = NOTHING if context is None else context
         x = z
-        for block in self.layers:
-            x = block(x, u, context)
+        for i, block in enumerate(self.layers):
+            x = self._run(i, block, x, u, context)
         return self._normed(x, z, context)
 
     def forward_chunk(
@@ -128,14 +135,19 @@ class Backbone(nn.Module):
         """Return f(z) of the L tokens after those in ``cache``, and the caches of all blocks with them."""
         context = NOTHING if context is None else context
         x, caches = z, []
-        for block, held in zip(self.layers, cache, strict=True):
-            x, made = block.forward_chunk(x, u, held, context)  # type: ignore[operator]
+        for i, (block, held) in enumerate(zip(self.layers, cache, strict=True)):
+            x, made = self._run(i, block.forward_chunk, x, u, held, context)
             caches.append(made)
         return self._normed(x, z, context), tuple(caches)
 
     def empty_cache(self, batch: int) -> tuple[Any, ...]:
         """Return the caches of all blocks for ``batch`` rows without any token."""
         return tuple(block.empty_cache(batch) for block in self.layers)  # type: ignore[operator]
+
+    def _run(self, index: int, block: Any, *args: Any) -> Any:
+        if self.checkpoint is None or index % self.checkpoint_every or not torch.is_grad_enabled():
+            return block(*args)
+        return self.checkpoint(block, *args)
 
     def _normed(self, x: Tensor, z: Tensor, context: Context) -> Tensor:
         return context.keep(self.norm_f(_like_weight(x, self.norm_f))).to(z.dtype)

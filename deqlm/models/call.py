@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deqlm.chunks import refuse_noise
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
 from deqlm.noise import Replay
+from deqlm.pieces import refuse_noise
+from deqlm_solvers.checks import require
 
 __all__ = ["BackboneChunk", "ChunkForward", "LMCache"]
 
@@ -51,6 +52,19 @@ class LMCache(NamedTuple):
         elif committed is not None:
             committed = committed + length
         return LMCache(layers, self.batch, self.length + length, committed, None if mask is None else ~mask[:, -1])
+
+    def check_fits(self, backbone: Backbone, batch: int) -> None:
+        """Raise unless this is a cache of ``batch`` rows of such a backbone; layers check the sizes of their own part.
+
+        Raises:
+            TypeError: caches of other layers.
+            ValueError: another batch size or number of blocks.
+        """
+        require(self.batch == batch, "the batch of the cache", self.batch, f"that of the tokens, {batch}")
+        want = [type(layer) for layer in backbone.empty_cache(0)]
+        require(len(self.layers) == len(want), "the blocks of the cache", len(self.layers), f"the model's {len(want)}")
+        if (held := [type(layer) for layer in self.layers]) != want:
+            raise TypeError(f"cache must hold {[t.__name__ for t in want]}, got {[t.__name__ for t in held]}")
 
     def check_next(self, mask: Tensor | None) -> None:
         """Raise if padding would stand between real tokens of a row; a convolution would see it there.
@@ -102,12 +116,14 @@ class ChunkForward(nn.Module):
         self.training = backbone.training
 
     def forward(self, z: Tensor, u: Tensor, cache: Any, context: Context) -> tuple[Tensor, Any]:
-        """Return f(z) and the cache with these tokens."""
+        """Return f(z) and the cache with these tokens; without a ``cache``, f(z) of first tokens and no cache."""
+        if cache is None:
+            return self.backbone(z, u, context), None
         return self.backbone.forward_chunk(z, u, cache, context)
 
 
 class BackboneChunk:
-    """A `deqlm.chunks.ChunkMap`: a backbone on some tokens of a call.
+    """A `deqlm.pieces.ChunkMap`: a backbone on some tokens of a call.
 
     Args:
         replay: the `ChunkForward`.
@@ -118,6 +134,11 @@ class BackboneChunk:
 
     def __init__(self, replay: Replay, u: Tensor, context: Context, *, partial: bool) -> None:
         self.replay, self.u, self.context, self.partial = replay, u, context, partial
+
+    @property
+    def tokens(self) -> int:
+        """How many one evaluation of a row computes."""
+        return self.u.shape[1]
 
     def __call__(self, z: Tensor, cache: Any) -> tuple[Tensor, Any]:
         y, cache = self.replay(z, self.u, cache, self.context)

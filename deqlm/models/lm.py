@@ -15,9 +15,9 @@ from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, ChunkForward, LMCache
-from deqlm.modes import MODES, Mode
+from deqlm.modes import MODES, Auto, Mode, Simultaneous
 from deqlm.noise import Replay
-from deqlm.rows import RowMap, Rows
+from deqlm.rows import RowMap, Rows, start_like
 from deqlm_solvers import FixedPoint, Solution, Solve, Stop
 from deqlm_solvers.checks import require, whole
 from deqlm_solvers.solution import OnFailure
@@ -68,7 +68,8 @@ class ImplicitLM(nn.Module):
         solve: how to solve with grad; None is plain iteration with the rule of 24 evaluations at rtol .05.
         gradient: how gradients are made; None is ``Phantom(4, 0.8)``.
         no_grad: how to solve without grad; None is damping .8, at most 96 evaluations, rtol .05 in every token.
-        mode: `Simultaneous`, `Chunked` or `Sequential`, by object, name or dict.
+        mode: `Auto`, `Simultaneous`, `Chunked`, `Sequential` or `Frontier`, by object, name or dict; see
+            `deqlm.modes`.
         on_failure: "ignore", "warn" or "raise" when a row does not converge. Training by a bounded number of
             evaluations seldom converges, so the default leaves it to the reader of ``solution``.
         failed_grad: as for `deqlm.DEQ`.
@@ -106,7 +107,7 @@ class ImplicitLM(nn.Module):
         solve: Solve | Mapping[str, Any] | None = None,
         gradient: str | Mapping[str, Any] | Gradient | None = None,
         no_grad: Solve | Mapping[str, Any] | None = None,
-        mode: str | Mapping[str, Any] | Mode = "simultaneous",
+        mode: str | Mapping[str, Any] | Mode = "auto",
         on_failure: OnFailure = "ignore",
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
         device: torch.device | str | None = None,
@@ -142,6 +143,9 @@ class ImplicitLM(nn.Module):
         use_cache: bool = False,
         mode: str | Mapping[str, Any] | Mode | None = None,
         stop: Stop | None = None,
+        start: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        label_count: int | Tensor | None = None,
     ) -> LMOutput:
         """Return logits, and the loss if there are labels.
 
@@ -155,10 +159,15 @@ class ImplicitLM(nn.Module):
             use_cache: also return the cache behind the last token.
             mode: in place of the model's, for this call.
             stop: in place of that of the solve in use, for this call.
+            start: where the solve starts, (B, L, D), or with dimensions of 1 that are repeated, such as the state of
+                the token before, (B, 1, D); None starts at zero. It changes what is spent, and the answer within the
+                tolerance and one basin of attraction. Not read at padding.
+            logits_to_keep: of so many last tokens alone, or of those of an index (K,); 0 is all.
+            label_count: the loss is the sum over labels divided by this; None is their number, which makes the mean.
 
         Raises:
-            ValueError: ids out of range or of another shape, no token, a cache of another batch size, or an option that
-                the explicit twin would ignore.
+            ValueError: ids or labels out of range or of another shape, no token, a cache of another batch size, a start
+                of another shape, or an option that the explicit twin would ignore.
         """
         e = self._embed(ids, embeddings)
         batch, length = e.shape[:2]
@@ -166,20 +175,23 @@ class ImplicitLM(nn.Module):
             ok = mask.shape == (batch, length) and mask.dtype == torch.bool
             require(ok, "mask", f"{mask.dtype} {tuple(mask.shape)}", f"bool of shape {(batch, length)}")
         if cache is not None:
-            require(cache.batch == batch, "the batch of the cache", cache.batch, f"that of the tokens, {batch}")
+            if not isinstance(cache, LMCache):
+                raise TypeError(f"cache must be the LMCache of an earlier call, got {type(cache).__name__}")
+            cache.check_fits(self.backbone, batch)
         before = LMCache.empty(self.backbone, batch) if cache is None else cache
         before.check_next(mask)
         context = self.backbone.open(e, mask, offset=before.length, committed=before.committed)
         how = MODES.make(self.mode if mode is None else mode)
         if self.backbone.implicit:
-            state, solution, layers = self._solved(e, context, before, how, stop, use_cache)
+            state, solution, layers = self._solved(e, context, before, how, stop, start, use_cache)
         else:
-            require(stop is None, "stop", stop, "None for an explicit model, which solves nothing")
+            for name, given in (("stop", stop), ("start", start)):
+                require(given is None, name, given, "None for an explicit model, which solves nothing")
             state, layers = self._explicit(e, context, before, how)
             solution = None
-        logits = self.head(state.to(self.head.weight.dtype))
+        logits = self.head(_last(state, logits_to_keep).to(self.head.weight.dtype))
         after = None if not use_cache or layers is None else before.extend(layers, length, mask)
-        return LMOutput(logits, self._loss(logits, labels, mask), solution, state, after)
+        return LMOutput(logits, self._loss(logits, labels, mask, label_count), solution, state, after)
 
     def _embed(self, ids: Tensor | None, embeddings: Tensor | None) -> Tensor:
         require((ids is None) != (embeddings is None), "ids", ids, "given, or embeddings in their place")
@@ -188,7 +200,7 @@ class ImplicitLM(nn.Module):
             require(ok, "ids", f"{ids.dtype} {tuple(ids.shape)}", "whole numbers of shape (B, L)")
             require(ids.shape[1] >= 1, "the length of ids", ids.shape[1], ">= 1")
             if ids.numel():
-                low, high, size = int(ids.min()), int(ids.max()), self.embedding.num_embeddings
+                (low, high), size = torch.stack(torch.aminmax(ids)).tolist(), self.embedding.num_embeddings
                 require(low >= 0 and high < size, "ids", f"{low} to {high}", f"from 0 to {size - 1}")
             embeddings = self.embedding(ids)
         assert embeddings is not None
@@ -197,16 +209,26 @@ class ImplicitLM(nn.Module):
         return self.dropout(embeddings)
 
     def _solved(
-        self, e: Tensor, context: Context, before: LMCache, mode: Mode, stop: Stop | None, use_cache: bool
+        self,
+        e: Tensor,
+        context: Context,
+        before: LMCache,
+        mode: Mode,
+        stop: Stop | None,
+        start: Tensor | None,
+        use_cache: bool,
     ) -> tuple[Tensor, Solution, tuple[Any, ...] | None]:
         grad = torch.is_grad_enabled()
         how = self.solve if grad else self.no_grad
         how = Solve(how.solver, per_token(how.stop if stop is None else stop))
         if grad:
             self.gradient.check(how)
+        if isinstance(mode, Auto) and (grad or how.stop.is_budget):
+            mode = Simultaneous()
         u = self.backbone.project(e, context)
         # the iterates are float32 or wider, whatever the weights are
-        start = torch.zeros_like(e, dtype=torch.promote_types(e.dtype, torch.float32))
+        origin = torch.zeros_like(e, dtype=torch.promote_types(e.dtype, torch.float32))
+        z0 = origin if start is None else context.keep(start_like(start, origin))
         replay = Replay(ChunkForward(self.backbone), e.device)
         # an empty cache has no row to replace
         held = before.layers if before.length else None
@@ -215,14 +237,14 @@ class ImplicitLM(nn.Module):
             return self.backbone.project(e, context), held
 
         def whole(z: Tensor, u: Tensor, held: Any) -> Tensor:
-            return replay(z, u, before.layers if held is None else held, context)[0]
+            return replay(z, u, held, context)[0]
 
         def chunk(first: int, end: int) -> BackboneChunk:
             partial = end - first < e.shape[1]
             return BackboneChunk(replay, u[:, first:end], context.tokens(first, end), partial=partial)
 
         sol, done = solve_chunks(
-            RowMap(Rows(start, 1), whole, (e, held), prepare, (u, held), fixed=lambda: True),
+            RowMap(Rows(z0, 1), whole, (e, held), prepare, (u, held), fixed=lambda: True),
             chunk,
             mode,
             how,
@@ -231,30 +253,54 @@ class ImplicitLM(nn.Module):
             cache=before.layers,
             commit=use_cache or not grad,
             token_mask=context.mask if how.stop.per == "token" else None,
+            owner=self,
         )
         replay.seal()
         return sol.z if done.y is None or grad else done.y, sol, done.cache
 
     def _explicit(self, e: Tensor, context: Context, before: LMCache, mode: Mode) -> tuple[Tensor, tuple[Any, ...]]:
         outputs, layers = [], before.layers
+        if isinstance(mode, Auto):
+            mode = Simultaneous()
         for first, end in mode.cuts(e.shape[1]):
             part = context.tokens(first, end)
             y, layers = self.backbone.forward_chunk(e[:, first:end], None, layers, part)
             outputs.append(y)
         return torch.cat(outputs, dim=1), layers
 
-    def _loss(self, logits: Tensor, labels: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    def _loss(
+        self, logits: Tensor, labels: Tensor | None, mask: Tensor | None, count: int | Tensor | None
+    ) -> Tensor | None:
         if labels is None:
+            require(count is None, "label_count", count, "None without labels")
             return None
         require(labels.shape == logits.shape[:2], "labels", tuple(labels.shape), f"of shape {tuple(logits.shape[:2])}")
+        self._check_labels(labels)
         if mask is not None:
             labels = labels.masked_fill(~mask, -100)
         if self.labels == "shifted":
             logits, labels = logits[:, :-1], labels[:, 1:]
             # the first real token of a row has nothing before it to be predicted from
             labels = labels if mask is None else labels.masked_fill(~mask[:, :-1], -100)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.flatten(0, 1).to(wide), labels.flatten())
+        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        if count is None:
+            return F.cross_entropy(logits, labels.flatten())
+        return F.cross_entropy(logits, labels.flatten(), reduction="sum") / count
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if self.labels == "shifted":
+            require(labels.shape[1] > 1, "the length of shifted labels", labels.shape[1], "> 1: the first is not used")
+        real = labels[labels != -100]
+        if real.numel():
+            low, high, size = int(real.min()), int(real.max()), len(self.head.weight)
+            require(low >= 0 and high < size, "labels", f"{low} to {high}", f"-100 or from 0 to {size - 1}")
+
+
+def _last(state: Tensor, keep: int | Tensor) -> Tensor:
+    if isinstance(keep, Tensor):
+        return state[:, keep]
+    whole("logits_to_keep", keep, 0)
+    return state[:, -keep:] if keep else state
 
 
 def _solve(given: Solve | Mapping[str, Any] | None, default: Solve) -> Solve:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,9 +99,12 @@ class LMOptions(Options):
         mixer: sizes of the mixers, an object of `MIXERS` or a dict with its ``name``.
         d_hidden: hidden width of the `deqlm.layers.LlamaMLP` of each block; None leaves MLPs away.
         dropout: of embeddings, mixers and MLPs.
+        embedding_dropout: of embeddings, where it is another one; None is ``dropout``.
+        norm_eps: added to the mean square by the norms of blocks, injection and backbone.
         implicit: False makes the explicit twin.
         weight_norm: as for `Backbone`.
         tie: use the embedding table as the head's weight.
+        head_bias: give the head a bias.
         labels: "shifted" or "aligned".
         max_iter: most evaluations per solve in training, which keeps f(z) at the smallest residual.
         eval_max_iter: most evaluations per solve without grad; None is four times as many.
@@ -127,9 +131,12 @@ class LMOptions(Options):
     mixer: MixerOptions
     d_hidden: int | None = None
     dropout: float = 0.0
+    embedding_dropout: float | None = None
+    norm_eps: float = 1e-5
     implicit: bool = True
     weight_norm: bool | None = None
     tie: bool = True
+    head_bias: bool = False
     labels: Labels = "shifted"
     max_iter: int = 24
     eval_max_iter: int | None = None
@@ -146,6 +153,9 @@ class LMOptions(Options):
         if self.eval_max_iter is not None:
             whole("eval_max_iter", self.eval_max_iter, 1)
         number("dropout", self.dropout, "in [0, 1)", lambda p: 0 <= p < 1)
+        if self.embedding_dropout is not None:
+            number("embedding_dropout", self.embedding_dropout, "in [0, 1)", lambda p: 0 <= p < 1)
+        number("norm_eps", self.norm_eps, "> 0", lambda e: 0 < e < float("inf"))
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
         number("rtol", self.rtol, "> 0", lambda t: 0 < t < float("inf"))
         require(self.labels in ("shifted", "aligned"), "labels", self.labels, "'shifted' or 'aligned'")
@@ -175,26 +185,23 @@ class LMOptions(Options):
         """Return the model, with initial weights on ``device``; "meta" allocates none."""
         made = {"device": device, "dtype": dtype}
         more = {"dropout": self.dropout, **made}
+        norm = partial(nn.RMSNorm, eps=self.norm_eps, **made)
 
         def block() -> Block:
             mlp = None if self.d_hidden is None else LlamaMLP(self.d_model, self.d_hidden, **more)
-            return Block(self.mixer.make(self.d_model, **more), mlp=mlp, norm=_norm(made))
+            return Block(self.mixer.make(self.d_model, **more), mlp=mlp, norm=norm)
 
-        backbone = Backbone(
-            [block() for _ in range(self.n_layer)], implicit=self.implicit, weight_norm=self.weight_norm, **made
-        )
+        blocks = [block() for _ in range(self.n_layer)]
+        backbone = Backbone(blocks, implicit=self.implicit, weight_norm=self.weight_norm, norm=norm, **made)
         return ImplicitLM(
             backbone,
             vocab_size=self.rows,
             tie=self.tie,
-            dropout=self.dropout,
+            head_bias=self.head_bias,
+            dropout=self.dropout if self.embedding_dropout is None else self.embedding_dropout,
             labels=self.labels,
             solve=self.solve,
             gradient=Phantom(self.phantom_steps, self.damping),
             no_grad=self.no_grad,
             **made,
         )
-
-
-def _norm(made: dict[str, Any]) -> Any:
-    return lambda width: nn.RMSNorm(width, eps=1e-5, **made)

@@ -2,6 +2,7 @@
 
 from deqlm_solvers.anderson import Anderson
 from deqlm_solvers.broyden import Broyden
+from deqlm_solvers.deer import Deer
 from deqlm_solvers.fallback import Fallback
 from deqlm_solvers.fixed_point import FixedPoint
 from deqlm_solvers.forecast import Forecast, forecast_solve
@@ -27,6 +28,7 @@ __all__ = [
     "ConvergenceError",
     "ConvergenceWarning",
     "Cost",
+    "Deer",
     "Evaluation",
     "Fallback",
     "FixedPoint",

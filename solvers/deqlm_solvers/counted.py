@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.checks import require
-from deqlm_solvers.derivative import NoDerivativeError, Recorded, jacobian_by_columns, jacobian_by_rows, push_forward
+from deqlm_solvers.derivative import (
+    NoDerivativeError,
+    Recorded,
+    jacobian_by_columns,
+    jacobian_by_rows,
+    push_forward,
+    push_forward_many,
+)
 from deqlm_solvers.narrow import narrowed
 from deqlm_solvers.solution import Cost
 from deqlm_solvers.solver import Evaluation, Map
@@ -64,6 +71,8 @@ class CountedMap:
         self._carries: tuple[Tensor | None] | None = (None,) if record else None
         self._recorded: Recorded | None = None
         self._obstacle: NoDerivativeError | None = None
+        self._push_modes = [False, True]
+        self._one_by_one_fails = False
 
     @property
     def cost(self) -> Cost:
@@ -143,8 +152,7 @@ class CountedMap:
         """See `InnerMap.jacobian`."""
         point = z.to(self.dtype)
         if known is not None:
-            self.jvps += 1
-            return self._known_jacobian(known, point).to(self.inner)
+            return self.known(z, known, "jacobian", "(B, N, N)", (*self.shape, self.shape[1]))
         before = self.calls
         try:
             return self._jacobian(point).to(self.inner)
@@ -152,6 +160,44 @@ class CountedMap:
             # they are paid for by their products
             self._jacobian_calls += self.calls - before
             self.calls = before
+
+    def products(self, z: Tensor, v: Tensor) -> Tensor:
+        """See `InnerMap.products`."""
+        before = self.calls
+        try:
+            products = self._products(z.to(self.dtype), v.to(self.dtype))
+        finally:
+            self._jacobian_calls += self.calls - before
+            self.calls = before
+        self.jvps += v.shape[0]
+        return products.to(self.inner)
+
+    def _products(self, point: Tensor, v: Tensor) -> Tensor:
+        while self._push_modes:
+            try:
+                return push_forward_many(self.evaluate, point, v, grad=self._push_modes[0])
+            except NoDerivativeError as error:
+                self._obstacle = error
+                del self._push_modes[0]
+        tangents = [one.expand(point.shape) for one in v]
+        if not self._one_by_one_fails:
+            try:
+                return torch.stack([push_forward(self.evaluate, point, one)[1] for one in tangents])
+            except NoDerivativeError as error:
+                self._obstacle, self._one_by_one_fails = error, True
+        try:
+            recorded = Recorded(self.evaluate, point)
+            return torch.stack([recorded.product(one) for one in tangents])
+        except NoDerivativeError as error:
+            assert self._obstacle is not None
+            raise _explained(forward=self._obstacle, reverse=error) from error
+
+    def aside(self, z: Tensor) -> Tensor:
+        """See `InnerMap.aside`."""
+        fz = self.evaluate(z.to(self.dtype))
+        self.calls -= 1
+        self._jacobian_calls += 1
+        return fz
 
     def _jacobian(self, point: Tensor) -> Tensor:
         if self._obstacle is None:
@@ -168,13 +214,14 @@ class CountedMap:
         self.vjps += self.shape[1]
         return jacobian
 
-    def _known_jacobian(self, known: Map, point: Tensor) -> Tensor:
-        jacobian = known(point)
-        if not isinstance(jacobian, Tensor):
-            raise TypeError(f"jacobian must return a tensor, got {type(jacobian).__name__}")
-        want = (*self.shape, self.shape[1])
-        require(jacobian.shape == want, "the shape of jacobian(z)", tuple(jacobian.shape), f"(B, N, N) = {want}")
-        return jacobian.detach()
+    def known(self, z: Tensor, known: Map, name: str, axes: str, shape: tuple[int, ...]) -> Tensor:
+        """See `InnerMap.known`."""
+        self.jvps += 1
+        values = known(z.to(self.dtype))
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name} must return a tensor, got {type(values).__name__}")
+        require(values.shape == shape, f"the shape of {name}(z)", tuple(values.shape), f"{axes} = {shape}")
+        return values.detach().to(self.inner)
 
     def _carry(self, point: Tensor) -> Evaluation:
         """Evaluate at ``point`` with the tangent asked for; f is not called again where no row has moved."""
@@ -242,6 +289,30 @@ class InnerMap:
         """
         self._counted.carry(v)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the state."""
+        return self._counted.dtype
+
+    def aside(self, z: Tensor) -> Tensor:
+        """Return f(z), (B, N), state dtype, as a call that is no point of the solve: paid for by whoever planned it."""
+        return self._counted.aside(z)
+
+    def products(self, z: Tensor, v: Tensor) -> Tensor:
+        """Return J v of all rows at ``z`` for K tangents, (K, B, N) inner dtype; they count as K products.
+
+        By one call of f in forward mode, by one for each tangent where an operation of f cannot be vectorised over
+        them, or by two reverse passes for each where one has no forward mode.
+
+        Args:
+            z: the point, (B, N).
+            v: tangents, (K, N), each the same for all rows.
+
+        Raises:
+            NoDerivativeError: autograd cannot differentiate f.
+        """
+        return self._counted.products(z, v)
+
     def jacobian(self, z: Tensor, known: Map | None = None) -> Tensor:
         """Return the Jacobians of all rows at ``z`` (B, N), (B, N, N) inner dtype.
 
@@ -254,6 +325,21 @@ class InnerMap:
             TypeError, ValueError: ``known`` returned something else.
         """
         return self._counted.jacobian(z, known)
+
+    def known(self, z: Tensor, known: Map, name: str, axes: str, shape: tuple[int, ...]) -> Tensor:
+        """Return what the user's function ``known`` makes of ``z``, inner dtype; it counts as one product.
+
+        Args:
+            z: the point, (B, N).
+            known: the function.
+            name: its name in messages.
+            axes: the shape that it must return, in words.
+            shape: the same in numbers.
+
+        Raises:
+            TypeError, ValueError: it returned something else.
+        """
+        return self._counted.known(z, known, name, axes, shape)
 
 
 def _explained(forward: NoDerivativeError, reverse: NoDerivativeError | None) -> NoDerivativeError:

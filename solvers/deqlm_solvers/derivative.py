@@ -12,7 +12,14 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["NoDerivativeError", "Recorded", "jacobian_by_columns", "jacobian_by_rows", "push_forward"]
+__all__ = [
+    "NoDerivativeError",
+    "Recorded",
+    "jacobian_by_columns",
+    "jacobian_by_rows",
+    "push_forward",
+    "push_forward_many",
+]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -101,6 +108,28 @@ def push_forward(f: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             raise NoDerivativeError(str(error)) from error
     fz = fz.detach()
     return fz, torch.zeros_like(fz) if product is None else product.detach()
+
+
+def push_forward_many(f: Map, z: Tensor, v: Tensor, *, grad: bool) -> Tensor:
+    """Return J v for K tangents, (K, B, N) state dtype, by one call of f in forward mode.
+
+    Args:
+        f: the map.
+        z: the point, (B, N).
+        v: tangents, (K, N), each the same for all rows.
+        grad: grad mode inside f. Off saves the graphs of K tangents; layers with fused kernels for inference, and
+            those without a graph they were opened for, each work with one of the two only.
+
+    Raises:
+        NoDerivativeError: an operation of f has no forward mode, or f cannot be vectorised over tangents.
+    """
+    _load_forward_mode()
+    with torch.set_grad_enabled(grad), sdpa_kernel(SDPBackend.MATH):
+        push = torch.vmap(lambda v: torch.func.jvp(f, (z.detach(),), (v.expand(z.shape),))[1], randomness="same")
+        try:
+            return push(v).detach()
+        except RuntimeError as error:
+            raise NoDerivativeError(str(error)) from error
 
 
 def jacobian_by_columns(f: Map, z: Tensor) -> Tensor:

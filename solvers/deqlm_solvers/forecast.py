@@ -113,7 +113,7 @@ def forecast_solve(
     label = _label(solve)
     traced = rows * stop.max_iter * 8 if stop.trace else 0
     tokens = _tokens(solve, frame)
-    total, extra = solver.peak_bytes(rows, unknowns, dtype, stop), 0
+    total, extra = solver.for_frame(frame or Frame(), stop).peak_bytes(rows, unknowns, dtype, stop), 0
     if total is None:
         layout = _Layout.of(solve, frame)
         try:

@@ -87,6 +87,16 @@ class Measure:
             return Reading(zero, zero, zero, ratio)
         return Reading(residual.amax(1), relative.amax(1), ratio.amax(1), ratio)
 
+    def groups(self, fz: Tensor, r: Tensor) -> Tensor:
+        """Return residual, relative residual and ratio of each token or leaf, (3, B, G) float64, the mask not applied.
+
+        fz, r: (B, N).
+        """
+        residual, size = self._norms(r), self._norms(fz)
+        if self.scale is not None:
+            size = torch.maximum(size, self.scale[:, None])
+        return torch.stack((residual, residual / (size + SMALLEST), residual / (size * self.stop.rtol + self.floor)))
+
     def size(self, fz: Tensor) -> Tensor:
         """Return ||f(z)|| of rows, (B,) float64; for per="row"."""
         return self._norms(fz)

@@ -52,16 +52,20 @@ class Cost:
     Attributes:
         evaluations: calls of f, those that carry tangents or record a graph included.
         row_evaluations: rows summed over those calls.
+        token_evaluations: token slots, padding included, summed over those rows; 0 where the state has no tokens.
         vjps: products with the transposed Jacobian (adjoint solves).
         jvps: products with the Jacobian; a dense one is N of them, one that the user computes is one.
 
     Examples:
         >>> Cost(evaluations=3, row_evaluations=6) + Cost(vjps=2)
-        Cost(evaluations=3, row_evaluations=6, vjps=2, jvps=0)
+        Cost(evaluations=3, row_evaluations=6, token_evaluations=0, vjps=2, jvps=0)
+        >>> print(Cost(evaluations=3, row_evaluations=6, token_evaluations=96))
+        3 evaluations of f on 6 rows, 96 tokens
     """
 
     evaluations: int = 0
     row_evaluations: int = 0
+    token_evaluations: int = 0
     vjps: int = 0
     jvps: int = 0
 
@@ -69,9 +73,18 @@ class Cost:
         return Cost(
             self.evaluations + other.evaluations,
             self.row_evaluations + other.row_evaluations,
+            self.token_evaluations + other.token_evaluations,
             self.vjps + other.vjps,
             self.jvps + other.jvps,
         )
+
+    def __str__(self) -> str:
+        parts = []
+        if self.evaluations:
+            parts.append(f"{self.evaluations} evaluations of f on {self.row_evaluations} rows")
+        counts = {"tokens": self.token_evaluations, "products with J": self.jvps, "with J^T": self.vjps}
+        parts += [f"{count} {what}" for what, count in counts.items() if count]
+        return ", ".join(parts) or "nothing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +173,7 @@ class Solution:
         lines = [self.summary()]
         if self.residual_of == "previous":
             lines.append("the residual is that of the point before the returned one")
-        spent = f"{self.cost.evaluations} evaluations of f on {self.cost.row_evaluations} rows"
-        lines.append(f"cost: {spent}")
+        lines.append(f"cost: {self.cost}")
         if self.adjoint is not None:
             lines.append(repr(self.adjoint))
         return "Solution(" + "; ".join(lines) + ")"
@@ -243,7 +255,7 @@ class Adjoint:
 
     def __repr__(self) -> str:
         if self.status is not None and self.residual is not None and self.steps is not None:
-            return _summary("backward solve", self.status, self.residual, self.steps)
+            return f"{_summary('backward solve', self.status, self.residual, self.steps)}; its cost: {self.cost}"
         if self.growth is not None:
             worst = f"{self.growth.max().item():.2g}" if self.growth.numel() else "none"
             return f"gradient: truncated series, largest growth per term {worst}"

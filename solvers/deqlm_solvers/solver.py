@@ -105,6 +105,10 @@ class Solver(Options, ABC):
         """
         return None
 
+    def for_frame(self, frame: Frame, stop: Stop) -> Solver:
+        """Return the solver whose `peak_bytes` are those on rows of ``frame``; self where N tells it all."""
+        return self
+
     def rehearsable(self) -> bool:
         """Say whether all its memory is torch's and in proportion to N, so that small solves show what it holds."""
         return False

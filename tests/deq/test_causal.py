@@ -153,7 +153,7 @@ def test_every_token_must_pass_with_causal():
 def test_layers_that_see_later_tokens_are_refused():
     bidirectional = nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True, dropout=0.0).double()
     for mode in (Simultaneous(), Chunked(3)):
-        with pytest.raises(ValueError, match="token t of this layer sees later tokens"):
+        with pytest.raises(ValueError, match="token 0 of this layer sees token 1"):
             wrap(bidirectional, mode)(inputs())
 
 

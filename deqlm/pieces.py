@@ -1,0 +1,128 @@
+"""The map of some tokens of a causal map, on top of what earlier tokens left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from deqlm.noise import Replay
+from deqlm.rows import map_tensors
+from deqlm_solvers import Cost, Frame
+from deqlm_solvers.checks import require
+
+__all__ = ["ChunkMap", "Piece", "frame_of", "refuse_noise", "some_rows"]
+
+
+class ChunkMap(Protocol):
+    """The map of one chunk of tokens of one call."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens an evaluation of a row computes; more than the chunk has where earlier ones are done anew."""
+        ...
+
+    def __call__(self, z: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Return f(z) of the chunk's tokens, in the shape of ``z`` (B, l, ...), and ``cache`` with them as new values.
+
+        Args:
+            z: state of these tokens.
+            cache: what earlier tokens left; read and never written.
+        """
+        ...
+
+    def rows(self, index: Tensor) -> ChunkMap | None:
+        """Return the map of some rows (K,), int64, or None where rows cannot leave the batch."""
+        ...
+
+
+class Piece:
+    """The map of one chunk on rows (B, l N), which remembers its last evaluation for the commit.
+
+    Args:
+        chunk: the map.
+        cache: what earlier tokens left.
+        shape: of the state of these tokens, (B, l, ...).
+        spent: calls, and rows and tokens summed over them, shared with other maps; None starts at zero.
+        whole: whether it is the map of all rows, which alone can be committed.
+    """
+
+    def __init__(
+        self, chunk: ChunkMap, cache: Any, shape: torch.Size, spent: list[int] | None = None, *, whole: bool = True
+    ) -> None:
+        self.chunk = chunk
+        self.cache = cache
+        self.shape = shape
+        self.whole = whole
+        self.spent = [0, 0, 0] if spent is None else spent
+        self.last: tuple[Tensor, Tensor, Any] | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """Evaluations so far, those of maps made by `narrow` included."""
+        return Cost(*self.spent)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.last = None  # the old cache goes before the new one comes
+        y, cache = self._evaluate(z)
+        if self.whole:
+            self.last = (z.clone(), y, cache)
+        return y.reshape(z.shape)
+
+    def commit(self, z: Tensor) -> tuple[Tensor, Any]:
+        """Return f at ``z`` (B, l N), in the shape of the state, and the cache with these tokens.
+
+        Rows that are done stay where they are, so the last evaluation is often at ``z`` already.
+        """
+        if self.last is not None and torch.equal(self.last[0], z):
+            return self.last[1:]
+        return self._evaluate(z)
+
+    def narrow(self, rows: Tensor) -> Piece | None:
+        """Return the map on ``rows`` (K,) alone; see `deqlm_solvers.narrow.NarrowMap`."""
+        chunk = self.chunk.rows(rows)
+        if chunk is None:
+            return None
+        shape = torch.Size((rows.shape[0], *self.shape[1:]))
+        return Piece(chunk, some_rows(self.cache, rows, self.shape[0]), shape, self.spent, whole=False)
+
+    def _evaluate(self, z: Tensor) -> tuple[Tensor, Any]:
+        batch = self.shape[0]
+        self.spent[0] += 1
+        self.spent[1] += batch
+        self.spent[2] += batch * self.chunk.tokens
+        y, cache = self.chunk(z.reshape(self.shape), self.cache)
+        require(y.shape == self.shape, "the shape of f(z)", tuple(y.shape), f"that of z, {tuple(self.shape)}")
+        return y.to(z.dtype), cache
+
+
+def refuse_noise(replay: Replay) -> None:
+    """Raise if an evaluation has drawn noise, which would be another one in every chunk.
+
+    Raises:
+        ValueError: it has.
+    """
+    if replay.noisy:
+        raise ValueError(
+            "mode must be Simultaneous() where the layer draws noise within an evaluation: each chunk would draw its "
+            "own. Use eval(), or deqlm.layers.VariationalDropout, which a Context draws once per call"
+        )
+
+
+def some_rows(tree: Any, rows: Tensor, batch: int) -> Any:
+    """Return ``tree`` with ``rows`` (K,) of every tensor whose first dimension is ``batch``."""
+
+    def select(leaf: Tensor) -> Tensor:
+        return leaf.index_select(0, rows) if leaf.dim() and leaf.shape[0] == batch else leaf
+
+    return map_tensors(select, tree)
+
+
+def frame_of(frame: Frame, first: int, end: int) -> Frame:
+    """Return the frame of tokens ``first`` to ``end`` (exclusive) of a state of one leaf."""
+    assert frame.leaves is not None
+    ((_, *rest),) = frame.leaves
+    mask = None if frame.token_mask is None else frame.token_mask[:, first:end]
+    return replace(frame, leaves=((end - first, *rest),), token_mask=mask)

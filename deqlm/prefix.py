@@ -1,0 +1,143 @@
+"""The rule by which tokens of a causal map are frozen, and what became of each; on the host, in numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deqlm_solvers import Status, Stop
+
+__all__ = ["Prefix"]
+
+TINY = 1e-300
+"""Least divisor: no residual after a residual of zero is a ratio of zero."""
+
+
+class Prefix:
+    """Per row: the frozen tokens, a contiguous prefix, and the readings of those in the window behind it.
+
+    A token is frozen at the point where two evaluations in a row have passed, with all tokens before it frozen or
+    passing, and r q / (1 - q) <= tol besides, with r its residual and q its ratio to the one before, clipped to
+    [.1, .99]. Padding is frozen with the token before it, and what stands before the first token from the beginning.
+
+    Args:
+        batch: rows B.
+        length: tokens L.
+        window: tokens behind the frozen ones that move.
+        stop: ``max_iter`` evaluations without a token frozen; ``divergence`` times the largest residual with which a
+            token of the row has begun.
+        mask: (B, L) bool, True where a token counts; None counts all.
+
+    Attributes:
+        base: tokens that are committed, in all rows.
+        front: tokens that are frozen, (B,).
+    """
+
+    def __init__(self, batch: int, length: int, window: int, stop: Stop, mask: Tensor | None) -> None:
+        self.length, self.window, self.stop = length, min(window, length), stop
+        self.padding = np.zeros((batch, length), dtype=bool) if mask is None else ~mask.cpu().numpy()
+        self.base = 0
+        self.real = _next_real(self.padding)
+        self.front = self.real[:, 0]
+        self.steps = np.zeros(batch, dtype=np.int64)
+        self.idle = np.zeros(batch, dtype=np.int64)
+        self.limit = np.zeros(batch)
+        self.status = np.full(batch, int(Status.CONVERGED), dtype=np.int8)
+        self.streak = np.zeros((batch, length), dtype=np.int64)
+        self.age = np.zeros((batch, length), dtype=np.int64)
+        self.settled = np.ones((batch, length), dtype=np.int64)
+        self.last = np.full((batch, length), np.inf)
+        self.residual = np.zeros((batch, length))
+        self.relative = np.zeros((batch, length))
+        self.least_commit = max(1, self.window // 2)
+
+    def turn(self) -> tuple[Any, int, int]:
+        """Return the rows (K,) that move next, and first and end (exclusive) of the tokens to evaluate."""
+        reach = np.minimum(self.front + self.window, self.length)
+        moving = (self.front < self.length) & (reach <= self.base + 2 * self.window)
+        rows = np.flatnonzero(moving)
+        return rows, self.base, int(reach[rows].max())
+
+    def take(self, readings: Any, rows: Any, first: int, end: int) -> tuple[Any, Any]:
+        """Note an evaluation; return which of its tokens (K, l) move on, and which of them for the first time.
+
+        Args:
+            readings: residual, relative residual and ratio of each token, (3, K, l).
+            rows: indices (K,).
+            first: first token.
+            end: the one behind the last.
+        """
+        here = (rows if len(rows) < len(self.front) else slice(None), slice(first, end))
+        position = np.arange(first, end)
+        front = self.front[rows][:, None]
+        frozen = position < front
+        own = ~frozen & (position < front + self.window)
+        padding = self.padding[here]
+        residual, relative, ratio = np.where(padding, 0.0, readings)
+        passing = ratio <= 1
+        streak = np.where(np.logical_and.accumulate(frozen | passing, axis=1) & own, self.streak[here] + 1, 0)
+        with np.errstate(invalid="ignore"):
+            q = (residual / np.maximum(self.last[here], TINY)).clip(0.1, 0.99)
+        sure = padding | ((streak >= 2) & (ratio * q <= 1 - q))
+        behind = first + np.logical_and.accumulate(frozen | (sure & own), axis=1).sum(1)
+
+        self.steps[rows] += 1
+        idle = np.where(behind > front[:, 0], 0, self.idle[rows] + 1)
+        self.idle[rows] = idle
+        age = self.age[here]
+        self.settled[here] = np.where(own & ~passing, age + 2, self.settled[here])
+        self.streak[here] = streak
+        self.last[here] = np.where(own, residual, self.last[here])
+        self.residual[here] = np.where(own, residual, self.residual[here])
+        self.relative[here] = np.where(own, relative, self.relative[here])
+        first_time = age == 0
+        self.age[here] = age + own
+        stuck = idle >= self.stop.max_iter
+        if stuck.any():
+            behind = np.where(stuck, np.minimum(front[:, 0] + self.window, self.length), behind)
+            self.idle[rows[stuck]] = 0
+            missed = stuck & (own & ~passing).any(1)
+            self.status[rows[missed]] = int(Status.MAX_ITER)
+        self.limit[rows] = np.fmax(
+            self.limit[rows], self.stop.divergence * np.where(own & first_time, residual, 0).max(1)
+        )
+        behind = self._end_failed(rows, np.where(own, residual, 0.0).max(1), behind)
+        self.front[rows] = self.real[rows, behind]
+        moves = own & (position >= behind[:, None]) & ~padding
+        return moves, moves & first_time
+
+    def committable(self) -> int:
+        """Return the end (exclusive) of what may be committed now; `base` where that is too little to pay."""
+        low = int(self.front.min(initial=self.length))
+        return low if low == self.length or low - self.base >= self.least_commit else self.base
+
+    def summary(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return residual and relative residual of the worst token, steps, status, and steps per token (B, L)."""
+        settled = np.where(self.padding | (self.settled > self.age), 0, self.settled)
+        worst = (self.residual.max(1), self.relative.max(1))
+        arrays = (*worst, self.steps, self.status, settled)
+        residual, relative, steps, status, token_steps = (torch.from_numpy(a.copy()) for a in arrays)
+        return residual, relative, steps, status, token_steps
+
+    def _end_failed(self, rows: Any, worst: Any, behind: Any) -> Any:
+        """Return ``behind`` (K,), L for rows whose worst residual (K,) is not finite or beyond its limit."""
+        lost = ~np.isfinite(worst)
+        failed = lost | (worst > self.limit[rows])
+        if not failed.any():
+            return behind
+        codes = np.where(lost, int(Status.NONFINITE), int(Status.DIVERGED))
+        self.status[rows[failed]] = codes[failed]
+        for table in (self.residual, self.relative):
+            table[rows[lost]] = np.inf
+        return np.where(failed, self.length, behind)
+
+
+def _next_real(padding: Any) -> Any:
+    """Return for each position, L included, the first at or behind it that is no padding, (B, L + 1); L for none."""
+    batch, length = padding.shape
+    position = np.where(padding, length, np.arange(length))
+    position = np.concatenate([position, np.full((batch, 1), length)], axis=1)
+    return np.minimum.accumulate(position[:, ::-1], axis=1)[:, ::-1].copy()

@@ -1,0 +1,322 @@
+"""Newton along a sequence: the scans, exact blocks, steps on linear maps, counts, rows, the probe and the cap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deqlm_solvers import SOLVERS, Deer, FixedPoint, Frame, Solve, Status, Stop, forecast_solve
+from deqlm_solvers.counted import CountedMap
+from deqlm_solvers.deer_blocks import Grid, lagged_blocks
+from deqlm_solvers.deer_scan import affine_scan, bidiagonal_product, damped_step, newton_step
+from deqlm_solvers.derivative import NoDerivativeError
+from deqlm_solvers.meter import MemoryMeter
+from solvers.contract import assert_same_rows
+from solvers.counting import Counted
+from solvers.differentiated import SineForward, SineOnce
+from solvers.problems import normal
+
+TIGHT = Stop(max_iter=100_000, rtol=1e-11, per="token")
+SIZES = {"B": st.integers(1, 3), "L": st.integers(1, 17), "D": st.integers(1, 3), "seed": st.integers(0, 99)}
+few = settings(max_examples=8)
+
+
+def frame(L: int, D: int, mask: Tensor | None = None) -> Frame:
+    return Frame(leaves=((L, D),), token_mask=mask)
+
+
+def shifted(z: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], dim=1)
+
+
+def on_rows(f: Callable[[Tensor], Tensor], L: int, D: int) -> Callable[[Tensor], Tensor]:
+    return lambda z: f(z.reshape(-1, L, D)).reshape(z.shape)
+
+
+def rnn(B: int, L: int, D: int, seed: int = 0, own: float = 0.3) -> Callable[[Tensor], Tensor]:
+    """Return a map in which a token sees itself and the one before."""
+    W, V, u = normal(seed, D, D) / D**0.5, normal(seed + 1, D, D) / D**0.5, normal(seed + 2, B, L, D)
+    return on_rows(lambda z: torch.tanh(shifted(z) @ W.to(z) + own * z @ V.to(z) + u.to(z)), L, D)
+
+
+def running(B: int, L: int, D: int, seed: int = 0) -> Callable[[Tensor], Tensor]:
+    """Return a map in which a token sees all before."""
+    W, u = normal(seed, D, D) / D**0.5, normal(seed + 1, B, L, D)
+    return on_rows(lambda z: torch.tanh(z.cumsum(1) @ (0.3 * W).to(z) + u.to(z)), L, D)
+
+
+def dense(blocks: Tensor) -> Tensor:
+    """Return I - A as matrices (B, L D, L D)."""
+    lags, B, L, D, _ = blocks.shape
+    system = torch.eye(L * D, dtype=blocks.dtype).expand(B, -1, -1).reshape(B, L, D, L, D).clone()
+    for lag in range(lags):
+        for t in range(lag, L):
+            system[:, t, :, t - lag] -= blocks[lag][:, t]
+    return system.reshape(B, L * D, L * D)
+
+
+def random_blocks(B: int, L: int, D: int, seed: int, lags: int = 1) -> Tensor:
+    blocks = 0.3 * normal(seed, lags + 1, B, L, D, D)
+    for lag in range(lags + 1):
+        blocks[lag][:, :lag] = 0.0
+    return blocks
+
+
+@few
+@given(**SIZES)
+def test_the_scan_is_the_loop(B, L, D, seed):
+    gain, offset = normal(seed, B, L, D, D), normal(seed + 1, B, L, D)
+    x, want = torch.zeros(B, D, dtype=torch.float64), []
+    for t in range(L):
+        x = (gain[:, t] @ x[..., None])[..., 0] + offset[:, t]
+        want.append(x)
+    torch.testing.assert_close(affine_scan(gain, offset), torch.stack(want, 1), rtol=1e-9, atol=1e-9)
+
+
+@few
+@given(**SIZES, lags=st.integers(0, 1))
+def test_steps_are_those_of_dense_algebra(B, L, D, seed, lags):
+    blocks, r = random_blocks(B, L, D, seed, lags), normal(seed + 1, B, L, D)
+    P, rhs = dense(blocks), r.reshape(B, -1)
+    damping = 0.1 + normal(seed + 2, B).abs()
+    x = newton_step(blocks, r)
+    torch.testing.assert_close((P @ x.reshape(B, -1, 1))[..., 0], rhs, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(bidiagonal_product(blocks, r).reshape(B, -1), (P @ rhs[..., None])[..., 0])
+    normal_equations = P.mT @ P + damping[:, None, None] * torch.eye(L * D, dtype=torch.float64)
+    want = torch.linalg.solve(normal_equations, P.mT @ rhs[..., None])[..., 0]
+    torch.testing.assert_close(damped_step(blocks, r, damping).reshape(B, -1), want, rtol=1e-8, atol=1e-9)
+
+
+@few
+@given(**SIZES, lags=st.integers(0, 1), colours=st.integers(2, 20))
+def test_blocks_are_sums_over_a_colour_and_exact_with_all_colours(B, L, D, seed, lags, colours):
+    f, z = running(B, L, D, seed), normal(seed, B, L * D)
+    colours = min(colours, L)
+    jacobian = torch.stack([torch.func.jacrev(lambda v, i=i: f(v.expand(B, -1))[i])(z[i]) for i in range(B)])
+    jacobian = jacobian.reshape(B, L, D, L, D)
+    for C in (colours, L):
+        got = lagged_blocks(CountedMap(f, z).call, z, Grid(L, D), lags, C)
+        for lag in range(lags + 1):
+            for t in range(lag, L):
+                want = sum(jacobian[:, t, :, s] for s in range(t - lag, -1, -C))
+                torch.testing.assert_close(got[lag][:, t], want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("colours", [2, None])
+def test_a_linear_map_that_sees_one_token_back_takes_one_step(colours):
+    B, L, D = 2, 9, 3
+    blocks, u = random_blocks(B, L, D, 5), normal(6, B, L, D)
+    f = Counted(on_rows(lambda z: z - bidiagonal_product(blocks.to(z), z) + u.to(z), L, D))
+    sol = Solve(Deer(colours=colours), TIGHT)(f, torch.zeros(B, L * D, dtype=torch.float64), frame(L, D))
+    assert sol.converged.all()
+    assert (sol.steps == 2).all()
+    assert sol.cost.jvps == (L if colours is None else 2) * D
+    assert sol.cost.evaluations == f.calls == 2 + 1 + 1, "two points, the probe, and one call with all tangents"
+    truth = torch.linalg.solve(dense(blocks), u.reshape(B, -1))
+    assert (sol.z - truth).norm() <= 1e-9 * truth.norm()
+
+
+@pytest.mark.parametrize("lags", [0, 1])
+def test_a_linear_causal_map_takes_at_most_a_step_per_token_and_lag(lags):
+    L, D = 11, 2
+    A = torch.tril(normal(7, L, L)).kron(torch.ones(D, D, dtype=torch.float64)) * 0.2
+    u = normal(8, 3, L * D)
+    z0 = torch.zeros(3, L * D, dtype=torch.float64)
+    sol = Solve(Deer(lags=lags, damping=0.0), TIGHT.replace(rtol=1e-8))(lambda z: z @ A.to(z).T + u, z0, frame(L, D))
+    assert sol.converged.all()
+    assert (sol.steps <= 1 + -(-L // (lags + 1))).all()
+    truth = torch.linalg.solve(torch.eye(L * D, dtype=torch.float64) - A, u.T).T
+    assert (sol.z - truth).norm() <= 1e-6 * truth.norm()
+
+
+@few
+@given(**SIZES, wide=st.booleans())
+def test_it_equals_the_step_by_step_answer(B, L, D, seed, wide):
+    f = running(B, L, D, seed) if wide else rnn(B, L, D, seed)
+    z0 = torch.zeros(B, L * D, dtype=torch.float64)
+    by_steps = Solve(FixedPoint(damping=0.5), TIGHT)(f, z0, frame(L, D))
+    sol = Solve(Deer(colours=None if wide else 2), TIGHT)(f, z0, frame(L, D))
+    if by_steps.converged.all():
+        assert sol.converged.all(), sol.summary()
+        assert (sol.z - by_steps.z).abs().max() <= 1e-8
+
+
+def test_steps_grow_more_slowly_than_tokens():
+    for L in (16, 64):
+        f, z0 = rnn(2, L, 3, seed=1, own=0.0), torch.zeros(2, L * 3, dtype=torch.float64)
+        sol = Solve(Deer(colours=2), TIGHT)(f, z0, frame(L, 3))
+        plain = Solve(FixedPoint(), TIGHT)(f, z0, frame(L, 3))
+        assert sol.converged.all()
+        assert plain.steps.max() >= 0.35 * L
+        assert sol.steps.max() <= 6
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+def test_a_broken_or_singular_row_leaves_the_others_bit_equal(damping):
+    B, L, D = 4, 6, 2
+    u = normal(4, B, L, D)
+
+    def make(u: Tensor, own: float = 0.5) -> Callable[[Tensor], Tensor]:
+        gain = torch.full((B, 1, 1), 0.5, dtype=torch.float64).index_fill(0, torch.tensor([1]), own)
+        return on_rows(lambda z: gain * z + 0.3 * torch.sin(shifted(z)) + u, L, D)
+
+    def solve(f: Callable[[Tensor], Tensor]):
+        z0 = torch.zeros(B, L * D, dtype=torch.float64)
+        return Solve(Deer(colours=2, damping=damping), TIGHT.replace(max_iter=12 * 5))(f, z0, frame(L, D))
+
+    plain = solve(make(u))
+    assert plain.converged.all()
+    others = torch.tensor([0, 2, 3])
+    spoiled = u.index_fill(0, torch.tensor([1]), torch.nan)
+    for f in (make(spoiled), make(u, own=1.0), make(u * torch.tensor([1, 1e200, 1, 1])[:, None, None])):
+        assert_same_rows(plain, others, solve(f), others)
+    assert solve(make(spoiled)).status[1] == Status.NONFINITE
+    assert not solve(make(u, own=1.0)).converged[1], "z + u has no fixed point"
+
+
+def test_what_stands_at_padding_does_not_matter():
+    L, D = 7, 2
+    mask = torch.ones(2, L, dtype=torch.bool)
+    mask[0, :3] = False
+    mask[1, 5:] = False
+    u = normal(2, 2, L, D)
+    hidden = u.masked_fill(~mask[..., None], torch.nan)
+
+    def make(u: Tensor) -> Callable[[Tensor], Tensor]:
+        def f(z: Tensor) -> Tensor:
+            seen = torch.where(mask[..., None], z, 0.0)
+            return torch.tanh(0.5 * z + shifted(seen) + u)
+
+        return on_rows(f, L, D)
+
+    z0 = torch.zeros(2, L * D, dtype=torch.float64)
+    want, sol = (
+        Solve(Deer(), TIGHT)(make(v), z0, frame(L, D, mask)) for v in (u.masked_fill(~mask[..., None], 0), hidden)
+    )
+    assert sol.converged.all()
+    assert torch.equal(sol.z.reshape(2, L, D)[mask], want.z.reshape(2, L, D)[mask])
+    assert (sol.z.reshape(2, L, D)[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("max_iter", [27, 60, 130])
+@pytest.mark.parametrize("rtol", [1e-11, 0.0])
+def test_products_are_paid_for(max_iter, rtol):
+    f = Counted(running(1, 8, 3))
+    sol = Solve(Deer(damping=0.0), Stop(max_iter=max_iter, rtol=rtol))(f, torch.zeros(1, 24).double(), frame(8, 3))
+    assert sol.cost.evaluations == f.calls
+    points = int(sol.steps.max())
+    assert sol.cost.jvps in (24 * points, 24 * (points - 1))
+    assert points + 1 + sol.cost.jvps <= max_iter
+
+
+def test_too_few_evaluations_for_a_step_are_refused():
+    with pytest.raises(ValueError, match=r"max_iter must be >= 27, 3 evaluations and 24 .* of width 3"):
+        Solve(Deer(), Stop(max_iter=25))(running(1, 8, 3), torch.zeros(1, 24), frame(8, 3))
+
+
+def test_a_map_that_sees_later_tokens_is_refused_and_named():
+    L, D = 6, 2
+    smooth = on_rows(lambda z: 0.3 * z + 0.2 * z.roll(-2, dims=1), L, D)
+    z0 = torch.ones(2, L * D)
+    with pytest.raises(ValueError, match=r"causal map.* token 3 of row 0 changes with token 5"):
+        Solve(Deer(), TIGHT.replace(rtol=1e-4))(smooth, z0, frame(L, D))
+    sol = Solve(Deer(probe=False), TIGHT.replace(rtol=1e-4))(smooth, z0, frame(L, D))
+    assert sol.converged.all(), "whatever the blocks are, the residual that is tested is the true one"
+    mask = torch.tensor([[True] * 5 + [False], [True] * 6])
+    with pytest.raises(ValueError, match="token 2 of row 0 changes with token 4"):
+        Solve(Deer(), TIGHT.replace(rtol=1e-4))(smooth, z0, frame(L, D, mask))
+
+
+def test_blocks_of_the_user_replace_products():
+    B, L, D = 2, 12, 3
+    given = random_blocks(B, L, D, 3)
+    u = normal(4, B, L, D)
+    f = on_rows(lambda z: z - bidiagonal_product(given, z) + u, L, D)
+    z0 = torch.zeros(B, L * D, dtype=torch.float64)
+    sol = Solve(Deer(blocks=lambda z: given, damping=0.0), Stop(rtol=1e-11))(f, z0, frame(L, D))
+    assert (sol.steps == 2).all()
+    assert (sol.cost.evaluations, sol.cost.jvps) == (3, 1)
+    with pytest.raises(ValueError, match=r"blocks\(z\) must be \(lags \+ 1, B, L, D, D\) = \(2, 2, 12, 3, 3\), got"):
+        Solve(Deer(blocks=lambda z: given[0]))(f, z0, frame(L, D))
+    with pytest.raises(TypeError, match="no plain form"):
+        Deer(blocks=lambda z: given).to_dict()
+
+
+def test_where_derivatives_come_from():
+    z0, stop = torch.zeros(2, 8, dtype=torch.float64), TIGHT
+    u = normal(1, 2, 8)
+    sine = lambda g: lambda z: g(0.7 * shifted(z) + u)  # noqa: E731
+    want = Solve(Deer(), stop)(sine(torch.sin), z0)
+
+    fused = lambda z: (torch.sin if torch.is_grad_enabled() else SineOnce.apply)(0.7 * shifted(z) + u)  # noqa: E731
+    for f, calls in ((sine(SineForward.apply), 8), (fused, 2)):
+        counted = Counted(f)
+        got = Solve(Deer(), stop)(counted, z0)
+        assert (got.z - want.z).abs().max() <= 1e-10
+        assert got.cost.evaluations == counted.calls >= calls
+    with pytest.raises(NoDerivativeError, match="cannot give"):
+        Solve(Deer(), stop)(sine(SineOnce.apply), z0)
+
+
+def steep(B: int, L: int, D: int) -> Callable[[Tensor], Tensor]:
+    """Return a map whose derivative at the start, zero, is so large that the first step is damped."""
+    u = normal(3, B, L, D)
+    return on_rows(lambda z: 0.6 * shifted(z) / (shifted(z).square().mean(2, keepdim=True) + 1e-8).sqrt() + u, L, D)
+
+
+def held(solve: Solve, f: Callable[[Tensor], Tensor], B: int, L: int, D: int, inside: bool) -> int:
+    """Return the most bytes held during a solve, with or without what is born inside f."""
+    meter = MemoryMeter()
+
+    def outside(z: Tensor) -> Tensor:
+        with meter._tracker.paused():
+            return f(z)
+
+    z0 = torch.zeros(B, L * D, dtype=torch.float64)
+    with meter:
+        solve(f if inside else outside, z0, frame(L, D))
+    return meter.peak
+
+
+def test_the_forecast_is_near_what_is_held_and_the_cap_names_both():
+    exact = Deer(damping=0.0)
+    for deer, B, L, D in ((Deer(colours=2), 1, 32, 16), (exact, 2, 32, 8), (exact.replace(lags=0), 1, 32, 8)):
+        solve, f = Solve(deer, TIGHT.replace(rtol=1e-6)), steep(B, L, D) if deer.damping else rnn(B, L, D)
+        told = forecast_solve(solve, B, L * D, torch.float64, frame=frame(L, D)).total
+        assert told is not None
+        solve(f, torch.zeros(B, L * D, dtype=torch.float64), frame(L, D))
+        most = held(solve, f, B, L, D, inside=True)
+        assert held(solve, f, B, L, D, inside=False) <= told
+        assert told <= (1.2 if deer.damping else 1.0) * most
+    with pytest.raises(MemoryError, match=r"64 tokens of width 8: \d+\.\d MiB is above memory_cap=1\.0 MiB"):
+        Solve(Deer(memory_cap="1MiB"), TIGHT)(rnn(1, 64, 8), torch.zeros(1, 512), frame(64, 8))
+    assert Solve(Deer(colours=2, memory_cap="4MiB"), TIGHT)(rnn(1, 64, 8), torch.zeros(1, 512).double(), frame(64, 8))
+
+
+def test_options():
+    assert SOLVERS.make(Deer(lags=0, damping=0.5).to_dict()) == Deer(lags=0, damping=0.5)
+    for bad, message in (
+        ({"lags": 2}, "lags must be 0 or 1, got 2"),
+        ({"colours": 1}, "colours must be a whole number >= 2, got 1"),
+        ({"damping": -1.0}, "damping must be finite and >= 0, got -1.0"),
+        ({"probe": 1}, "probe must be True or False, got 1"),
+        ({"memory_cap": "much"}, "memory_cap must be"),
+        ({"blocks": abs, "colours": 2}, "colours must be None with blocks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Deer(**bad)
+    with pytest.raises(ValueError, match="one tensor for 'deer'"):
+        Solve(Deer())(lambda z: z, torch.zeros(1, 4), Frame(leaves=((2,), (2,))))
+    with pytest.raises(ValueError, match="token_dim must be 1 for 'deer'"):
+        Solve(Deer(), Stop(per="token", token_dim=2))(lambda z: z, torch.zeros(1, 4), frame(2, 2))
+
+
+def test_nothing_to_solve():
+    for B, L, D in ((0, 3, 2), (2, 0, 2), (2, 3, 0)):
+        sol = Solve(Deer(), Stop())(lambda z: 0.5 * z, torch.zeros(B, L * D), frame(L, D))
+        assert sol.z.shape == (B, L * D)
