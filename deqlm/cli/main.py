@@ -8,19 +8,24 @@ import sys
 from collections.abc import Sequence
 
 import deqlm
-from deqlm.cli import compare, diagnose, env, gradients, solvers
+from deqlm.cli import compare, diagnose, env, generate, gradients, info, solvers
 from deqlm.cli.errors import Parser, UserError
 from deqlm_solvers.checks import suggest
 
 __all__ = ["main"]
 
-COMMANDS = {"compare": compare, "diagnose": diagnose, "env": env, "gradients": gradients, "solvers": solvers}
+COMMANDS = {
+    **{"compare": compare, "diagnose": diagnose, "env": env, "generate": generate},
+    **{"gradients": gradients, "info": info, "solvers": solvers},
+}
 
 EPILOG = """\
 examples:
   deqlm compare --quick                          solvers on a few problems, in seconds
   deqlm compare --problems mine.py:make          solvers on your own map
   deqlm diagnose mine.py:make                    why your own map or DEQ does not converge
+  deqlm generate --model DIR --prompt "Once"     text from a saved model
+  deqlm info                                     the models of the paper, and what a token costs
   deqlm solvers                                  what there is to compare
   deqlm COMMAND --help                           more on one command
 """

@@ -1,0 +1,123 @@
+"""Arguments of transformers' calls, checked and brought into the form of `deqlm.models.ImplicitLM`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deqlm.hf.cache import DecodeCache
+from deqlm.models import LMCache
+from deqlm_solvers import Stop
+from deqlm_solvers.checks import require
+
+__all__ = ["check_positions", "one_cache", "one_stop", "real_tokens"]
+
+
+def one_cache(past_key_values: Any, cache: Any) -> DecodeCache | None:
+    """Return the cache, whichever of its two names it was given by.
+
+    Raises:
+        ValueError: both are given.
+        TypeError: a cache of another kind.
+    """
+    require(past_key_values is None or cache is None, "cache", cache, "None where past_key_values is given")
+    held = cache if past_key_values is None else past_key_values
+    if held is not None and not isinstance(held, DecodeCache):
+        raise TypeError(f"past_key_values must be a deqlm.hf.DecodeCache, got {type(held).__name__}")
+    return held
+
+
+def one_stop(given: Stop | Mapping[str, Any] | None) -> Stop | None:
+    """Return the stopping rule of a call, given as an object or as a dict of its fields.
+
+    Raises:
+        TypeError: an unknown field.
+        ValueError: anything else.
+
+    Examples:
+        >>> one_stop({"rtol": 1e-3}) == Stop(rtol=1e-3)
+        True
+    """
+    if isinstance(given, Mapping):
+        return Stop.from_dict(given)
+    require(given is None or isinstance(given, Stop), "stop", given, "a Stop, or a dict of its fields")
+    return given
+
+
+def real_tokens(attention_mask: Tensor | None, tokens: Tensor, held: LMCache | None) -> Tensor | None:
+    """Return which of ``tokens`` are real, (B, L) bool, or None where all are.
+
+    Args:
+        attention_mask: (B, P + L) of zeros and ones, of the P tokens held and of these; None where all are real.
+        tokens: (B, L) or (B, L, D).
+        held: what holds earlier tokens.
+
+    Raises:
+        ValueError: a mask of another shape, with other values, without a real token in a row, or that tells another
+            number of real tokens than the cache holds.
+
+    Examples:
+        >>> real_tokens(torch.tensor([[0, 1, 1]]), torch.tensor([[5, 6, 7]]), None)
+        tensor([[False,  True,  True]])
+    """
+    if attention_mask is None:
+        return None
+    batch, length = tokens.shape[:2]
+    past = 0 if held is None else held.length
+    want = (batch, past + length)
+    rule = f"of shape {want}: all tokens, of which {past} are in the cache"
+    require(attention_mask.shape == want, "attention_mask", tuple(attention_mask.shape), rule)
+    real = attention_mask.bool()
+    if attention_mask.dtype != torch.bool:
+        others = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
+        require(not others.numel(), "attention_mask", others[:1].tolist(), "of zeros and ones")
+    if bool(real.all()) and (held is None or held.committed is None):
+        return None
+    empty = (~real.any(1)).nonzero().flatten().tolist()
+    require(not empty, "attention_mask", f"zeros alone in rows {empty}", "1 at one token of each row at least")
+    if held is not None:
+        count = real[:, :past].sum(1)
+        known = torch.full_like(count, past) if held.committed is None else held.committed
+        require(
+            torch.equal(count, known), "attention_mask", count.tolist(), f"{known.tolist()} ones in the cached part"
+        )
+    return real[:, past:]
+
+
+def check_positions(
+    position_ids: Tensor | None,
+    cache_position: Tensor | None,
+    tokens: Tensor,
+    mask: Tensor | None,
+    held: LMCache | None,
+) -> None:
+    """Raise unless positions, where they are given, are those that follow from mask and cache.
+
+    Args:
+        position_ids: (B, L) or (1, L), of real tokens.
+        cache_position: (L,), of token slots.
+        tokens: (B, L) or (B, L, D).
+        mask: (B, L) bool, or None where all tokens are real.
+        held: what holds earlier tokens.
+
+    Raises:
+        ValueError: others, such as those of several texts in one row.
+    """
+    batch, length = tokens.shape[:2]
+    past = 0 if held is None else held.length
+    if cache_position is not None:
+        want = torch.arange(past, past + length, device=cache_position.device)
+        ok = torch.equal(cache_position, want)
+        require(ok, "cache_position", cache_position.tolist(), f"from {past} to {past + length - 1}")
+    if position_ids is None:
+        return
+    shapes = {(batch, length), (1, length)}
+    require(tuple(position_ids.shape) in shapes, "position_ids", tuple(position_ids.shape), f"one of {sorted(shapes)}")
+    before = past if held is None or held.committed is None else held.committed[:, None]
+    real = torch.ones(batch, length, dtype=torch.bool, device=position_ids.device) if mask is None else mask
+    want = real.long().cumsum(1) - 1 + before
+    ok = bool(((position_ids == want) | ~real).all())
+    require(ok, "position_ids", position_ids.tolist(), f"{want.tolist()}, which follow from attention_mask and cache")

@@ -1,0 +1,215 @@
+"""``generate`` for implicit models: what transformers' own loops need to know of caches, solves and padding."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.utils.generic import ModelOutput
+
+from deqlm.hf.arguments import one_cache
+from deqlm.hf.cache import DecodeCache
+from deqlm.hf.solving import Start
+from deqlm.modes import MODES, Mode
+from deqlm_solvers import Stop
+from deqlm_solvers.checks import require
+
+if TYPE_CHECKING:
+    from deqlm.hf.config import ImplicitConfig
+
+__all__ = ["ImplicitGenerationMixin"]
+
+_KNOWN = inspect.signature(vars(GenerationMixin)["prepare_inputs_for_generation"]).parameters
+CACHE = "cache" if "cache" in _KNOWN else "past_key_values"
+"""What the installed release of transformers calls the cache."""
+
+REFUSED = {
+    "assistant_model": "assisted decoding takes tokens back, which a state-space model's cache cannot",
+    "prompt_lookup_num_tokens": "assisted decoding takes tokens back, which a state-space model's cache cannot",
+    "penalty_alpha": "contrastive search is not supported",
+    "dola_layers": "DoLa compares the layers of a deep model; an implicit model has one map",
+    "cache_implementation": "an implicit model has one kind of cache, deqlm.hf.DecodeCache",
+}
+"""Options of `generate` that cannot work here, and why."""
+
+
+class ImplicitGenerationMixin(GenerationMixin):
+    """Generation with a model whose hidden state is a fixed point; to stand before ``PreTrainedModel`` among the bases.
+
+    Greedy decoding, sampling, beam search and beam sampling are transformers' own. A prompt is solved chunk after
+    chunk, every new token by a solve of its own on top of the cache.
+    """
+
+    if TYPE_CHECKING:
+        config: ImplicitConfig
+        device: torch.device
+
+    _is_stateful = True
+    _supported_generation_modes: ClassVar[list[GenerationMode]] = [
+        GenerationMode.GREEDY_SEARCH,
+        GenerationMode.SAMPLE,
+        GenerationMode.BEAM_SEARCH,
+        GenerationMode.BEAM_SAMPLE,
+    ]
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        past_key_values: DecodeCache | None = None,
+        cache: DecodeCache | None = None,
+        stop: Stop | Mapping[str, Any] | None = None,
+        mode: str | Mapping[str, Any] | Mode | None = None,
+        start: Start | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput | Tensor:
+        """Return tokens that continue a prompt, as ``GenerationMixin.generate`` does, with options of the solves.
+
+        Rows of several lengths are padded on the left, with an ``attention_mask``. With ``return_dict_in_generate`` the
+        output also holds ``steps`` (rows, new tokens), int64: the evaluations of f by the solve of the prompt, and then
+        of each token that was fed back. With beams, a column has the rows of its own time.
+
+        Args:
+            inputs: tokens of the prompts, (B, L) int64, L >= 1.
+            generation_config: as transformers has it.
+            past_key_values: earlier tokens, from a forward with ``use_cache`` or an earlier output; it is not changed.
+                ``inputs`` are then all tokens, or the ``attention_mask`` covers the earlier ones too.
+            cache: another name of it.
+            stop: when solves end, in place of the configuration's, for prompt and new tokens.
+            mode: how the prompt is cut, in place of the configuration's; a single token is always one solve.
+            start: "zero", or "previous": the solve of a new token starts from the state of the token before. The answer
+                is the same within the tolerance, the number of evaluations is not. None is the configuration's, which
+                takes effect where there is a cache.
+            **kwargs: all other options of transformers.
+
+        Raises:
+            ValueError: no token, padding on the right or within a prompt, ids out of range, a cache of another batch
+                size, or an option that would be ignored.
+            TypeError: a cache of another kind.
+        """
+        held = one_cache(past_key_values, cache)
+        _check_prompt(inputs, kwargs)
+        require(start is None or start in get_args(Start), "start", start, f"one of {get_args(Start)}")
+        require(
+            start is None or self.config.implicit, "start", start, "None for an explicit model, which solves nothing"
+        )
+        uncached = kwargs.get("use_cache", getattr(generation_config, "use_cache", None)) is False
+        if uncached:
+            require(start != "previous", "start", start, "'zero' with use_cache=False, which keeps no state")
+            require(held is None, "past_key_values", held, "None with use_cache=False")
+        for name in REFUSED:
+            given = kwargs.get(name, getattr(generation_config, name, None))
+            require(given is None, name, given, f"None: {REFUSED[name]}")
+        given = {"stop": stop, "start": start, "mode": None if mode is None else MODES.make(mode), CACHE: held}
+        record: list[Tensor] = []
+        options = {name: value for name, value in given.items() if value is not None}
+        result: Any = super().generate(inputs, generation_config, record=record, **options, **kwargs)  # type: ignore[misc]
+        if isinstance(result, ModelOutput) and record:
+            result["steps"] = torch.stack(record, dim=1)
+        return result
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: DecodeCache | None = None,
+        cache: DecodeCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool = False,
+        mode: Mode | None = None,
+        start: Start | None = None,
+        record: list[Tensor] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of the next forward.
+
+        Args:
+            input_ids: all tokens so far, or those that follow the cache.
+            next_sequence_length: how many of them are new; None leaves it to cache and mask.
+            past_key_values: what holds the others.
+            cache: another name of it.
+            attention_mask: (B, T), of all tokens so far; 0 at padding. None where nothing is.
+            inputs_embeds: in place of the tokens in the first iteration.
+            is_first_iteration: whether this is the prompt.
+            mode: how a prompt is cut; None is the configuration's.
+            start: where the solve of a new token starts; None is the configuration's.
+            record: not for the forward.
+            **kwargs: handed on, but for the positions, which follow from the mask.
+
+        Raises:
+            ValueError: no new token, a mask of another length, or padding that is not on the left.
+        """
+        held = one_cache(past_key_values, cache)
+        past = 0 if held is None else held.get_seq_length()
+        embed = inputs_embeds is not None and is_first_iteration
+        tokens = inputs_embeds if embed else input_ids
+        assert tokens is not None
+        count = tokens.shape[1] if attention_mask is None or not past else attention_mask.shape[1] - past
+        count = count if next_sequence_length is None else next_sequence_length
+        if not 1 <= count <= tokens.shape[1]:
+            raise ValueError(
+                f"the cache holds {past} tokens and {tokens.shape[1]} were given: give all tokens, at least one of "
+                "them new, or an attention_mask over the earlier and the new ones"
+            )
+        if attention_mask is not None and is_first_iteration:
+            _check_padding(attention_mask)
+        given = {name: value for name, value in kwargs.items() if name not in ("position_ids", "cache_position")}
+        given |= {"past_key_values": held, "attention_mask": attention_mask}
+        given["inputs_embeds" if embed else "input_ids"] = tokens[:, -count:].to(self.device)
+        deq = self.config.deq
+        if count > 1:
+            given["mode"] = deq.prompt_mode if mode is None else mode
+            return given
+        given["mode"] = deq.token_mode
+        if held is not None and (deq.start if start is None else start) == "previous":
+            given["start"] = held.state
+        return given
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise: rows of a solve stop at their own time, and paged attention knows no such cache.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("continuous batching is not supported: call generate with a left-padded batch")
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any, **__: Any
+    ) -> None:
+        if generation_config.use_cache:
+            model_kwargs.setdefault(CACHE, DecodeCache())
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], **more: Any
+    ) -> dict[str, Any]:
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **more)
+        if outputs.cache is not None:
+            model_kwargs[CACHE] = outputs.cache
+        if outputs.steps is not None:
+            model_kwargs["record"].append(outputs.steps)
+        return model_kwargs
+
+
+def _check_prompt(inputs: Tensor | None, kwargs: Mapping[str, Any]) -> None:
+    require(kwargs.get("position_ids") is None, "position_ids", "given", "None: positions follow from attention_mask")
+    ids = kwargs.get("input_ids") if inputs is None else inputs
+    if ids is None:
+        return
+    require(ids.dim() == 2, "the prompts", tuple(ids.shape), "tokens of shape (B, L)")
+    least = 0 if kwargs.get("inputs_embeds") is not None else 1
+    ok = ids.shape[0] >= 1 and ids.shape[1] >= least
+    require(ok, "the prompts", tuple(ids.shape), "of shape (B, L) with at least one token")
+
+
+def _check_padding(mask: Tensor) -> None:
+    real = mask.bool()
+    if bool((real[:, :-1] & ~real[:, 1:]).any()):
+        raise ValueError("attention_mask must have padding on the left only: tokenizer.padding_side = 'left'")

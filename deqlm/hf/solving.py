@@ -1,0 +1,196 @@
+"""The `deq` section of a configuration: how the model is solved, differentiated and cut into chunks, as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from deqlm.failures import Failures
+from deqlm.gradients import GRADIENTS, Gradient, Phantom, Unrolled
+from deqlm.models import ImplicitLM, LMOptions
+from deqlm.models.lm import EVALUATION, FREE
+from deqlm.modes import MODES, Chunked, Mode, Sequential, Simultaneous
+from deqlm.training import Phases
+from deqlm_solvers import Options, Solve, Solver, Stop, options
+from deqlm_solvers.checks import require
+from deqlm_solvers.solution import OnFailure
+
+__all__ = ["DeqOptions", "Grad", "NoGrad"]
+
+FailedGrad = Literal["drop", "keep", "raise"]
+Start = Literal["zero", "previous"]
+MODE_NAMES = ("mode", "prompt_mode", "token_mode")
+
+
+def _settle(section: Grad | NoGrad, solve: Solve) -> None:
+    object.__setattr__(section, "solver", solve.solver)
+    object.__setattr__(section, "stop", solve.stop)
+
+
+@options
+class NoGrad(Options):
+    """How to solve without grad.
+
+    Args:
+        solver: registered name, dict with ``name`` and options, or object.
+        stop: a `deqlm.Stop`, or a dict of its fields; fields that are left away have `Stop`'s defaults.
+
+    Raises:
+        ValueError, TypeError, KeyError: an option that is unknown, out of range, or a pair that does not fit.
+
+    Examples:
+        >>> NoGrad(stop={"rtol": 1e-3, "per": "token"}).solve.solver
+        FixedPoint(damping=0.8, first_damping=None, impl='auto')
+    """
+
+    solver: Solver = EVALUATION.solver
+    stop: Stop = EVALUATION.stop
+
+    def __post_init__(self) -> None:
+        _settle(self, Solve(self.solver, self.stop))
+
+    @property
+    def solve(self) -> Solve:
+        """Solver and stop as one object."""
+        return Solve(self.solver, self.stop)
+
+
+@options
+class Grad(Options):
+    """How to solve with grad, and how the gradient is made.
+
+    Args:
+        solver: registered name, dict with ``name`` and options, or object.
+        stop: a `deqlm.Stop`, or a dict of its fields; fields that are left away have `Stop`'s defaults.
+        gradient: as ``solver``, of `deqlm.GRADIENTS`.
+
+    Raises:
+        ValueError, TypeError, KeyError: an option that is unknown, out of range, or a pair that does not fit.
+
+    Examples:
+        >>> Grad(gradient={"name": "phantom", "steps": 1}).stop.max_iter
+        24
+    """
+
+    solver: Solver = FREE.solver
+    stop: Stop = FREE.stop
+    gradient: Gradient = Phantom()
+
+    def __post_init__(self) -> None:
+        _settle(self, Solve(self.solver, self.stop))
+        object.__setattr__(self, "gradient", GRADIENTS.make(self.gradient))
+        self.gradient.check(self.solve)
+
+    @property
+    def solve(self) -> Solve:
+        """Solver and stop as one object."""
+        return Solve(self.solver, self.stop)
+
+
+@options
+class DeqOptions(Options):
+    """The section ``deq`` of a configuration; in config.json a dict of the same keys.
+
+    Grad mode chooses between ``grad`` and ``no_grad``, not ``train()``. Keys of a section that are left away keep the
+    section's defaults, those of the paper's free phase.
+
+    Args:
+        grad: a `Grad`, or a dict of its fields.
+        no_grad: a `NoGrad`, or a dict of its fields.
+        phases: `deqlm.training.Phases` or the dict of one: the plan that a training applies to the model at each step,
+            ``config.deq.phases.apply(model, step)``; None has no plan. A model itself starts with ``grad``.
+        mode: how a forward is solved along its tokens: `deqlm.Simultaneous`, `deqlm.Chunked` or `deqlm.Sequential`, by
+            object, name or dict.
+        prompt_mode: likewise, of the prompt in ``generate``.
+        token_mode: likewise, of the new tokens there.
+        start: where ``generate`` starts the solve of a new token: "zero", or "previous" for the state of the token
+            before.
+        on_failure: "ignore", "warn" or "raise" when a row does not converge.
+        failed_grad: as for `deqlm.DEQ`.
+
+    Raises:
+        ValueError, TypeError, KeyError: an option that is unknown, out of range, contradicts another, or is no plain
+            data.
+
+    Examples:
+        >>> section = DeqOptions(grad={"stop": {"max_iter": 4, "rtol": 0.05, "keep": "best_f"}}, mode="sequential")
+        >>> DeqOptions.from_dict(section.to_dict()) == section
+        True
+    """
+
+    grad: Grad = Grad()
+    no_grad: NoGrad = NoGrad()
+    phases: Phases | None = None
+    mode: Mode = Simultaneous()
+    prompt_mode: Mode = Chunked(64)
+    token_mode: Mode = Sequential()
+    start: Start = "zero"
+    on_failure: OnFailure = "ignore"
+    failed_grad: FailedGrad = "drop"
+
+    def __post_init__(self) -> None:
+        for name, cls in (("grad", Grad), ("no_grad", NoGrad), ("phases", Phases)):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                value = cls.from_dict(value)
+            if name != "phases" or value is not None:
+                require(isinstance(value, cls), name, value, f"a {cls.__name__}, or a dict of its fields")
+            object.__setattr__(self, name, value)
+        for name in MODE_NAMES:
+            object.__setattr__(self, name, MODES.make(getattr(self, name)))
+        for name, kind in (("on_failure", OnFailure), ("failed_grad", FailedGrad), ("start", Start)):
+            require(getattr(self, name) in get_args(kind), name, getattr(self, name), f"one of {get_args(kind)}")
+        self._refuse_contradictions()
+        try:
+            json.dumps(self.to_dict())
+        except TypeError as error:
+            raise TypeError(f"the deq section must be plain data, to be saved as JSON: {error}") from None
+
+    @classmethod
+    def of(cls, given: DeqOptions | Mapping[str, Any] | None) -> DeqOptions:
+        """Return the section of an object, a dict of its fields, or None, which is the default.
+
+        Raises:
+            TypeError: anything else, or an unknown key; the message names the nearest one.
+        """
+        if given is None:
+            return cls()
+        if isinstance(given, Mapping):
+            return cls.from_dict(given)
+        if not isinstance(given, cls):
+            raise TypeError(f"deq must be a dict or a {cls.__name__}, got {given!r}")
+        return given
+
+    @classmethod
+    def of_preset(cls, preset: LMOptions) -> DeqOptions:
+        """Return the section that solves as the options of a model say."""
+        if not preset.implicit:
+            return cls()
+        phantom = Phantom(preset.phantom_steps, preset.damping)
+        grad = Grad(solver=preset.solve.solver, stop=preset.solve.stop, gradient=phantom)
+        return cls(grad=grad, no_grad=NoGrad(solver=preset.no_grad.solver, stop=preset.no_grad.stop))
+
+    def apply(self, lm: ImplicitLM) -> None:
+        """Make ``lm`` solve in this way; its weights do not change."""
+        lm.solve, lm.gradient = self.grad.solve, self.grad.gradient
+        lm.no_grad, lm.mode = self.no_grad.solve, self.mode
+        lm.failures = Failures(self.on_failure, self.failed_grad)
+
+    def refuse_solving(self) -> None:
+        """Raise if anything but the modes is set; an explicit model would ignore it.
+
+        Raises:
+            ValueError: it is.
+        """
+        for name, field in type(self).__dataclass_fields__.items():  # type: ignore[attr-defined]
+            if name not in MODE_NAMES:
+                value = getattr(self, name)
+                require(
+                    value == field.default, f"deq.{name}", value, "left away with implicit=False: nothing is solved"
+                )
+
+    def _refuse_contradictions(self) -> None:
+        if isinstance(self.grad.gradient, Unrolled):
+            rule = "'simultaneous' with gradient 'unrolled', which differentiates the steps of one solve"
+            require(self.mode == Simultaneous(), "mode", self.mode, rule)
