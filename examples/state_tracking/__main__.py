@@ -1,0 +1,136 @@
+"""State tracking: an implicit layer follows the state of a group, an explicit one does not.
+
+A sequence of group elements goes in, and at every position the product of all elements so far is asked for. One
+implicit layer learns that on short sequences and goes on with longer ones; see README.md for what to expect.
+
+    python -m examples.state_tracking demo              a minute: S3, one implicit layer against explicit ones
+    python -m examples.state_tracking cpu               half an hour: Z2, Z3, S3, A5, transformers, modes
+    python -m examples.state_tracking full              hours: rates, equal steps, equal time, five seeds
+    python -m examples.state_tracking paper --help      the authors' size, on one GPU
+    python -m examples.state_tracking train --help      a model of your own
+    python -m examples.state_tracking evaluate --help   look at a trained model
+
+Every command stores JSON and pictures below --out, goes on where it was interrupted, and needs no data and no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from examples.state_tracking import commands
+
+OUT = Path("runs/state_tracking")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    made = argparse.ArgumentParser(
+        prog="python -m examples.state_tracking",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = _add(names, "demo", commands.demo, "one implicit layer against explicit ones, a minute on two cores")
+    demo.add_argument("--group", default="S3", choices=commands.DEMO_GROUPS, help="what to learn (default %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of weights and batches (default %(default)s)")
+    _workers(demo, 3)
+
+    cpu = _add(names, "cpu", commands.cpu, "several groups, modes and the frontier, half an hour on two cores")
+    cpu.add_argument(
+        "--only", nargs="+", choices=commands.PARTS, metavar="PART", help=f"of {', '.join(commands.PARTS)}"
+    )
+    cpu.add_argument("--quick", action="store_true", help="three steps of each, to see that it runs")
+    _workers(cpu)
+
+    full = _add(
+        names, "full", commands.full, "learning rates, equal steps, equal time, five seeds, at most three hours"
+    )
+    full.add_argument("--groups", nargs="+", choices=commands.FULL_GROUPS, help="default: all")
+    full.add_argument("--quick", action="store_true", help="tiny settings, to see that it runs")
+    _workers(full)
+
+    paper = _add(names, "paper", commands.paper, "the authors' experiments at their size, on one GPU")
+    paper.add_argument(
+        "--experiment",
+        default="hard",
+        choices=commands.EXPERIMENTS,
+        help="shares of hard tokens of A5xM, or layers against length of S5 (default %(default)s)",
+    )
+    paper.add_argument("--only", nargs="+", type=int, metavar="I", help="numbers of the recipes to run; see --list")
+    paper.add_argument("--list", action="store_true", help="print the recipes and what they cost, run nothing")
+    paper.add_argument("--seed", type=int, default=0, help="of weights and batches (default %(default)s)")
+    paper.add_argument("--device", default="cuda", help="where to train (default %(default)s)")
+    paper.add_argument(
+        "--steps", type=int, help="only try so many steps of each phase out, and print what all would take"
+    )
+    paper.add_argument("--rows", type=int, default=2, help="sequences per step of --steps (default %(default)s)")
+    paper.add_argument(
+        "--tflops",
+        type=float,
+        default=20.0,
+        help="10^12 operations per second that the estimate assumes (default %(default)s: float32 on a large GPU)",
+    )
+
+    train = _add(names, "train", commands.train, "train one model with settings of your own")
+    train.add_argument("--problem", default="S3", help="groups Z<n>, S<n>, A<n> and monoids M, F joined by x: A5xM")
+    train.add_argument("--family", default="implicit", choices=("implicit", "explicit"))
+    train.add_argument("--mixer", default="mamba2", choices=("mamba2", "attention"))
+    train.add_argument("--layers", type=int, default=1)
+    train.add_argument("--width", type=int, default=32)
+    train.add_argument("--length", type=int, default=16, help="longest trained length; shorter ones come first")
+    train.add_argument("--steps", type=int, default=480, help="the learning rate decays to zero with them")
+    train.add_argument("--tokens", type=int, default=512, help="per step")
+    train.add_argument("--lr", type=float, default=3e-3)
+    train.add_argument("--p", type=float, default=0.0, help="probability of an easy token, the identity")
+    train.add_argument("--max-iter", type=int, default=24, help="most evaluations of a solve in training")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", default="cpu")
+
+    look = _add(
+        names, "evaluate", commands.evaluate, "accuracy, steps and agreement of a trained model in several modes"
+    )
+    look.add_argument("folder", type=Path, help="of a run, with its result.json")
+    look.add_argument("--lengths", nargs="+", type=int, help="default: 1, 2, 4, 8 and 16 times the trained length")
+    look.add_argument("--p", nargs="+", type=float, default=[0.0, 0.5, 0.9], help="shares of easy tokens")
+    look.add_argument("--rows", type=int, default=64, help="sequences per test (default %(default)s)")
+
+    search = _add(
+        names, "search", commands.search, "the learning-rate search of the demo's explicit models (rates.json)"
+    )
+    search.add_argument("--groups", nargs="+", default=list(commands.DEMO_GROUPS), choices=commands.DEMO_GROUPS)
+    _workers(search)
+
+    page = _add(names, "page", commands.page, "copy results into docs/records and draw docs/results.md from them")
+    page.add_argument("--runs", type=Path, default=OUT, help="folder of the runs (default %(default)s)")
+    return made
+
+
+def _add(names: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    made = names.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    made.set_defaults(run=run)
+    made.add_argument("--out", type=Path, default=OUT / name, help="folder of the results (default %(default)s)")
+    made.add_argument("--no-progress", dest="progress", action="store_const", const=False, help="draw no progress bar")
+    return made
+
+
+def _workers(made: argparse.ArgumentParser, default: int = 2) -> None:
+    made.add_argument("--workers", type=int, default=default, help="processes, one thread each (default %(default)s)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

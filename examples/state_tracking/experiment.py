@@ -1,0 +1,124 @@
+"""Runs one recipe in a folder: train, test, store; done once, it is read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deqlm.models import ImplicitLM
+from deqlm.training import write_atomically
+from examples.loop import train
+from examples.loop.log import environment
+from examples.state_tracking.data import word_problem
+from examples.state_tracking.evaluate import predict, summary
+from examples.state_tracking.recipe import Recipe
+from examples.state_tracking.task import StateTracking
+
+__all__ = ["load", "read_json", "run", "trained", "write_json"]
+
+RESULT = "result.json"
+
+
+def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | None = None) -> dict[str, Any]:
+    """Train and test a recipe; return its result, which also lies in the folder.
+
+    A folder that holds the result of this recipe is not trained again; one with checkpoints goes on from there.
+
+    Args:
+        recipe: what to do.
+        folder: of checkpoints, log and result.
+        device: where to do it.
+        progress: as for `examples.loop.train`.
+
+    Raises:
+        ValueError: the folder holds the result of another recipe.
+        deqlm.training.CheckpointError: it holds the checkpoint of another recipe.
+    """
+    wanted = json.loads(json.dumps(recipe.to_dict()))
+    path = folder / RESULT
+    if path.exists():
+        found = read_json(path)
+        if found["recipe"] == wanted:
+            return found
+        raise ValueError(f"{path} is the result of other settings: choose another folder with --out, or remove it")
+    model, training = trained(recipe, folder, device=device, progress=progress)
+    problem = word_problem(recipe.problem)
+    tests = [summary(predict(model, problem, test), test) for test in recipe.tests]
+    result = {
+        "label": recipe.label,
+        "problem": recipe.problem,
+        "seed": recipe.loop.seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": training,
+        "tests": tests,
+        "recipe": wanted,
+        "environment": environment(torch.device(device)),
+    }
+    write_json(path, result)
+    return result
+
+
+def trained(
+    recipe: Recipe, folder: Path | None, *, device: str = "cpu", progress: bool | None = None
+) -> tuple[ImplicitLM, dict[str, Any]]:
+    """Return a trained model in eval mode, and what its training came to.
+
+    Args:
+        recipe: weights and batches depend on nothing else.
+        folder: of checkpoints and log; None keeps nothing.
+        device: where to train.
+        progress: as for `examples.loop.train`.
+    """
+    model = _initial(recipe).to(device)
+    task = StateTracking(word_problem(recipe.problem), watched=recipe.watched)
+    done = train(
+        model,
+        task,
+        recipe.loop,
+        folder=folder,
+        resume=folder is not None,
+        about={"label": recipe.label, "model": recipe.model.to_dict()},
+        name=recipe.label,
+        progress=progress,
+    )
+    return model.eval(), done.summary()
+
+
+def load(folder: Path, *, device: str = "cpu") -> tuple[Recipe, ImplicitLM]:
+    """Return the recipe of a finished run and its model, in eval mode.
+
+    Raises:
+        FileNotFoundError: the folder holds no result.
+    """
+    path = folder / RESULT
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: train first")
+    recipe = Recipe.from_dict(read_json(path)["recipe"])
+    return recipe, trained(recipe, folder, device=device, progress=False)[0]
+
+
+def read_json(path: Path) -> Any:
+    """Return the data of a JSON file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write data as JSON, all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def _initial(recipe: Recipe) -> ImplicitLM:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.loop.seed)
+        return recipe.model.make()

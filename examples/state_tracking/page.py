@@ -1,0 +1,134 @@
+"""Keeps results: copies them from the folders of runs into docs/records, and draws docs/results.md from there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.state_tracking import report
+from examples.state_tracking.experiment import read_json
+from examples.state_tracking.small import PARTS
+
+__all__ = ["DOCS", "blocks", "copy_records", "redraw"]
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+RECORDS = Path("records/state_tracking")
+LONGEST = 256
+"""Tokens up to which a record keeps what was measured at every position."""
+
+Data = dict[str, Any]
+
+
+def copy_records(runs: Path, docs: Path = DOCS) -> list[Path]:
+    """Copy the results below ``runs`` into the records; return what was written.
+
+    Args:
+        runs: the folder that holds "demo", "cpu" and "full", as the commands leave them.
+        docs: the folder of the documentation.
+
+    Raises:
+        FileNotFoundError: there is nothing to copy.
+    """
+    found = {f"demo-{path.parent.name}": path for path in sorted(runs.glob("demo/*/result.json"))}
+    found |= {f"cpu-{part}": runs / f"cpu/{part}.json" for part in PARTS}
+    found |= {f"full-{path.stem}": path for path in sorted(runs.glob("full/*.json"))}
+    found = {name: path for name, path in found.items() if path.exists()}
+    if not found:
+        raise FileNotFoundError(f"{runs} holds no results: run demo, cpu or full first")
+    folder = docs / RECORDS
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, path in found.items():
+        written.append(folder / f"{name}.json")
+        written[-1].write_text(json.dumps(_slim(read_json(path)), separators=(",", ":")) + "\n")
+    return written
+
+
+def _slim(data: Any) -> Any:
+    """Return data without lists of one number per position of long sequences."""
+    if isinstance(data, dict):
+        kept = {
+            name: value
+            for name, value in data.items()
+            if not (name in ("accuracy", "token_steps") and isinstance(value, list) and len(value) > LONGEST)
+        }
+        return {name: _slim(value) for name, value in kept.items()}
+    return [_slim(value) for value in data] if isinstance(data, list) else data
+
+
+def blocks(docs: Path = DOCS) -> dict[str, str]:
+    """Return the parts of the page that are drawn from records, by name; each says so where it has none."""
+    records = {path.stem: read_json(path) for path in sorted((docs / RECORDS).glob("*.json"))}
+    made = {}
+    for group in ("S3", "Z2"):
+        demos = [data for name, data in records.items() if name.startswith(f"demo-{group}-")]
+        made[f"demo-{group}"] = _demos(group, demos) if demos else _missing(f"demo --group {group}")
+    for part in PARTS:
+        data = records.get(f"cpu-{part}")
+        made[f"cpu-{part}"] = _part(part, data) if data else _missing(f"cpu --only {part}")
+    full = {name.removeprefix("full-"): data for name, data in records.items() if name.startswith("full-")}
+    made["full"] = "\n\n".join(_full(group, data) for group, data in full.items()) if full else _missing("full")
+    return made
+
+
+def redraw(docs: Path = DOCS) -> Path:
+    """Put the blocks into docs/results.md, between their marks; return the page.
+
+    Raises:
+        ValueError: the page has no place for a block.
+    """
+    page = docs / "results.md"
+    text = page.read_text()
+    for name, block in blocks(docs).items():
+        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", flags=re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"{page} has no block {name!r}: it needs <!-- begin {name} --> and <!-- end {name} -->")
+        text = pattern.sub(lambda match, new=block: f"{match[1]}{new}\n{match[2]}", text)
+    page.write_text(text)
+    return page
+
+
+def _missing(command: str) -> str:
+    return f"No record yet: `python -m examples.state_tracking {command}`."
+
+
+def _demos(group: str, demos: Sequence[Data]) -> str:
+    results = sorted((r for data in demos for r in data["results"]), key=lambda r: (r["label"], r["seed"]))
+    implicit = [r for r in results if r["label"].startswith("implicit")]
+    ordered = [*implicit, *(r for r in results if r not in implicit)]
+    gaps = [report.gap(data["results"], 64) for data in demos]
+    seconds = [data["wall_seconds"] for data in demos]
+    return "\n\n".join(
+        [
+            report.accuracy_table(ordered, markdown=True),
+            f"Guessing: {report.chance(group):.3f}. At L=64 the implicit layer is ahead of the best explicit model by "
+            f"{min(gaps):.2f} to {max(gaps):.2f}. One seed with its baselines took {min(seconds):.0f} to "
+            f"{max(seconds):.0f} s. {_machine(ordered[0])}",
+        ]
+    )
+
+
+def _part(part: str, data: Data) -> str:
+    if part == "modes":
+        return report.mode_table(data["table"], markdown=True)
+    results = data["results"]
+    guess = f"Guessing: {report.chance(results[0]['problem']):.3f}. {_machine(results[0])}"
+    return f"{report.spread_table(results, markdown=True)}\n\n{guess}"
+
+
+def _full(group: str, data: Data) -> str:
+    parts = [f"**{group}**, rates by search: " + ", ".join(f"{k} {v:g}" for k, v in data["rates"].items()) + "."]
+    for kind in ("equal_steps", "equal_time"):
+        for metric, words in (("last", "last token"), ("last10", "last ten tokens")):
+            parts.append(f"{group}, {kind.replace('_', ' ')}, {words}:")
+            parts.append(report.spread_table(data[kind], metric=metric, markdown=True))
+    return "\n\n".join([*parts, _machine(data["equal_steps"][0])])
+
+
+def _machine(result: Data) -> str:
+    where = result["environment"]
+    names = f"deqlm {where['deqlm']}, torch {where['torch']}, Python {where['python']}, {where['platform']}"
+    return f"{names}, {where['device']}, one thread per process."

@@ -1,0 +1,145 @@
+"""One experiment as plain data: problem, model, training, tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deqlm.models import LMOptions
+from deqlm.modes import MODES, Chunked, Mode
+from deqlm.training import Curriculum, Stage, free, warm_up
+from deqlm_solvers import Options, options
+from deqlm_solvers.checks import number, require, whole
+from examples.loop import LoopOptions
+from examples.state_tracking.data import word_problem
+
+__all__ = ["Recipe", "Test", "by_length"]
+
+
+@options
+class Test(Options):
+    """One look at a trained model.
+
+    Args:
+        length: tokens per sequence.
+        rows: sequences.
+        batch: of them at a time.
+        p: probability of an easy token.
+        mode: how an implicit model is solved, object or dict; an explicit one is evaluated in one go.
+        max_iter: most evaluations per solve; None is the model's.
+        rtol: tolerance; None is the model's.
+        seed: of the sequences, which no training sees.
+
+    Raises:
+        ValueError, TypeError: a value that breaks its rule.
+    """
+
+    __test__ = False  # it is no test of pytest's
+
+    length: int
+    rows: int = 512
+    batch: int = 512
+    p: float = 0.0
+    mode: Mode = Chunked(16)
+    max_iter: int | None = None
+    rtol: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("length", "rows", "batch"):
+            whole(name, getattr(self, name), 1)
+        whole("seed", self.seed, 0)
+        number("p", self.p, "in [0, 1]", lambda p: 0 <= p <= 1)
+        object.__setattr__(self, "mode", MODES.make(self.mode))
+        if self.max_iter is not None:
+            whole("max_iter", self.max_iter, 1)
+        if self.rtol is not None:
+            number("rtol", self.rtol, "> 0", lambda t: t > 0)
+
+
+@options
+class Recipe(Options):
+    """One training and what is looked at behind it.
+
+    Args:
+        label: what tables and plots call it.
+        problem: as `examples.state_tracking.data.word_problem` reads it.
+        model: what is trained.
+        loop: how.
+        tests: what is measured.
+        watched: (length, p) pairs looked at while it trains.
+
+    Raises:
+        ValueError, TypeError: a value that breaks its rule, or a model without a row for every token.
+    """
+
+    label: str
+    problem: str
+    model: LMOptions
+    loop: LoopOptions
+    tests: tuple[Test, ...]
+    watched: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, kind in (("model", LMOptions), ("loop", LoopOptions)):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, kind.from_dict(value))
+        made = tuple(Test.from_dict(t) if isinstance(t, Mapping) else t for t in self.tests)
+        object.__setattr__(self, "tests", made)
+        object.__setattr__(self, "watched", tuple((int(length), float(p)) for length, p in self.watched))
+        tokens = len(word_problem(self.problem))
+        require(self.model.rows >= tokens, "vocab_size", self.model.rows, f">= {tokens}, the tokens of {self.problem}")
+
+    @property
+    def length(self) -> int:
+        """Longest sequence of the training."""
+        return max(stage.length for stage in self.loop.curriculum.stages)
+
+    def with_seed(self, seed: int) -> Recipe:
+        """Return the same recipe for another seed of weights and batches."""
+        return self.replace(loop=self.loop.replace(seed=seed))
+
+    def with_loop(self, **changes: Any) -> Recipe:
+        """Return the same recipe with some options of its training changed."""
+        return self.replace(loop=self.loop.replace(**changes))
+
+
+def by_length(
+    lengths: tuple[int, ...],
+    *,
+    tokens: int = 1024,
+    p: float = 0.0,
+    until: float = 0.9,
+    most: int | None = None,
+    unroll: int = 8,
+    max_iter: int | None = None,
+    phantom: int = 4,
+    damping: float = 0.8,
+) -> Curriculum:
+    """Return stages of growing length, each until the running accuracy of the last token is above ``until``.
+
+    Short stages of an implicit model are unrolled, one evaluation per token; the others are solved. The last one has no
+    end of its own.
+
+    Args:
+        lengths: of the stages.
+        tokens: per step.
+        p: probability of an easy token.
+        until: accuracy that ends a stage.
+        most: steps that end a stage but the last in any case.
+        unroll: longest length that is unrolled; the last one is solved in any case.
+        max_iter: most evaluations of a solve; None for a model that solves nothing.
+        phantom: its phantom steps.
+        damping: of these.
+    """
+    stages = []
+    for length in lengths:
+        last = length == lengths[-1]
+        phase = None
+        if max_iter is not None:
+            solved = free(max_iter=max_iter, phantom=phantom, damping=damping)
+            phase = solved if last or length > unroll else warm_up(iterations=length)
+        ends = {} if last else {"until": until, "steps": most}
+        stages.append(Stage(length=length, rows=max(1, tokens // length), p=p, phase=phase, **ends))
+    return Curriculum(tuple(stages))

@@ -1,0 +1,138 @@
+"""Recipes are plain data that come back unchanged, and say what the papers and the design say."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from deqlm.modes import Chunked
+from examples.state_tracking import full, paper, small
+from examples.state_tracking.recipe import Recipe, Test, by_length
+from examples.state_tracking.recipes import DEMO, RATES, demo_recipes, explicit, found_rate, general, implicit, twin
+from examples.state_tracking.search import LEARNING_RATES
+
+ALL = [
+    *demo_recipes("S3"),
+    *demo_recipes("Z2", seed=3),
+    *(recipe for part in small.PARTS for recipe in small.part_recipes(part, quick=True)),
+    *(recipe for name in paper.EXPERIMENTS for recipe in paper.recipes_of(name)),
+]
+
+
+@pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: f"{recipe.problem}-{recipe.label}-{recipe.loop.seed}")
+def test_a_recipe_comes_back_from_json(recipe):
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_by_length_unrolls_short_stages_and_solves_the_last():
+    stages = by_length((2, 4, 16), tokens=64, max_iter=24, phantom=3).stages
+    assert [(s.length, s.rows, s.until) for s in stages] == [(2, 32, 0.9), (4, 16, 0.9), (16, 4, None)]
+    assert [s.phase.stop.max_iter for s in stages] == [2, 4, 24]
+    assert [s.phase.gradient.name for s in stages] == ["unrolled", "unrolled", "phantom"]
+    assert not by_length((2, 4)).has_phases
+    longer = by_length((8, 16, 32), max_iter=24).stages
+    assert [s.phase.gradient.name for s in longer] == ["unrolled", "phantom", "phantom"]
+
+
+def test_the_demo_gives_its_baselines_more_steps_and_their_own_rate():
+    solved, *twins = demo_recipes("S3", seed=4)
+    assert [recipe.model.n_layer for recipe in (solved, *twins)] == [1, 1, 2]
+    assert [recipe.model.implicit for recipe in (solved, *twins)] == [True, False, False]
+    assert {recipe.loop.seed for recipe in (solved, *twins)} == {4}
+    for layers, recipe in enumerate(twins, start=1):
+        assert recipe.loop.steps >= 5 * solved.loop.steps
+        assert recipe.loop.lr == found_rate("S3", layers)["lr"]
+        last = recipe.loop.curriculum.stages[-1]
+        assert (last.length, last.steps) == (16, None)
+    assert solved.model.mixer == twins[1].model.mixer
+
+
+def test_half_of_the_steps_of_a_baseline_are_left_for_the_full_length():
+    recipe = twin("Z2", 1, lr=1e-3, start="curriculum")
+    assert sum(stage.steps for stage in recipe.loop.curriculum.stages[:-1]) <= recipe.loop.steps / 2
+    assert [stage.length for stage in twin("Z2", 1, lr=1e-3, start="direct").loop.curriculum.stages] == [16]
+
+
+def test_every_baseline_of_the_demo_has_a_stored_rate():
+    assert RATES.exists()
+    for group in DEMO:
+        for layers in (1, 2):
+            assert found_rate(group, layers)["lr"] in LEARNING_RATES
+
+
+def test_a_group_without_a_recipe_is_named():
+    with pytest.raises(KeyError, match="did you mean 'S3'"):
+        demo_recipes("S4")
+
+
+def test_a_vocabulary_that_is_too_small_is_refused():
+    recipe = demo_recipes("S3")[0]
+    with pytest.raises(ValueError, match="vocab_size must be >= 60, the tokens of A5, got 6"):
+        recipe.replace(problem="A5")
+
+
+@pytest.mark.parametrize("change", [{"length": 0}, {"rows": 0}, {"p": 1.5}, {"rtol": 0}, {"max_iter": 0}])
+def test_a_test_out_of_range_is_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Test(**{"length": 4, **change})
+
+
+def test_a_general_recipe_grows_to_its_length_and_tests_multiples():
+    recipe = general("Z3", model=explicit("Z3", 2), label="x", steps=12, length=12, times=(1, 4))
+    assert [stage.length for stage in recipe.loop.curriculum.stages] == [2, 4, 8, 12]
+    assert [test.length for test in recipe.tests] == [12, 48]
+    assert recipe.length == 12
+    assert recipe.tests[0].mode == Chunked(16)
+
+
+def test_the_paper_is_reproduced_to_the_letter():
+    recipes = paper.recipes_of("hard")
+    assert [recipe.loop.curriculum.stages[0].p for recipe in recipes] == [0, 0.5, 0.75, 0.9, 0.95, 0.98]
+    loop = recipes[3].loop
+    assert (loop.lr, loop.clip, loop.betas, loop.decay, loop.weight_decay) == (1e-3, 0.25, (0.9, 0.95), "linear", 0.0)
+    assert loop.steps * 512 == 8_388_608
+    (stage,) = loop.curriculum.stages
+    assert (stage.length, stage.rows) == (256, 512)
+    warm, solved = loop.phases.phases
+    assert (warm.steps, warm.stop.max_iter, solved.stop.max_iter, solved.gradient.steps) == (4005, 4, 32, 4)
+    model = recipes[3].model
+    assert (model.d_model, model.n_layer, model.vocab_size, model.dropout) == (256, 1, 240, 0.0)
+    tested = {(test.length, test.p) for test in recipes[3].tests}
+    assert tested == {(256, 0.5), (256, 0.9), (1024, 0.5), (1024, 0.9)}
+
+
+def test_the_layers_of_s5_are_compared_at_every_length():
+    recipes = paper.recipes_of("layers")
+    assert len(recipes) == 24
+    assert {recipe.model.n_layer for recipe in recipes if not recipe.model.implicit} == {1, 2, 4, 8, 16}
+    longest = [recipe for recipe in recipes if recipe.model.implicit][-1]
+    assert [test.length for test in longest.tests] == [32, 64, 128, 256]
+    with pytest.raises(KeyError, match="hard, layers"):
+        paper.recipes_of("soft")
+
+
+def test_the_estimate_counts_evaluations():
+    recipe = paper.layers_against_length(4, 2)
+    weights = sum(p.numel() for p in recipe.model.make("meta").parameters())
+    cost = paper.estimate(recipe, flops=1e12)
+    assert math.isclose(cost["flop"], 2 * weights * 512 * 4 * 3 * recipe.loop.steps)
+    assert math.isclose(cost["hours"], cost["flop"] / 1e12 / 3600)
+    solved = paper.estimate(paper.hard_tokens(0.1), flops=1e12)
+    free = 16_384 - 4005
+    assert solved["evaluations"] == 4005 * (4 + 2 * 4) + free * (32 + 4 + 2 * 4)
+
+
+def test_quick_sizes_are_small():
+    for part in small.PARTS:
+        for recipe in small.part_recipes(part, quick=True):
+            assert recipe.loop.steps == 3
+    assert set(full.GROUPS) >= {"S3", "Z2"}
+    with pytest.raises(KeyError, match="did you mean 'S3'"):
+        small.part_recipes("S33")
+
+
+def test_the_implicit_model_is_one_layer_without_weight_normalisation():
+    model = implicit("A5", width=64)
+    assert (model.rows, model.n_layer, model.weight_norm, model.labels) == (60, 1, False, "aligned")
