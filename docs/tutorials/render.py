@@ -27,6 +27,7 @@ from typing import Any
 os.environ["MPLBACKEND"] = "Agg"
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parents[1]))  # tutorials may import the examples
 CELL = re.compile(r"^# %%(.*)$", flags=re.MULTILINE)
 VOLATILE = "<!-- numbers vary between machines -->"
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?( ?(us|ms|s)\b)?")
