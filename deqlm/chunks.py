@@ -18,11 +18,11 @@ from deqlm.fixed_point import solve_rows
 from deqlm.frontier import Slide, check_slide
 from deqlm.gradients import Gradient, Unrolled
 from deqlm.memory_cap import MemoryCap
-from deqlm.modes import Auto, Chunked, Frontier, Mode, StartOf
+from deqlm.modes import Auto, Chunked, Frontier, Mode, Simultaneous, StartOf
 from deqlm.pieces import ChunkMap, Piece, frame_of
 from deqlm.rows import RowMap
 from deqlm.sizes import cheapest_size
-from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Stop, options
+from deqlm_solvers import Cost, Frame, Map, Solution, Solve, StepSolver, Stop, options
 from deqlm_solvers.checks import require
 
 __all__ = ["Committed", "per_token", "solve_chunks"]
@@ -102,6 +102,8 @@ def solve_chunks(
             stop that the mode cannot honour.
     """
     (shape,) = f.rows.shapes
+    if isinstance(mode, Auto) and not isinstance(how.solver, StepSolver):
+        mode = Simultaneous()  # a whole solver has a budget of its own, which a short attempt would cut
     tokens = {"token_mask": token_mask, "cap": cap, "tokens": shape[1]}
     if torch.is_grad_enabled() and isinstance(gradient, Unrolled):
         if mode.one_solve(shape[1]) and not commit:

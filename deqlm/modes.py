@@ -174,7 +174,8 @@ class Auto(Mode):
     part in it, and no row's points depend on other rows, but for rounding.
 
     `ImplicitLM` makes one solve of all tokens where grad mode is on, because a truncated solve in chunks trains another
-    model than a truncated one of all tokens, and with a budget (``Stop(rtol=0)``), whose evaluations are counted.
+    model than a truncated one of all tokens, and with a budget (``Stop(rtol=0)``), whose evaluations are counted. A
+    solver that does not go step by step (`deqlm.Deer`, `deqlm.Fallback`) always solves all tokens at once.
 
     Examples:
         >>> Auto().cuts(20), Auto().cuts(40)

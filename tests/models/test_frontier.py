@@ -275,6 +275,16 @@ def test_auto_goes_on_in_chunks_where_it_does_not(family):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@torch.no_grad()
+def test_auto_leaves_the_tokens_together_for_a_whole_solver(model):
+    e = embeddings(model, 1, length=Auto.SHORT + 2)
+    model.no_grad = Solve(deqlm.Fallback("anderson", "fixed_point"), Stop(max_iter=500, rtol=1e-9))
+    auto, whole = (model(embeddings=e, mode=mode) for mode in (Auto(), Simultaneous()))
+    assert auto.solution.converged.all()
+    assert auto.solution.cost == whole.solution.cost
+    assert torch.equal(auto.logits, whole.logits)
+
+
 def test_auto_is_one_solve_in_training_and_with_a_budget():
     model = make("mamba2", depth=1)
     ids = torch.randint(VOCAB, (2, 40))
