@@ -105,10 +105,14 @@ def _demos(group: str, demos: Sequence[Data]) -> str:
         [
             report.accuracy_table(ordered, markdown=True),
             f"Guessing: {report.chance(group):.3f}. At L=64 the implicit layer is ahead of the best explicit model by "
-            f"{min(gaps):.2f} to {max(gaps):.2f}. One seed with its baselines took {min(seconds):.0f} to "
-            f"{max(seconds):.0f} s. {_machine(ordered[0])}",
+            f"{_span(gaps, '.2f')}. One seed with its baselines took {_span(seconds, '.0f')} s. {_machine(ordered[0])}",
         ]
     )
+
+
+def _span(values: list[float], form: str) -> str:
+    ends = dict.fromkeys(format(value, form) for value in (min(values), max(values)))
+    return " to ".join(ends)
 
 
 def _part(part: str, data: Data) -> str:
