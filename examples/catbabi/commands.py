@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from examples.catbabi.evaluate import guesses, score
 from examples.catbabi.experiment import how_to_test, made_up, read_corpus, read_run, run
 from examples.catbabi.recipe import Recipe
 from examples.catbabi.recipes import CPU_TASKS, RATES_TRIED, cpu_recipes, cpu_twin, own_recipe, paper_recipes
+from examples.state_tracking.commands import drawn, tell
 from examples.state_tracking.experiment import write_json
 from examples.state_tracking.jobs import run_jobs
 
@@ -38,12 +38,12 @@ def cpu(args: Namespace) -> None:
         print(warning)
     paths = [out / "cpu.json"]
     write_json(paths[0], found)
-    paths += _drawn(lambda: _by_task(results, out / "cpu"))
+    paths += drawn(lambda: _by_task(results, out / "cpu"))
     if args.record is not None:
         slim = {**found, "results": [{k: v for k, v in r.items() if k != "vocabulary"} for r in results]}
         write_json(args.record, slim)
-        paths += [args.record, *_drawn(lambda: _by_task(results, args.record.with_suffix("")))]
-    _tell(paths)
+        paths += [args.record, *drawn(lambda: _by_task(results, args.record.with_suffix("")))]
+    tell(paths)
 
 
 def search(args: Namespace) -> None:
@@ -66,7 +66,7 @@ def search(args: Namespace) -> None:
     best = max(found, key=lambda row: row["valid"])["lr"]
     where = {"tasks": None if tasks is None else list(tasks), "seed": SEARCH_SEED}
     write_json(args.rates, {"best": best, "tried": found, **where, "environment": results[0]["environment"]})
-    _tell([args.rates])
+    tell([args.rates])
 
 
 def paper(args: Namespace) -> None:
@@ -90,7 +90,7 @@ def paper(args: Namespace) -> None:
         print(report.comparison(results), report.task_table(results), sep="\n\n")
         path = args.out / "paper.json"
         write_json(path, {"made_up": args.data is None, "results": results})
-        _tell([path, *_drawn(lambda: _by_task(results, args.out / "paper"))])
+        tell([path, *drawn(lambda: _by_task(results, args.out / "paper"))])
 
 
 def _try_out(recipe: Recipe, data: Path, args: Namespace) -> None:
@@ -123,7 +123,7 @@ def train(args: Namespace) -> None:
     result = run(recipe, args.out / _slug(recipe), data=data, device=args.device, progress=args.progress)
     print(report.comparison([result]), report.task_table([result]), sep="\n\n")
     folder = args.out / _slug(recipe)
-    _tell([folder / "result.json", *_drawn(lambda: _by_task([result], folder / "accuracy"))])
+    tell([folder / "result.json", *drawn(lambda: _by_task([result], folder / "accuracy"))])
 
 
 def evaluate(args: Namespace) -> None:
@@ -146,7 +146,7 @@ def evaluate(args: Namespace) -> None:
     print(report.task_table([shown]))
     path = args.folder / f"evaluation-{args.split}.json"
     write_json(path, {"label": recipe.label, "split": args.split, "guess": shown["guess"], "scores": rows})
-    _tell([path, *(_drawn(lambda: _budgets(rows, args.folder / "budgets")) if args.max_iter else [])])
+    tell([path, *(drawn(lambda: _budgets(rows, args.folder / "budgets")) if args.max_iter else [])])
 
 
 def stories(args: Namespace, default: tuple[int, ...] | None) -> tuple[Path, tuple[int, ...] | None]:
@@ -182,16 +182,3 @@ def _budgets(rows: list[dict[str, Any]], path: Path) -> list[Path]:
     from examples.catbabi import plots
 
     return plots.budgets(rows, path)
-
-
-def _drawn(draw: Callable[[], list[Path]]) -> list[Path]:
-    """Return the files that were drawn; none, and a line that says so, without matplotlib."""
-    try:
-        return draw()
-    except ImportError:
-        print("no pictures: they need matplotlib")
-        return []
-
-
-def _tell(paths: list[Path]) -> None:
-    print("written:", *paths, sep="\n  ")

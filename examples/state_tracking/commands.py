@@ -36,7 +36,7 @@ def demo(args: Namespace) -> None:
     out = args.out / f"{args.group}-{args.seed}"
     data = minute.demo(args.group, out, seed=args.seed, workers=args.workers, progress=args.progress)
     print(minute.describe(data))
-    _tell([out / "result.json", *minute.draw(data, out)])
+    tell([out / "result.json", *minute.draw(data, out)])
 
 
 def cpu(args: Namespace) -> None:
@@ -50,7 +50,7 @@ def cpu(args: Namespace) -> None:
             print(report.mode_table(data["table"]))
         else:
             print(report.spread_table(data["results"]))
-        _tell([out / f"{part}.json", *_drawn(lambda d=data, p=part: small_pictures(p, d, out))])
+        tell([out / f"{part}.json", *drawn(lambda d=data, p=part: small_pictures(p, d, out))])
 
 
 def small_pictures(part: str, data: dict[str, Any], out: Path) -> list[Path]:
@@ -79,7 +79,7 @@ def full(args: Namespace) -> None:
             for metric in ("last", "last10"):
                 print(f"\n{group}, {kind.replace('_', ' ')}, {metric}: mean (range) over seeds")
                 print(report.spread_table(data[kind], metric=metric))
-        _tell([out / f"{group}.json", *_drawn(lambda d=data, g=group: full_pictures(g, d, out))])
+        tell([out / f"{group}.json", *drawn(lambda d=data, g=group: full_pictures(g, d, out))])
 
 
 def full_pictures(group: str, data: dict[str, Any], out: Path) -> list[Path]:
@@ -111,7 +111,7 @@ def paper(args: Namespace) -> None:
         folder = authors.folder_of(recipe, args.out / args.experiment)
         result = run(recipe, folder, device=args.device, progress=args.progress)
         print(report.accuracy_table([result], metric="last10"))
-        _tell([folder / "result.json"])
+        tell([folder / "result.json"])
 
 
 def _try_out(recipe: Any, args: Namespace) -> None:
@@ -141,8 +141,8 @@ def train(args: Namespace) -> None:
     folder = args.out / f"{args.problem}-{label.replace(', ', '-').replace(' ', '')}-{args.seed}"
     result = run(recipe, folder, device=args.device, progress=args.progress)
     print(report.accuracy_table([result]))
-    pictures = _drawn(lambda: _accuracy_picture(result, folder))
-    _tell([folder / "result.json", *pictures])
+    pictures = drawn(lambda: _accuracy_picture(result, folder))
+    tell([folder / "result.json", *pictures])
 
 
 def _accuracy_picture(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -179,7 +179,7 @@ def evaluate(args: Namespace) -> None:
         )
     path = args.folder / "evaluation.json"
     write_json(path, data)
-    _tell([path, *_drawn(lambda: evaluation_pictures(data, args.folder))])
+    tell([path, *drawn(lambda: evaluation_pictures(data, args.folder))])
 
 
 def evaluation_pictures(data: dict[str, Any], folder: Path) -> list[Path]:
@@ -212,14 +212,14 @@ def search(args: Namespace) -> None:
     lengths = [f"L={length}" for length in found["tried"][0]["last"]]
     print(report.table(["model", "lr", "lengths", "all tokens, L=16", *lengths], rows))
     write_json(RATES, found)
-    _tell([RATES])
+    tell([RATES])
 
 
 def page(args: Namespace) -> None:
-    _tell([*copy_records(args.runs), redraw()])
+    tell([*copy_records(args.runs), redraw()])
 
 
-def _drawn(draw: Callable[[], list[Path]]) -> list[Path]:
+def drawn(draw: Callable[[], list[Path]]) -> list[Path]:
     """Return the files that were drawn; none, and a line that says so, without matplotlib."""
     try:
         return draw()
@@ -228,5 +228,6 @@ def _drawn(draw: Callable[[], list[Path]]) -> list[Path]:
         return []
 
 
-def _tell(paths: list[Path]) -> None:
+def tell(paths: list[Path]) -> None:
+    """Print where files were written."""
     print("written:", *paths, sep="\n  ")

@@ -23,7 +23,7 @@ def trained(stories, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         # pictures are drawn in tests of their own
-        patch.setattr(commands, "_drawn", lambda draw: [])
+        patch.setattr(commands, "drawn", lambda draw: [])
         assert main(["train", "--data", str(stories), "--out", str(out), "--family", "explicit", *TINY]) == 0
     return out / "explicit-1layer-0"
 
@@ -44,7 +44,7 @@ def test_train_stores_a_result_that_evaluate_reads(stories, trained, capsys):
 
 
 def test_a_finished_run_is_read_back(stories, trained, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "_drawn", lambda draw: [])
+    monkeypatch.setattr(commands, "drawn", lambda draw: [])
     monkeypatch.setattr(experiment, "trained", None)
     status, out, _ = call(capsys, "train", "--data", stories, "--out", trained.parent, "--family", "explicit", *TINY)
     assert status == 0
