@@ -80,6 +80,15 @@ def test_a_fresh_page_passes_also_with_other_volatile_numbers(renderer, tutorial
     assert renderer.difference(tutorial) == ""
 
 
+def test_a_free_output_is_not_compared(renderer, tutorial):
+    tutorial.write_text(SCRIPT.replace("# %% volatile", "# %% free"))
+    page = commit(renderer, tutorial)
+    page.write_text(page.read_text().replace("    2 evaluations in 1.5 ms", "something else"))
+    assert renderer.difference(tutorial) == ""
+    page.write_text(page.read_text().replace("drawn", "painted"))
+    assert renderer.difference(tutorial) != ""
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [("x = 2\n", "x = 3\n"), ("Prose", "Poetry"), ("drawn", "painted"), ("evaluations in", "steps in")],

@@ -39,7 +39,7 @@ torch.set_num_threads(1)  # the tensors here are small
 # Python's own help pages, which every installation carries, one token per byte. The tokenizer is an ordinary one of
 # `transformers`; it will be saved beside the models.
 
-# %% volatile
+# %% free
 tokenizer = byte_tokenizer()
 corpus = Corpus.of(read_text(), tokenizer, length=LENGTH)
 print(len(corpus.train), "bytes to train on,", len(corpus.held_out), "held out")
@@ -123,7 +123,7 @@ for name in ("mamba2", "llama"):
     print(tokenizer.decode(ids[0]))
 """
 
-# %% volatile
+# %% free
 print(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
 
 # %% [markdown]

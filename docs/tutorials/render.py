@@ -6,8 +6,9 @@
 
 A tutorial is a script in percent format. Cells begin with ``# %%``; ``# %% [markdown]`` cells hold comments. What a
 cell prints, and the matplotlib figures it leaves open, stand below it on the page. ``# %% volatile`` marks a cell whose
-printed numbers may differ between machines: --check compares the words of such an output and not its numbers. Pictures
-are checked for being there; their points differ in low bits between machines.
+printed numbers may differ between machines: --check compares the words of such an output and not its numbers. What a
+cell marked ``# %% free`` prints is not compared at all. Pictures are checked for being there; their points differ in
+low bits between machines.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parents[1]))  # tutorials may import the examples
 CELL = re.compile(r"^# %%(.*)$", flags=re.MULTILINE)
 VOLATILE = "<!-- numbers vary between machines -->"
+FREE = "<!-- output varies between machines -->"
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?( ?(us|ms|s)\b)?")
 SVG_SETTINGS = {"svg.hashsalt": "deqlm", "svg.fonttype": "path", "font.size": 9}
 
@@ -42,6 +44,7 @@ class Cell:
     line: int
     markdown: bool
     volatile: bool
+    free: bool
 
 
 def read_cells(script: str) -> list[Cell]:
@@ -51,13 +54,13 @@ def read_cells(script: str) -> list[Cell]:
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         text = script[mark.end() : following.start() if following else len(script)].strip("\n")
         options = mark[1].split()
-        unknown = set(options) - {"[markdown]", "volatile"}
+        unknown = set(options) - {"[markdown]", "volatile", "free"}
         line = script.count("\n", 0, mark.start()) + 1
         if unknown:
-            raise ValueError(f"line {line}: unknown cell option {sorted(unknown)}; known: [markdown], volatile")
+            raise ValueError(f"line {line}: unknown cell option {sorted(unknown)}; known: [markdown], volatile, free")
         lead = script[mark.end() :]
         first = line + len(lead) - len(lead.lstrip("\n"))
-        cells.append(Cell(text, first, "[markdown]" in options, "volatile" in options))
+        cells.append(Cell(text, first, "[markdown]" in options, "volatile" in options, "free" in options))
     return cells
 
 
@@ -81,7 +84,7 @@ def render(path: Path, folder: Path) -> str:
             parts.append(f"```python\n{cell.text}\n```")
             printed = run_cell(cell, path, namespace)
             if printed:
-                mark = f"{VOLATILE}\n" if cell.volatile else ""
+                mark = f"{VOLATILE}\n" if cell.volatile else f"{FREE}\n" if cell.free else ""
                 parts.append(f"{mark}```text\n{printed}\n```")
             for number in plt.get_fignums():
                 pictures += 1
@@ -103,11 +106,12 @@ def run_cell(cell: Cell, path: Path, namespace: dict[str, Any]) -> str:
 
 
 def comparable(page: str) -> str:
-    """Return a page with the numbers and column widths of volatile outputs masked."""
+    """Return a page without its free outputs, and with the numbers and column widths of volatile ones masked."""
 
     def masked(match: re.Match[str]) -> str:
         return re.sub(r"[ -]+", " ", NUMBER.sub("#", match[0]))
 
+    page = re.sub(rf"{FREE}\n```text\n.*?\n```", FREE, page, flags=re.DOTALL)
     return re.sub(rf"{VOLATILE}\n```text\n.*?\n```", masked, page, flags=re.DOTALL)
 
 

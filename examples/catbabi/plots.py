@@ -24,7 +24,7 @@ def accuracy_by_task(results: Sequence[Data], path: Path) -> list[Path]:
     tasks = list(results[0]["test"]["tasks"])
     names = [*(title(task).replace(" ", "\n", 1) for task in tasks), "all"]
     width = 0.8 / len(results)
-    with drawing(path, max(4.0, 1.6 + 0.75 * len(names)), 3.2) as (axis, written):
+    with drawing(path, max(5.4, 1.6 + 0.75 * len(names)), 3.2 + 0.18 * len(results)) as (axis, written):
         for index, (color, result) in enumerate(zip(PALETTE, results, strict=False)):
             tested = result["test"]
             heights = [*(tested["tasks"][task]["accuracy"] for task in tasks), tested["accuracy"]]
@@ -39,7 +39,7 @@ def accuracy_by_task(results: Sequence[Data], path: Path) -> list[Path]:
         axis.set(ylim=(0, 1.08), ylabel="fraction of answers that are right")
         axis.set_title("Accuracy per task on test stories (numbers: per cent; black: one fixed answer)")
         axis.grid(axis="x", visible=False)
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=len(results))
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return written
 
 

@@ -9,6 +9,8 @@ __all__ = ["Bar"]
 
 DELAY = 3.0
 """Seconds before which nothing is drawn."""
+INTERVAL = 0.1
+"""Least seconds between two drawings."""
 
 
 class Bar:
@@ -29,7 +31,7 @@ class Bar:
             from tqdm import tqdm
         except ImportError:
             return
-        more = {"unit": "step", "dynamic_ncols": True, "leave": False, "delay": DELAY}
+        more = {"unit": "step", "dynamic_ncols": True, "leave": False, "delay": DELAY, "mininterval": INTERVAL}
         self._bar = tqdm(total=total, initial=first, desc=name or None, file=sys.stderr, **more)
 
     def reach(self, step: int, **values: str) -> None:

@@ -133,6 +133,7 @@ def test_nothing_compared_is_status_1_and_leaves_the_former_run(gradients, tmp_p
     assert capsys.readouterr().err == f"deqlm: {file}:make was not compared\n"
 
 
+@pytest.mark.slow
 def test_a_named_solver_that_cannot_run_is_status_1(tmp_path, capsys, registries):
     @register_solver("crashes")
     @options

@@ -19,6 +19,7 @@ def result():
     return compare(problems, ["fixed_point", "anderson", "broyden"], repeats=1, memory=False, progress=False)
 
 
+@pytest.mark.slow
 def test_written_as_svg_and_png_and_deterministic(result, tmp_path):
     first, second = result.save(tmp_path / "a"), result.save(tmp_path / "b")
     assert {p.name for p in first} == {"compare.json", "compare.txt"} | {

@@ -42,6 +42,7 @@ def small_model(part, implicit):
     return part("model").ByteModel(implicit=implicit, width=16, heads=2, length=12)
 
 
+@pytest.mark.slow
 def test_the_command_trains_compares_and_writes(tmp_path):
     done = run("--steps", "3", "--every", "2", "--plain-lrs", "0.003", "--out", "here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -58,6 +59,7 @@ def test_the_command_trains_compares_and_writes(tmp_path):
         assert text in done.stdout
 
 
+@pytest.mark.slow
 def test_it_runs_without_tqdm_and_matplotlib(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
@@ -69,6 +71,7 @@ def test_it_runs_without_tqdm_and_matplotlib(tmp_path):
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["result.json"]
 
 
+@pytest.mark.slow
 def test_help_teaches_and_bad_values_are_refused(tmp_path):
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0

@@ -283,6 +283,7 @@ def held(solve: Solve, f: Callable[[Tensor], Tensor], B: int, L: int, D: int, in
     return meter.peak
 
 
+@pytest.mark.slow
 def test_the_forecast_is_near_what_is_held_and_the_cap_names_both():
     exact = Deer(damping=0.0)
     for deer, B, L, D in ((Deer(colours=2), 1, 32, 16), (exact, 2, 32, 8), (exact.replace(lags=0), 1, 32, 8)):

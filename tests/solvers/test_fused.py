@@ -183,6 +183,7 @@ def test_no_rows_at_all(solver: Solver):
         assert f.calls == twin.calls
 
 
+@pytest.mark.slow
 @rules
 def test_threads_do_not_change_a_bit(solver: Solver):
     problem = tanh_layer(0.9, B=40, N=256)

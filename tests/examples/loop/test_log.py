@@ -68,6 +68,7 @@ def test_a_missing_tensorboard_is_named(tmp_path, monkeypatch):
 def test_a_bar_is_drawn_where_somebody_looks(monkeypatch, capsys):
     pytest.importorskip("tqdm")
     monkeypatch.setattr(progress_module, "DELAY", 0)
+    monkeypatch.setattr(progress_module, "INTERVAL", 0)
     train(recurrent(), Parity(), SHORT, name="parity", progress=True)
     drawn = capsys.readouterr()
     assert "parity" in drawn.err
