@@ -25,6 +25,7 @@ what it prints, per model:
 try:
   python -m examples.language_model --steps 20                        does it run?
   python -m examples.language_model --family llama --data book.txt    a text of your own
+  python -m examples.language_model --explicit                        the same layers, used once
   python -m deqlm generate --model runs/language_model/mamba2 --prompt "The statement "
 """
 
@@ -40,7 +41,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print(f"text: {len(corpus.train) + len(corpus.held_out):,} bytes, the last tenth held out")
     for name in args.family:
-        folder = args.out / name
+        folder = args.out / (f"{name}-explicit" if args.explicit else name)
         train_one(name, corpus, tokenizer, folder, args)
         command = [sys.executable, "-m", "deqlm", "generate", "--model", str(folder), "--prompt", args.prompt]
         command += ["--max-new-tokens", "120", "--temperature", "0.7", "--seed", str(args.seed)]
@@ -52,19 +53,19 @@ def train_one(name: str, corpus: Corpus, tokenizer: Any, folder: Path, args: arg
     """Train one family and save it as `transformers.AutoModelForCausalLM` loads it."""
     family = FAMILIES[name]
     torch.manual_seed(args.seed)
-    model = family.make()
+    model = family.make(implicit=not args.explicit)
     began = time.perf_counter()
-    options = family.training(args.steps, lr=args.lr, seed=args.seed)
+    options = family.training(args.steps, lr=args.lr, seed=args.seed, implicit=not args.explicit)
     run = train(model.lm, NextByte(corpus, LENGTH), options, name=name)
     model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"\n{name}: {parameters:,} parameters, {run.steps} steps in {time.perf_counter() - began:.0f} s, {folder}")
-    print("  step  bits per byte  evaluations  most  converged")
+    print("  step  bits per byte" + ("" if args.explicit else "  evaluations  most  converged"))
     for row in run.evaluations:
-        evaluations = f"{row['steps']:11.1f}  {row['most_steps']:4.0f}  {row['converged']:9.0%}"
-        print(f"  {row['step']:4}  {row['bits_per_byte']:13.3f}  {evaluations}")
+        solved = "" if args.explicit else f"  {row['steps']:11.1f}  {row['most_steps']:4.0f}  {row['converged']:9.0%}"
+        print(f"  {row['step']:4}  {row['bits_per_byte']:13.3f}{solved}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -78,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--family", nargs="+", choices=sorted(FAMILIES), default=["mamba2", "llama"], help="default: both, in turn"
     )
+    parser.add_argument("--explicit", action="store_true", help="the explicit twins in their place")
     parser.add_argument("--data", type=Path, metavar="FILE", help="a UTF-8 text; default: Python's own help pages")
     parser.add_argument("--steps", type=_positive, default=300, help="optimizer steps per model (default 300)")
     parser.add_argument("--lr", type=float, default=6e-3, help="highest learning rate (default 6e-3)")
