@@ -151,8 +151,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## Is it better than the explicit twin?
 #
-# On this text, in this minute, no. At equal steps and one seed the explicit twins reached 2.40 (Mamba2) and 2.78 (Llama)
-# bits per byte, the implicit models 2.47 and 2.75, and the twins took less than half the time. The next byte hardly needs
-# a state. Where implicit models win is where a state has to be *tracked*: see the state-tracking tutorial.
+# On this text, in this minute, no. At equal steps and one seed the explicit twins reached 2.40 (Mamba2) and 2.78
+# (Llama) bits per byte, the implicit models 2.47 and 2.75, and the twins took less than half the time. The next byte
+# hardly needs a state. Where implicit models win is where a state has to be *tracked*: see the state-tracking tutorial.
 #
 # `python -m examples.language_model --explicit` trains the explicit twins in the same way.
