@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from deqlm.hf import (
+    ImplicitConfig,
     ImplicitForCausalLM,
+    ImplicitLlamaConfig,
     ImplicitLlamaForCausalLM,
+    ImplicitMamba2Config,
     ImplicitMamba2ForCausalLM,
 )
 from deqlm.training import Curriculum, Phases, Stage, bounded, free
@@ -26,18 +29,19 @@ class Family:
 
     Args:
         model: its class.
+        config: class of its configuration.
         sizes: keys of the configuration.
         max_iter: most evaluations per solve in the free phase.
     """
 
     model: type[ImplicitForCausalLM]
+    config: type[ImplicitConfig]
     sizes: dict[str, Any]
     max_iter: int
 
     def make(self, *, implicit: bool = True) -> ImplicitForCausalLM:
         """Return the model with initial weights, or its explicit twin."""
-        config = self.model.config_class(vocab_size=256, hidden_size=WIDTH, implicit=implicit, **self.sizes)
-        return self.model(config)
+        return self.model(self.config(vocab_size=256, hidden_size=WIDTH, implicit=implicit, **self.sizes))
 
     def training(self, steps: int, *, lr: float, seed: int = 0, implicit: bool = True) -> LoopOptions:
         """Return how ``steps`` optimizer steps are taken, four fifths of them in the bounded phase."""
@@ -58,8 +62,11 @@ class Family:
         return Phases((bounded(most), free(max_iter=self.max_iter)))
 
 
+MAMBA2 = {"num_hidden_layers": 1, "state_size": 16, "head_dim": 32}
+LLAMA = {"num_hidden_layers": 2, "head_dim": 16, "intermediate_size": 128}
+
 FAMILIES = {
-    "mamba2": Family(ImplicitMamba2ForCausalLM, {"num_hidden_layers": 1, "state_size": 16, "head_dim": 32}, 24),
-    "llama": Family(ImplicitLlamaForCausalLM, {"num_hidden_layers": 2, "head_dim": 16, "intermediate_size": 128}, 32),
+    "mamba2": Family(ImplicitMamba2ForCausalLM, ImplicitMamba2Config, MAMBA2, 24),
+    "llama": Family(ImplicitLlamaForCausalLM, ImplicitLlamaConfig, LLAMA, 32),
 }
 """By name. The caps of the free phase are the paper's."""
