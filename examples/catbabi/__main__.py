@@ -20,11 +20,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from deqlm.training import CheckpointError
 from examples.catbabi import commands
 from examples.catbabi.recipes import CPU_STEPS, CPU_TASKS, PAPER_RATES, PAPER_ROWS, RATES, RATES_TRIED, TWIN_STEPS
+from examples.loop.command import add_command, add_workers, commands_of, run_command
 
 OUT = Path("runs/catbabi")
 RECORD = Path("docs/records/catbabi.json")
@@ -32,17 +31,14 @@ RECORD = Path("docs/records/catbabi.json")
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    made = argparse.ArgumentParser(
-        prog="python -m examples.catbabi",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made, names = commands_of("examples.catbabi", __doc__)
 
-    cpu = _add(names, "cpu", commands.cpu, "one implicit layer against its explicit twin, ten minutes on two cores")
+    cpu = add_command(
+        names, "cpu", commands.cpu, "one implicit layer against its explicit twin, ten minutes on two cores", out=OUT
+    )
     _stories(cpu, f"default: {' '.join(map(str, CPU_TASKS))}")
     _seed(cpu)
-    _workers(cpu)
+    add_workers(cpu)
     cpu.add_argument("--quick", action="store_true", help="three steps of each, to see that it runs")
     cpu.add_argument(
         "--record",
@@ -53,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"also store the results as this JSON file, with its picture beside it (without FILE: {RECORD})",
     )
 
-    paper = _add(names, "paper", commands.paper, "the paper's training at its size, on one GPU")
+    paper = add_command(names, "paper", commands.paper, "the paper's training at its size, on one GPU", out=OUT)
     _stories(paper, "default: all in the folder")
     _seed(paper)
     paper.add_argument("--family", default="both", choices=("both", "implicit", "explicit"))
@@ -75,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         help="10^12 operations per second that the estimate assumes (default %(default)s: float32 on a large GPU)",
     )
 
-    train = _add(names, "train", commands.train, "train one model with settings of your own")
+    train = add_command(names, "train", commands.train, "train one model with settings of your own", out=OUT)
     _stories(train, "default: all in the folder")
     _seed(train)
     train.add_argument("--family", default="implicit", choices=("implicit", "explicit"))
@@ -95,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (default %(default)s)")
     train.add_argument("--device", default="cpu", help="where to train (default %(default)s)")
 
-    look = _add(names, "evaluate", commands.evaluate, "accuracy of a trained model, per task", out=False)
+    look = add_command(names, "evaluate", commands.evaluate, "accuracy of a trained model, per task", out=None)
     look.add_argument("folder", type=Path, help="of a run, with its result.json")
     look.add_argument("--data", type=Path, metavar="DIR", help="folder of stories (default: the made-up ones)")
     look.add_argument("--split", default="test", choices=("test", "valid"), help="stories to ask about (default test)")
@@ -107,22 +103,15 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--device", default="cpu", help="where to run (default %(default)s)")
 
     tried = ", ".join(f"{rate:g}" for rate in RATES_TRIED)
-    search = _add(names, "search", commands.search, f"train the twin of `cpu` at the rates {tried} and keep the best")
+    search = add_command(
+        names, "search", commands.search, f"train the twin of `cpu` at the rates {tried} and keep the best", out=OUT
+    )
     _stories(search, f"default: {' '.join(map(str, CPU_TASKS))}")
-    _workers(search)
+    add_workers(search)
     search.add_argument(
         "--steps", type=int, default=CPU_STEPS * TWIN_STEPS, help="optimizer steps (default %(default)s, as in cpu)"
     )
     search.add_argument("--rates", type=Path, default=RATES, metavar="FILE", help="where to store what was found")
-    return made
-
-
-def _add(names: Any, name: str, run: Any, text: str, *, out: bool = True) -> argparse.ArgumentParser:
-    made = names.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    made.set_defaults(run=run)
-    if out:
-        made.add_argument("--out", type=Path, default=OUT / name, help="folder of the results (default %(default)s)")
-        made.add_argument("--no-progress", dest="progress", action="store_const", const=False, help="draw no bar")
     return made
 
 
@@ -135,19 +124,9 @@ def _seed(made: argparse.ArgumentParser) -> None:
     made.add_argument("--seed", type=int, default=0, help="of weights and batches (default %(default)s)")
 
 
-def _workers(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--workers", type=int, default=2, help="processes, one thread each (default %(default)s)")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
-    args = parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (ValueError, KeyError, FileNotFoundError, CheckpointError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser(), argv)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
+from examples.loop.command import add_command, add_workers, commands_of, run_command
 from examples.state_tracking import commands
 
 OUT = Path("runs/state_tracking")
@@ -27,33 +27,36 @@ OUT = Path("runs/state_tracking")
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    made = argparse.ArgumentParser(
-        prog="python -m examples.state_tracking",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made, names = commands_of("examples.state_tracking", __doc__)
 
-    demo = _add(names, "demo", commands.demo, "one implicit layer against explicit ones, a minute on two cores")
+    demo = add_command(
+        names, "demo", commands.demo, "one implicit layer against explicit ones, a minute on two cores", out=OUT
+    )
     demo.add_argument("--group", default="S3", choices=commands.DEMO_GROUPS, help="what to learn (default %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of weights and batches (default %(default)s)")
-    _workers(demo, 3)
+    add_workers(demo, 3)
 
-    cpu = _add(names, "cpu", commands.cpu, "several groups, modes and the frontier, half an hour on two cores")
+    cpu = add_command(
+        names, "cpu", commands.cpu, "several groups, modes and the frontier, half an hour on two cores", out=OUT
+    )
     cpu.add_argument(
         "--only", nargs="+", choices=commands.PARTS, metavar="PART", help=f"of {', '.join(commands.PARTS)}"
     )
     cpu.add_argument("--quick", action="store_true", help="three steps of each, to see that it runs")
-    _workers(cpu)
+    add_workers(cpu)
 
-    full = _add(
-        names, "full", commands.full, "learning rates, equal steps, equal time, five seeds, at most three hours"
+    full = add_command(
+        names,
+        "full",
+        commands.full,
+        "learning rates, equal steps, equal time, five seeds, at most three hours",
+        out=OUT,
     )
     full.add_argument("--groups", nargs="+", choices=commands.FULL_GROUPS, help="default: all")
     full.add_argument("--quick", action="store_true", help="tiny settings, to see that it runs")
-    _workers(full)
+    add_workers(full)
 
-    paper = _add(names, "paper", commands.paper, "the authors' experiments at their size, on one GPU")
+    paper = add_command(names, "paper", commands.paper, "the authors' experiments at their size, on one GPU", out=OUT)
     paper.add_argument(
         "--experiment",
         default="hard",
@@ -75,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         help="10^12 operations per second that the estimate assumes (default %(default)s: float32 on a large GPU)",
     )
 
-    train = _add(names, "train", commands.train, "train one model with settings of your own")
+    train = add_command(names, "train", commands.train, "train one model with settings of your own", out=OUT)
     train.add_argument("--problem", default="S3", help="groups Z<n>, S<n>, A<n> and monoids M, F joined by x: A5xM")
     train.add_argument("--family", default="implicit", choices=("implicit", "explicit"))
     train.add_argument("--mixer", default="mamba2", choices=("mamba2", "attention"))
@@ -90,46 +93,34 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default="cpu")
 
-    look = _add(
-        names, "evaluate", commands.evaluate, "accuracy, steps and agreement of a trained model in several modes"
+    look = add_command(
+        names,
+        "evaluate",
+        commands.evaluate,
+        "accuracy, steps and agreement of a trained model in several modes",
+        out=OUT,
     )
     look.add_argument("folder", type=Path, help="of a run, with its result.json")
     look.add_argument("--lengths", nargs="+", type=int, help="default: 1, 2, 4, 8 and 16 times the trained length")
     look.add_argument("--p", nargs="+", type=float, default=[0.0, 0.5, 0.9], help="shares of easy tokens")
     look.add_argument("--rows", type=int, default=64, help="sequences per test (default %(default)s)")
 
-    search = _add(
-        names, "search", commands.search, "the learning-rate search of the demo's explicit models (rates.json)"
+    search = add_command(
+        names, "search", commands.search, "the learning-rate search of the demo's explicit models (rates.json)", out=OUT
     )
     search.add_argument("--groups", nargs="+", default=list(commands.DEMO_GROUPS), choices=commands.DEMO_GROUPS)
-    _workers(search)
+    add_workers(search)
 
-    page = _add(names, "page", commands.page, "copy results into docs/records and draw docs/results.md from them")
+    page = add_command(
+        names, "page", commands.page, "copy results into docs/records and draw docs/results.md from them", out=OUT
+    )
     page.add_argument("--runs", type=Path, default=OUT, help="folder of the runs (default %(default)s)")
     return made
 
 
-def _add(names: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    made = names.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    made.set_defaults(run=run)
-    made.add_argument("--out", type=Path, default=OUT / name, help="folder of the results (default %(default)s)")
-    made.add_argument("--no-progress", dest="progress", action="store_const", const=False, help="draw no progress bar")
-    return made
-
-
-def _workers(made: argparse.ArgumentParser, default: int = 2) -> None:
-    made.add_argument("--workers", type=int, default=default, help="processes, one thread each (default %(default)s)")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
-    args = parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser(), argv)
 
 
 if __name__ == "__main__":
