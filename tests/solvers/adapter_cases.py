@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Solution, Stop
+from deqlm_solvers.measure import SMALLEST
 
 SCIPY_NONLIN = ("scipy.anderson", "scipy.broyden1", "scipy.broyden2", "scipy.krylov")
 SCIPY = (*SCIPY_NONLIN, "scipy.hybr")
@@ -77,7 +78,7 @@ def check_honest(sol: Solution, f: Counter, stop: Stop) -> None:
     assert sol.status.dtype == torch.int8
     torch.testing.assert_close(sol.residual, residual, rtol=eps, atol=0)
     torch.testing.assert_close(
-        sol.relative, torch.where(size.isfinite(), residual / size, torch.inf), rtol=8 * eps, atol=0
+        sol.relative, torch.where(size.isfinite(), residual / size.clamp(min=SMALLEST), torch.inf), rtol=8 * eps, atol=0
     )
     passing = residual <= stop.atol + stop.rtol * size
     assert torch.equal(sol.converged, passing)
