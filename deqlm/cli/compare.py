@@ -1,4 +1,4 @@
-"""``deqlm compare``: solvers, or gradient methods, side by side."""
+"""``deqlm compare``: solvers, gradient methods or starts side by side."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from typing import Any
 
 from deqlm import GRADIENTS, SOLVERS
 from deqlm.cli.errors import UserError, user_input
-from deqlm.compare import DEFAULT, PROBLEMS, Comparison, GradientComparison, compare, compare_gradients
+from deqlm.compare import (
+    DEFAULT,
+    PROBLEMS,
+    SEQUENCES,
+    Comparison,
+    GradientComparison,
+    StartComparison,
+    compare,
+    compare_gradients,
+    compare_starts,
+)
 from deqlm.compare.full import PARTS, run_full
 from deqlm.compare.full.run import PAGE, RECORD
 from deqlm.compare.full.verdicts import verdicts
+from deqlm.compare.problems.sequences import to_sequence
 from deqlm.compare.record import former_run
 from deqlm.compare.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
 
@@ -51,6 +62,15 @@ your own map
   Return an nn.Module as f where you can: it is then copied to float64 for the true residual and for --gradients. Any
   other f is called with a float64 z; where that does not work, the table says so.
 
+starts
+  --starts solves sequences of maps, each from zero and from the solution of the one before. It pays where little has
+  changed for the fixed point: inputs that move slowly, the same rows in the next epoch, a token that keeps the state.
+  It gains nothing where the next map is another one, and costs where each token turns the state around. A start that
+  is 10 times nearer saves log(10) / log(1/r) evaluations where each shrinks the error by r: few where the map contracts
+  fast. Only the point is carried over, no solver keeps its history.
+  Your own: --problems mine.py:make with a function that returns or yields pairs (f, z0), in the order of the solves.
+  In a model: model(ids, start=state), deq(x, start=state), Chunked(16, start="previous"); see the guide "what moves".
+
 examples
   deqlm compare                                                 every solver, every family of problems
   deqlm compare --quick                                         a few problems, in seconds
@@ -58,6 +78,8 @@ examples
   deqlm compare --solvers anderson,anderson:memory=5,broyden,torchdeq.anderson --repeats 9
   deqlm compare --problems mine.py:make --batch 64 --out my-results
   deqlm compare --gradients                                     gradient methods against the exact gradient
+  deqlm compare --starts                                        from zero against from the solution before
+  deqlm compare --starts --problems inputs:change=0.001,tokens:carry=2 --solvers anderson
   deqlm compare --full --out docs --jax path/to/python          the page "How it compares", ten minutes
 """
 
@@ -66,7 +88,7 @@ def add(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "compare",
-        help="compare solvers (or gradients) on known problems and on your own map",
+        help="compare solvers (or gradients, or starts) on known problems and on your own map",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,6 +107,7 @@ def add(commands: Any) -> None:
     option("--out", type=Path, default=Path("deqlm-compare"), metavar="DIR", help="default: ./deqlm-compare")
     option("--quick", action="store_true", help="fewer problems, at most 2 repeats")
     option("--gradients", action="store_true", help="compare gradient methods instead of solvers")
+    option("--starts", action="store_true", help="compare starts of solves on sequences of maps, see below")
     option("--full", action="store_true", help="measure and draw the page how_it_compares.md, its record and its plots")
     option("--parts", metavar="LIST", help=f"with --full, only these of {', '.join([*PARTS, CAUSES])}")
     option("--jax", metavar="PYTHON", help="with --full, an interpreter that has jax, jaxopt and optimistix")
@@ -99,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list_problems:
         from deqlm.cli.listing import list_registry
 
-        print(list_registry(PROBLEMS, names_only=False))
+        print(list_registry(SEQUENCES if arguments.starts else PROBLEMS, names_only=False))
         return 0
     _only_with_full(arguments)
     if arguments.full:
@@ -121,7 +144,9 @@ def _only_with_full(arguments: argparse.Namespace) -> None:
     """Refuse options that would be ignored."""
     full = ("parts", "jax")
     plain = {"problems": None, "solvers": None, "batch": None, "dtype": "float32", "device": "cpu", "seed": 0}
-    plain |= {"repeats": 5, "threads": 1, "quick": False, "gradients": False}
+    plain |= {"repeats": 5, "threads": 1, "quick": False, "gradients": False, "starts": False}
+    if arguments.gradients and arguments.starts:
+        raise UserError("--gradients and --starts are two comparisons; ask for one")
     if arguments.full:
         said = [name for name, value in plain.items() if getattr(arguments, name) != value]
         if said:
@@ -167,9 +192,13 @@ def _show(record: dict[str, Any]) -> None:
     print(f"\n{record['seconds']:.0f} s in all")
 
 
-def _write(result: Comparison | GradientComparison, arguments: argparse.Namespace) -> None:
+def _kind(arguments: argparse.Namespace) -> str:
+    return "gradients" if arguments.gradients else "starts" if arguments.starts else "compare"
+
+
+def _write(result: Comparison | GradientComparison | StartComparison, arguments: argparse.Namespace) -> None:
     try:
-        former = former_run(arguments.out, "gradients" if arguments.gradients else "compare")
+        former = former_run(arguments.out, _kind(arguments))
         written = result.save(arguments.out, plots=_plots(arguments))
     except OSError as error:
         raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
@@ -178,7 +207,7 @@ def _write(result: Comparison | GradientComparison, arguments: argparse.Namespac
         print(f"in place of the run {former}")
 
 
-def _left_out(result: Comparison | GradientComparison, arguments: argparse.Namespace) -> list[str]:
+def _left_out(result: Comparison | GradientComparison | StartComparison, arguments: argparse.Namespace) -> list[str]:
     """Return a line for each thing that was asked for by name and did not run, or one when nothing ran."""
     entries: list[Any] = [entry for problem in result.problems for entry in problem.entries]
     if not any(entry.ran for entry in entries):
@@ -193,13 +222,14 @@ def _left_out(result: Comparison | GradientComparison, arguments: argparse.Names
     return lines
 
 
-def _compare(arguments: argparse.Namespace) -> Comparison | GradientComparison:
+def _compare(arguments: argparse.Namespace) -> Comparison | GradientComparison | StartComparison:
     """Check every name first, so that what fails later is no mistake of the user."""
     registry: Any = GRADIENTS if arguments.gradients else SOLVERS
     with user_input():
         problems = _list(arguments.problems, "--problems")
         methods = _list(arguments.solvers, "--solvers")
-        chosen = None if problems is None else [to_problem(spec) for spec in problems]
+        read: Any = to_sequence if arguments.starts else to_problem
+        chosen = None if problems is None else [read(spec) for spec in problems]
         to_rows(registry, methods)
         common = {
             "dtype": parse_dtype(arguments.dtype),
@@ -213,6 +243,8 @@ def _compare(arguments: argparse.Namespace) -> Comparison | GradientComparison:
         }
     if arguments.gradients:
         return compare_gradients(chosen, methods, **common)
+    if arguments.starts:
+        return compare_starts(chosen, methods, **common)
     return compare(chosen, methods, **common)
 
 

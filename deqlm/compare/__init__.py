@@ -1,4 +1,4 @@
-"""Compare solvers, and gradient methods, on problems with known answers and on your own map.
+"""Compare solvers, gradient methods and starts on problems with known answers and on your own map.
 
 Examples:
     >>> from deqlm.compare import compare
@@ -10,13 +10,16 @@ Examples:
 from deqlm.compare.gradients import GradientComparison, compare_gradients
 from deqlm.compare.problem import PROBLEMS, TOLERANCES, Case, Problem, Setting, register_problem
 from deqlm.compare.problems import DEFAULT, QUICK, UserProblem
+from deqlm.compare.problems.sequences import SEQUENCES, Sequence, UserSequence
 from deqlm.compare.result import Comparison, Entry, ProblemResult
 from deqlm.compare.runner import compare
+from deqlm.compare.starts import StartComparison, compare_starts
 
 __all__ = [
     "DEFAULT",
     "PROBLEMS",
     "QUICK",
+    "SEQUENCES",
     "TOLERANCES",
     "Case",
     "Comparison",
@@ -24,9 +27,13 @@ __all__ = [
     "GradientComparison",
     "Problem",
     "ProblemResult",
+    "Sequence",
     "Setting",
+    "StartComparison",
     "UserProblem",
+    "UserSequence",
     "compare",
     "compare_gradients",
+    "compare_starts",
     "register_problem",
 ]

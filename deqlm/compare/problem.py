@@ -79,6 +79,7 @@ class Case:
         solution: returns the known answer in float64, (B, N), or None where it is not unique or not known.
         parameters: leaf tensors that ``f`` captures, for gradients; may be empty.
         exact_parameters: the same in ``exact``.
+        tokens: positions of a row, for the cost in tokens; 0 where the state has none.
         note: what the reader of a table must know, for example that ``exact`` is not in float64; a line each.
 
     Examples:
@@ -95,6 +96,7 @@ class Case:
     solution: Callable[[], Tensor | None] = lambda: None
     parameters: tuple[Tensor, ...] = ()
     exact_parameters: tuple[Tensor, ...] = ()
+    tokens: int = 0
     note: str = ""
 
 
@@ -171,6 +173,10 @@ class TensorProblem(Problem):
     def start(self, p: dict[str, Tensor], rows: int) -> Tensor:
         """Return z0, (B, N)."""
 
+    def tokens(self) -> int:
+        """Return `Case.tokens`."""
+        return 0
+
     def answer(self, p: dict[str, Tensor]) -> Tensor | None:
         """Return the fixed point for float64 parameters, (B, N), or None."""
         return None
@@ -189,6 +195,7 @@ class TensorProblem(Problem):
             solution=lambda: self.answer(high),
             parameters=tuple(low.values()),
             exact_parameters=tuple(high.values()),
+            tokens=self.tokens(),
         )
 
 

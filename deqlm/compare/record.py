@@ -14,6 +14,7 @@ from deqlm.compare.result import Comparison, Entry, ProblemResult
 
 if TYPE_CHECKING:
     from deqlm.compare.gradients import GradientComparison
+    from deqlm.compare.starts import StartComparison
 
 __all__ = [
     "VERSION",
@@ -23,16 +24,22 @@ __all__ = [
     "gradient_record",
     "save",
     "save_gradients",
+    "save_starts",
+    "start_record",
     "write_json",
 ]
 
 VERSION = 1
 """Version of the record's layout."""
 
-RECORDS = {"compare": "deqlm compare", "gradients": "deqlm compare --gradients"}
+RECORDS = {"compare": "deqlm compare", "gradients": "deqlm compare --gradients", "starts": "deqlm compare --starts"}
 """Name of a record's file -> what it says of itself."""
 
-PLOTS = {"compare": ("residual_evaluations", "residual_time", "profile"), "gradients": ("gradients",)}
+PLOTS = {
+    "compare": ("residual_evaluations", "residual_time", "profile"),
+    "gradients": ("gradients",),
+    "starts": ("starts",),
+}
 """Name of a record's file -> names of its plots."""
 
 
@@ -51,8 +58,17 @@ def comparison_record(comparison: Comparison) -> dict[str, Any]:
 
 def gradient_record(comparison: GradientComparison) -> dict[str, Any]:
     """Return a comparison of gradients as plain data; infinities and NaN are None."""
+    return _plain_record(comparison, "gradients")
+
+
+def start_record(comparison: StartComparison) -> dict[str, Any]:
+    """Return a comparison of starts as plain data; infinities and NaN are None."""
+    return _plain_record(comparison, "starts")
+
+
+def _plain_record(comparison: GradientComparison | StartComparison, kind: str) -> dict[str, Any]:
     return {
-        "record": RECORDS["gradients"],
+        "record": RECORDS[kind],
         "version": VERSION,
         "environment": comparison.environment,
         "settings": comparison.settings,
@@ -78,12 +94,17 @@ def save_gradients(comparison: GradientComparison, folder: Path, plots: bool) ->
     return _save(comparison, folder, "gradients", plots)
 
 
+def save_starts(comparison: StartComparison, folder: Path, plots: bool) -> list[Path]:
+    """Write ``starts.json``, ``starts.txt`` and the plot into ``folder``; return what was written."""
+    return _save(comparison, folder, "starts", plots)
+
+
 def former_run(folder: Path, kind: str) -> str | None:
     """Return in a line which run's files lie in ``folder``, or None.
 
     Args:
         folder: where `save` writes.
-        kind: "compare" or "gradients".
+        kind: "compare", "gradients" or "starts".
     """
     former = _former(folder, kind)
     if former is None:
@@ -96,7 +117,9 @@ def former_run(folder: Path, kind: str) -> str | None:
     return f"`{shortened(shlex.join(argv), 60)}` ({what})"
 
 
-def _save(comparison: Comparison | GradientComparison, folder: Path, kind: str, plots: bool) -> list[Path]:
+def _save(
+    comparison: Comparison | GradientComparison | StartComparison, folder: Path, kind: str, plots: bool
+) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     former = _former(folder, kind) or {}
     plots = plots and any(problem.entries for problem in comparison.problems)
@@ -105,21 +128,20 @@ def _save(comparison: Comparison | GradientComparison, folder: Path, kind: str, 
     write_json({**comparison.to_dict(), "files": names}, folder / names[0])
     (folder / names[1]).write_text(f"{comparison}\n", encoding="utf-8")
     if plots:
-        _draw(comparison, folder)
+        _draw(comparison, kind, folder)
     for name in set(drawn).intersection(former.get("files", ())).difference(names):
         (folder / name).unlink(missing_ok=True)
     return [folder / name for name in names]
 
 
-def _draw(comparison: Comparison | GradientComparison, folder: Path) -> None:
-    if isinstance(comparison, Comparison):
-        from deqlm.compare.plots import draw_all
-
-        draw_all(comparison, folder)
+def _draw(comparison: Any, kind: str, folder: Path) -> None:
+    if kind == "compare":
+        from deqlm.compare.plots import draw_all as draw
+    elif kind == "gradients":
+        from deqlm.compare.gradient_plot import draw_gradients as draw
     else:
-        from deqlm.compare.gradient_plot import draw_gradients
-
-        draw_gradients(comparison, folder)
+        from deqlm.compare.start_plot import draw_starts as draw
+    draw(comparison, folder)
 
 
 def _former(folder: Path, kind: str) -> dict[str, Any] | None:

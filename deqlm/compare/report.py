@@ -13,13 +13,14 @@ from deqlm.compare.result import Comparison, Entry, ProblemResult
 if TYPE_CHECKING:
     from deqlm.compare.gradients import GradientComparison, GradientEntry, GradientProblem
 
-__all__ = ["aligned", "amount", "duration", "gradient_table", "shortened", "table"]
+__all__ = ["WIDTH", "aligned", "amount", "duration", "gradient_table", "shortened", "table", "wrapped"]
 
 WIDTH = 120
 LEGEND = """\
 solved    rows of B whose true relative residual ||f(z)-z|| / ||f(z)||, f in float64, is within 1.05 tolerance;
           in brackets the solver's own word per row
-evals     calls of f;  row-evals: rows summed over those calls;  time: median run
+evals     calls of f;  row-evals: rows summed over those calls;  token-evals: tokens summed over those rows
+time      median run
 overhead  time per evaluation beyond a bare call of f (below 0: noise)
 memory    most bytes the solver held at once, in units of the state z;  residual: that of the worst row"""
 
@@ -91,7 +92,7 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _wrapped(text: str) -> list[str]:
+def wrapped(text: str) -> list[str]:
     """Return ``text`` on at most three indented lines."""
     return textwrap.wrap(
         text,
@@ -107,21 +108,23 @@ def _wrapped(text: str) -> list[str]:
 def _block(problem: ProblemResult) -> str:
     head = [shortened(f"{problem.label}: {problem.title}", WIDTH)]
     if problem.message:
-        return "\n".join([*head, *_wrapped(f"not built: {problem.message}")])
+        return "\n".join([*head, *wrapped(f"not built: {problem.message}")])
     head.append(
         f"  B={problem.rows}, N={problem.unknowns}, tolerance {problem.tol:g}, at most {problem.max_iter} evaluations, "
         f"bare f {duration(problem.f_seconds)}"
     )
     for line in problem.note.splitlines():
-        head += _wrapped(f"note: {line}")
-    rows = [["solver", "solved", "evals", "row-evals", "time", "overhead", "memory", "residual", ""]]
+        head += wrapped(f"note: {line}")
+    rows = [["solver", "solved", "evals", "row-evals", "token-evals", "time", "overhead", "memory", "residual", ""]]
     rows += [_cells(problem, entry) for entry in problem.entries]
-    lines = [*head, *aligned([["  " + row[0], *row[1:]] for row in rows], left=(0, 8))]
+    if not problem.tokens:
+        rows = [row[:4] + row[5:] for row in rows]
+    lines = [*head, *aligned([["  " + row[0], *row[1:]] for row in rows], left=(0, len(rows[0]) - 1))]
     for entry in problem.entries:
         if not entry.ran:
-            lines += _wrapped(f"{entry.solver} {entry.outcome}: {entry.message}")
+            lines += wrapped(f"{entry.solver} {entry.outcome}: {entry.message}")
         elif entry.remark:
-            lines += _wrapped(f"{entry.solver} {entry.remark}")
+            lines += wrapped(f"{entry.solver} {entry.remark}")
     return "\n".join(lines)
 
 
@@ -168,13 +171,14 @@ def _cells(problem: ProblemResult, entry: Entry) -> list[str]:
     name = shortened(entry.solver, 34)
     if not entry.ran:
         spent = str(entry.evaluations) if entry.evaluations else "-"
-        return [name, f"0/{problem.rows}", spent, "-", "-", "-", "-", "-", f"{entry.outcome.upper()}"]
+        return [name, f"0/{problem.rows}", spent, *"-" * 6, f"{entry.outcome.upper()}"]
     memory = "-" if entry.memory is None else f"{entry.memory:.1f}"
     return [
         name,
         f"{entry.solved}/{problem.rows}",
         str(entry.evaluations),
         str(entry.row_evaluations),
+        str(entry.token_evaluations),
         duration(entry.seconds),
         duration(entry.overhead),
         memory,
@@ -198,7 +202,7 @@ def _remark(entry: Entry) -> str:
 def _gradient_block(problem: GradientProblem) -> str:
     head = [shortened(f"{problem.label}: {problem.title}", WIDTH)]
     if problem.message:
-        return "\n".join([*head, *_wrapped(f"not compared: {problem.message}")])
+        return "\n".join([*head, *wrapped(f"not compared: {problem.message}")])
     head.append(
         f"  B={problem.rows}, N={problem.unknowns}, forward tolerance {problem.tol:g}, "
         f"gradient of {problem.parameters} numbers"
@@ -208,7 +212,7 @@ def _gradient_block(problem: GradientProblem) -> str:
     lines = [*head, *aligned(rows, left=(0, 7, 8))]
     for entry in problem.entries:
         if entry.message:
-            lines += _wrapped(f"{entry.gradient} {entry.outcome}: {entry.message}")
+            lines += wrapped(f"{entry.gradient} {entry.outcome}: {entry.message}")
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ class Entry:
         solved: rows whose true relative residual is at most `Setting.accepted`, 1.05 times the tolerance.
         evaluations: calls of f, as f saw them.
         row_evaluations: rows summed over those calls.
+        token_evaluations: tokens summed over those rows; 0 where the problem has none.
         times: seconds of each timed run.
         overhead: seconds per evaluation beyond a bare call of f; may be below 0 by noise.
         memory: most bytes held at once, in units of the state; see `MemoryMeter`. None when not measured.
@@ -51,6 +52,7 @@ class Entry:
     solved: int = 0
     evaluations: int = 0
     row_evaluations: int = 0
+    token_evaluations: int = 0
     times: list[float] = field(default_factory=list)
     overhead: float | None = None
     memory: float | None = None
@@ -81,6 +83,7 @@ class ProblemResult:
     Attributes:
         label, title: name as typed, and what the problem tests.
         rows, unknowns: shape (B, N) of the state.
+        tokens: positions of a row; 0 where the state has none.
         tol: relative tolerance asked for.
         max_iter: evaluations allowed.
         f_seconds: median time of a bare call of f.
@@ -99,6 +102,7 @@ class ProblemResult:
     title: str
     rows: int = 0
     unknowns: int = 0
+    tokens: int = 0
     tol: float = 0.0
     max_iter: int = 0
     f_seconds: float = 0.0

@@ -156,6 +156,7 @@ class _ProblemRun:
     def _describe(self, case: Case, noisy: bool) -> None:
         result = self.result
         result.rows, result.unknowns = case.z0.shape
+        result.tokens = case.tokens
         result.tol, result.max_iter = self.setting.tol, case.max_iter
         result.note = "\n".join(filter(None, [CHANGES if noisy else "", case.note]))
 
@@ -183,6 +184,7 @@ class _ProblemRun:
                     _judge(entry, sol, recorder, case, truth, self.setting)
                     entry.remark = _remark(how, entry, case)
                     self.ready.append((entry, how))
+                entry.token_evaluations = entry.row_evaluations * case.tokens
             entry.warnings = sorted({str(w.message) for w in caught})
             self.result.entries.append(entry)
 

@@ -152,6 +152,18 @@ def test_noise_that_a_start_of_zeros_hides_is_seen():
     assert not changes(lambda z: z + torch.nan, z0, 1e-5)
 
 
+def test_tokens_are_counted_where_a_problem_has_them():
+    result = compare(["parity:length=8", TINY], "fixed_point", batch=2, **FAST)
+    chain, plain = (problem.entries[0] for problem in result.problems)
+    assert chain.token_evaluations == 8 * chain.row_evaluations == 8 * 2 * 8
+    assert plain.token_evaluations == 0
+    blocks = str(result).split("\n\n")
+    assert "token-evals" in blocks[0]
+    assert "token-evals" not in blocks[1]
+    assert result.to_dict()["problems"][0]["tokens"] == 8
+    assert result.to_dict()["problems"][0]["entries"][0]["token_evaluations"] == chain.token_evaluations
+
+
 def test_the_legend_says_what_counts_as_solved():
     text = str(compare(TINY, "anderson", memory=False, **FAST))
     assert "within 1.05 tolerance" in text

@@ -46,5 +46,8 @@ class Parity(TensorProblem):
     def apply(self, z: Tensor, p: dict[str, Tensor]) -> Tensor:
         return p["s"] * torch.nn.functional.pad(z[:, :-1], (1, 0), value=1.0)
 
+    def tokens(self) -> int:
+        return self.length
+
     def answer(self, p: dict[str, Tensor]) -> Tensor | None:
         return p["s"].cumprod(dim=1)

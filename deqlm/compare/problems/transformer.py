@@ -58,6 +58,7 @@ class Transformer(Problem):
             solution=lambda: polish(exact, z0),
             parameters=(*layer.parameters(), u),
             exact_parameters=(*exact_layer.parameters(), exact_u),
+            tokens=self.length,
         )
 
     def _map(self, layer: nn.Module, u: Tensor) -> Map:

@@ -21,7 +21,7 @@ from deqlm.rows import RowMap, Rows
 from deqlm_solvers import Map, options
 from deqlm_solvers.checks import require, suggest
 
-__all__ = ["UserProblem", "load_callable"]
+__all__ = ["UserProblem", "call_with", "load_callable"]
 
 
 @options
@@ -97,18 +97,23 @@ class UserProblem(Problem):
         Raises:
             ValueError: it returns anything else.
         """
-        offered = {"dtype": setting.dtype, "device": setting.device, "batch": setting.batch, "seed": setting.seed}
-        known = inspect.signature(self.make).parameters
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
-        wanted = {k: v for k, v in offered.items() if k in known or takes_all}
-        if wanted.get("batch", 0) is None:
-            del wanted["batch"]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
-            made = self.make(**{**wanted, **(self.options or {})})
+            made = call_with(self.make, setting, self.options)
         ok = isinstance(made, tuple) and len(made) == 2 and callable(made[0])
         require(ok, f"the result of {self.label}", type(made).__name__, "a pair (f, z0) with a callable f")
         return made
+
+
+def call_with(make: Callable[..., Any], setting: Setting, options: Mapping[str, Any] | None = None) -> Any:
+    """Call a factory with what it accepts of the setting, and with ``options``."""
+    offered = {"dtype": setting.dtype, "device": setting.device, "batch": setting.batch, "seed": setting.seed}
+    known = inspect.signature(make).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    wanted = {k: v for k, v in offered.items() if k in known or takes_all}
+    if wanted.get("batch", 0) is None:
+        del wanted["batch"]
+    return make(**{**wanted, **(options or {})})
 
 
 def _keywords(make: Callable[..., Any]) -> list[str] | None:
