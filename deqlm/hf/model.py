@@ -103,7 +103,7 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             output_attentions: must be false.
             cache: another name of ``past_key_values``.
             num_items_in_batch: the loss is the sum over labels divided by this; None is their number.
-            mode: `deqlm.Simultaneous`, `deqlm.Chunked` or `deqlm.Sequential` in place of the configuration's.
+            mode: a mode of `deqlm.modes` in place of the configuration's.
             stop: a `deqlm.Stop`, or a dict of its fields, in place of that of the solve in use.
             start: where the solve starts, see `deqlm.models.ImplicitLM`.
 

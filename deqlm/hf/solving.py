@@ -10,7 +10,7 @@ from deqlm.failures import Failures
 from deqlm.gradients import GRADIENTS, Gradient, Phantom, Unrolled
 from deqlm.models import ImplicitLM, LMOptions
 from deqlm.models.lm import EVALUATION, FREE
-from deqlm.modes import MODES, Chunked, Mode, Sequential, Simultaneous
+from deqlm.modes import MODES, Auto, Chunked, Mode, Sequential, Simultaneous
 from deqlm.training import Phases
 from deqlm_solvers import Options, Solve, Solver, Stop, options
 from deqlm_solvers.checks import require
@@ -100,8 +100,9 @@ class DeqOptions(Options):
         no_grad: a `NoGrad`, or a dict of its fields.
         phases: `deqlm.training.Phases` or the dict of one: the plan that a training applies to the model at each step,
             ``config.deq.phases.apply(model, step)``; None has no plan. A model itself starts with ``grad``.
-        mode: how a forward is solved along its tokens: `deqlm.Simultaneous`, `deqlm.Chunked` or `deqlm.Sequential`, by
-            object, name or dict.
+        mode: how a forward is solved along its tokens: `deqlm.modes.Auto`, `deqlm.Simultaneous`, `deqlm.Chunked`,
+            `deqlm.Sequential` or `deqlm.Frontier`, by object, name or dict. `Auto` is one solve with grad, and without,
+            where that has not converged early, goes on in chunks.
         prompt_mode: likewise, of the prompt in ``generate``.
         token_mode: likewise, of the new tokens there.
         start: where ``generate`` starts the solve of a new token: "zero", or "previous" for the state of the token
@@ -122,7 +123,7 @@ class DeqOptions(Options):
     grad: Grad = Grad()
     no_grad: NoGrad = NoGrad()
     phases: Phases | None = None
-    mode: Mode = Simultaneous()
+    mode: Mode = Auto()
     prompt_mode: Mode = Chunked(64)
     token_mode: Mode = Sequential()
     start: Start = "zero"
@@ -192,5 +193,5 @@ class DeqOptions(Options):
 
     def _refuse_contradictions(self) -> None:
         if isinstance(self.grad.gradient, Unrolled):
-            rule = "'simultaneous' with gradient 'unrolled', which differentiates the steps of one solve"
-            require(self.mode == Simultaneous(), "mode", self.mode, rule)
+            rule = "'auto' or 'simultaneous' with gradient 'unrolled', which differentiates the steps of one solve"
+            require(self.mode in (Auto(), Simultaneous()), "mode", self.mode, rule)

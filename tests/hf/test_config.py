@@ -6,6 +6,7 @@ import copy
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
@@ -13,8 +14,9 @@ from transformers import AutoConfig
 from deqlm import Chunked, FixedPoint, Phantom, Sequential, Simultaneous, Stop, Unrolled
 from deqlm.hf import DeqOptions, Grad, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.models import PRESETS, AttentionOptions, Mamba2Options
+from deqlm.modes import Auto
 from deqlm.training import Phases, bounded, free, warm_up
-from hf.tiny import CONFIGS, FAMILIES, config
+from hf.tiny import CONFIGS, FAMILIES, config, converging
 
 PLAN = Phases((warm_up(3), bounded(5), free(max_iter=32)))
 
@@ -101,7 +103,38 @@ def test_defaults_are_those_of_the_paper():
     )
     assert section.no_grad.solver == FixedPoint(damping=0.8)
     assert section.no_grad.stop == Stop(max_iter=96, rtol=0.05, per="token")
-    assert (section.mode, section.prompt_mode, section.token_mode) == (Simultaneous(), Chunked(64), Sequential())
+    assert (section.mode, section.prompt_mode, section.token_mode) == (Auto(), Chunked(64), Sequential())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_trains_as_one_solve_and_finds_the_same_point_without_grad(family):
+    auto = converging(family)
+    assert auto.lm.mode == Auto()
+    ids = torch.randint(23, (2, Auto.SHORT + 6))
+    losses = []
+    for mode in (None, "simultaneous"):
+        auto.zero_grad()
+        loss = auto(ids, labels=ids, mode=mode).loss
+        loss.backward()
+        losses.append([loss, *(p.grad.clone() for p in auto.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
+    with torch.no_grad():
+        stop = Stop(max_iter=400, rtol=1e-11, per="token")
+        got, want = (auto(ids, mode=mode, stop=stop).logits for mode in (None, "simultaneous"))
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9)
+
+
+def test_a_file_that_names_a_mode_keeps_it(tmp_path):
+    """Files from before "auto" was the default name theirs."""
+    config("mamba2").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    written = json.loads(file.read_text())
+    assert written["deq"]["mode"] == {"name": "auto"}
+    written["deq"]["mode"] = {"name": "simultaneous"}
+    file.write_text(json.dumps(written))
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert again.deq.mode == Simultaneous()
+    assert again == config("mamba2", deq={"mode": "simultaneous"})
 
 
 def test_keys_that_are_left_away_keep_the_defaults_of_their_section():
@@ -172,5 +205,5 @@ def test_an_explicit_twin_may_have_modes_but_no_solve():
 def test_unrolling_knows_one_solve_only():
     section = {"grad": {"stop": {"max_iter": 4, "rtol": 0}, "gradient": "unrolled"}}
     assert DeqOptions(**section).grad.gradient == Unrolled()
-    with pytest.raises(ValueError, match="mode must be 'simultaneous' with gradient 'unrolled'"):
+    with pytest.raises(ValueError, match="mode must be 'auto' or 'simultaneous' with gradient 'unrolled'"):
         DeqOptions(**section, mode="sequential")
