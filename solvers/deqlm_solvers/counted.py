@@ -59,7 +59,8 @@ class CountedMap:
     """
 
     def __init__(self, f: Map, z0: Tensor, snap: Map | None = None, record: bool = False) -> None:
-        self.f = f
+        self.f = self._whole = f
+        self._kept: Tensor | None = None
         self.snap = snap
         self.autocast = _autocast(z0.device.type)
         self.dtype = z0.dtype
@@ -126,7 +127,13 @@ class CountedMap:
         """
         if self.snap is not None:
             return False
-        made = narrowed(self.f, rows, at.z.to(self.dtype), at.fz.to(self.dtype), self._evaluate)
+        if self._kept is None:
+            made = narrowed(self.f, rows, at.z.to(self.dtype), at.fz.to(self.dtype), self._evaluate)
+            self._kept = rows
+        else:
+            # the probe of the first time has shown that rows of the whole do not mix, so it is the whole that is cut
+            self._kept = self._kept.index_select(0, rows)
+            made = self._whole.narrow(self._kept)  # type: ignore[attr-defined]
         if made is None:
             return False
         self.f, self.shape = made, torch.Size((rows.shape[0], self.shape[1]))

@@ -93,6 +93,7 @@ class Fallback(Solver):
             require(member not in made[:i], "solvers", member, "without a repetition")
         object.__setattr__(self, "solvers", made)
         object.__setattr__(self, "honours", self.honours.intersection(*(member.honours for member in made)))
+        object.__setattr__(self, "steps_evaluate", any(member.steps_evaluate for member in made))
         object.__setattr__(self, "attempts", 1 if len(made) == 1 else 2 * len(made))
 
     def rehearsable(self) -> bool:
@@ -140,7 +141,7 @@ class _Search:
         if not bool(failed.any()):
             return
         if self.probed is None:
-            self.probed = _probe(self.f, self.sol.z, failed, self.stop.compact)
+            self.probed = _probe(self.f, self.sol.z, failed, bool(self.stop.compact))
             self.sol = self.sol.replace(cost=self.sol.cost + self.probed.cost)
         # where rows are mixed, one that is left out would not stay solved
         here = torch.ones_like(failed) if self.probed.mixes else failed

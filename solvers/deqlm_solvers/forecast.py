@@ -17,6 +17,7 @@ from deqlm_solvers.frame import Frame
 from deqlm_solvers.meter import MemoryMeter
 from deqlm_solvers.pace import pays
 from deqlm_solvers.solve import Solve
+from deqlm_solvers.stop import Stop
 
 __all__ = ["Forecast", "forecast_solve", "read_bytes", "show_bytes"]
 
@@ -118,7 +119,7 @@ def forecast_solve(
         layout = _Layout.of(solve, frame)
         try:
             total = _rehearsed(solve, dtype, str(device), layout).at(rows, unknowns, tokens)
-            if leaving and stop.compact and not stop.is_budget and pays(rows - rows // 2, rows, unknowns):
+            if leaving and _may_leave(stop, rows, unknowns):
                 more = _rehearsed(solve, dtype, str(device), replace(layout, leaving=True))
                 extra = max(0, more.at(rows, unknowns, tokens) - total)
         except _UnknownError as unknown:
@@ -129,6 +130,12 @@ def forecast_solve(
     parts |= {"best": state, "trace": traced, "iterates": 2 * state}
     parts |= {"working": max(0, total - sum(parts.values())), "leaving": extra}
     return Forecast(label, **shape, parts=parts, total=total + extra)
+
+
+def _may_leave(stop: Stop, rows: int, unknowns: int) -> bool:
+    if stop.is_budget or not stop.compact:
+        return False
+    return rows > 1 if stop.compact == "at_once" else pays(rows - rows // 2, rows, unknowns)
 
 
 def show_bytes(size: float) -> str:
@@ -292,7 +299,8 @@ def _peak(solve: Solve, dtype: torch.dtype, device: str, rows: int, unknowns: in
         z0 = torch.zeros(rows, unknowns, dtype=dtype, device=device)
         inputs = torch.ones(rows, 1, dtype=dtype, device=device)
         if layout.leaving:
-            inputs[: rows // 2] = 0.0  # these rows start at their fixed point
+            leave = 1 if stop.compact == "at_once" else rows // 2
+            inputs[:leave] = 0.0  # these rows start at their fixed point
         toy = _Toy(torch.linspace(-0.95, 0.95, unknowns, dtype=dtype, device=device), inputs, meter)
         with meter:
             Solve(solve.solver, stop.replace(**changes))(toy if layout.leaving else toy.evaluate, z0, frame)

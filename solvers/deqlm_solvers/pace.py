@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from deqlm_solvers.solution import Cost, Solution
 from deqlm_solvers.solver import Evaluation, StepSolver
 from deqlm_solvers.stop import Stop
 
-__all__ = ["LEAST_GAIN", "LEAST_LEFT", "Pace", "TorchPace", "pays"]
+__all__ = ["LEAST_GAIN", "LEAST_LEFT", "Pace", "TorchPace", "may_leave", "pays"]
 
 LEAST_GAIN = 2048
 """Unknowns that must leave for the rest to be gathered: below, f costs its calls and not its arithmetic."""
@@ -43,7 +44,7 @@ class Pace(ABC):
 
     @abstractmethod
     def leaving(self) -> Tensor | None:
-        """Return the rows that stay, indices (K,) into those present, if it pays that the others leave; else None."""
+        """Return the rows that stay, indices (K,) into those present, if the others leave by `may_leave`; else None."""
 
     @abstractmethod
     def narrow(self, rows: Tensor, z: Tensor) -> Tensor:
@@ -57,6 +58,21 @@ class Pace(ABC):
 def pays(active: int, present: int, unknowns: int) -> bool:
     """Say whether the rows that are done are worth leaving out, going by numbers alone, so that runs repeat."""
     return 2 * active <= present and (present - active) * unknowns >= LEAST_GAIN
+
+
+def may_leave(stop: Stop, active: int, present: int, unknowns: int, left: Callable[[], float]) -> bool:
+    """Say whether the rows that are done leave now; ``left()`` is what the slowest other one still needs.
+
+    Args:
+        stop: says when.
+        active: rows that are not done.
+        present: rows in the batch.
+        unknowns: N.
+        left: returns evaluations.
+    """
+    if stop.compact == "at_once":
+        return 0 < active < present
+    return active > 0 and pays(active, present, unknowns) and left() >= LEAST_LEFT
 
 
 class TorchPace(Pace):
@@ -95,10 +111,12 @@ class TorchPace(Pace):
         if self.solver.steps_evaluate or self.whole is None:
             return None
         present, unknowns = self.whole.z.shape if self.rows is None else (self.rows.shape[0], self.whole.z.shape[1])
-        count, active = self.ledger.active_rows(), self.ledger.active
-        if count is None or active is None or not pays(count, present, unknowns):
+        count, active, stop = self.ledger.active_rows(), self.ledger.active, self.ledger.stop
+        if count is None and active is not None and stop.compact == "at_once":
+            count = int(active.sum())
+        if count is None or active is None:
             return None
-        if self.ledger.evaluations_left() < LEAST_LEFT:
+        if not may_leave(stop, count, present, unknowns, self.ledger.evaluations_left):
             return None
         mask = active if self.rows is None else active.index_select(0, self.rows)
         return mask.nonzero().squeeze(1)

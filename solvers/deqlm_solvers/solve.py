@@ -24,7 +24,7 @@ class Solve(Options):
         stop: a `Stop`, or a dict of its fields.
 
     Raises:
-        ValueError: the solver cannot honour a field of ``stop`` that differs from its default.
+        ValueError: the solver cannot honour a field of ``stop`` that differs from its default, or a value of it.
 
     Examples:
         >>> import torch
@@ -42,6 +42,11 @@ class Solve(Options):
         if isinstance(self.stop, dict):
             object.__setattr__(self, "stop", Stop.from_dict(self.stop))
         require(isinstance(self.stop, Stop), "stop", self.stop, "a Stop, such as Stop(rtol=1e-3), or a dict of fields")
+        if self.stop.compact == "at_once" and self.solver.steps_evaluate:
+            raise ValueError(
+                f"solver {self.solver.name!r} cannot honour Stop(compact='at_once'): its steps evaluate f on all rows; "
+                "use compact=True, or a solver such as 'anderson'"
+            )
         if self.solver.honours >= Stop.__dataclass_fields__.keys():  # type: ignore[attr-defined]
             return
         for name, field in Stop.__dataclass_fields__.items():  # type: ignore[attr-defined]

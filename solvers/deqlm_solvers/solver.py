@@ -82,6 +82,7 @@ class Solver(Options, ABC):
         guarantees: names from `GUARANTEES` that hold; the contract suite tests exactly those.
         honours: fields of `Stop` that may differ from their default; any other non-default field raises.
         attempts: budgets of ``Stop.max_iter`` evaluations that a solve may spend.
+        steps_evaluate: f may be evaluated beside the points that are tested; False lets finished rows leave the batch.
 
     Examples:
         >>> from deqlm_solvers import SOLVERS
@@ -92,6 +93,7 @@ class Solver(Options, ABC):
     guarantees: ClassVar[frozenset[str]] = frozenset()
     honours: ClassVar[frozenset[str]] = frozenset()
     attempts: ClassVar[int] = 1
+    steps_evaluate: ClassVar[bool] = True
 
     @abstractmethod
     def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
@@ -125,7 +127,6 @@ class StepSolver(Solver):
     does to a row may depend on nothing but that row.
 
     Class attributes:
-        steps_evaluate: `step` may call f; False lets finished rows leave the batch.
         differentiates: `step` asks for products with the Jacobian (`InnerMap.carry`), from the first evaluation on.
 
     Examples:
@@ -141,7 +142,6 @@ class StepSolver(Solver):
 
     guarantees: ClassVar[frozenset[str]] = frozenset({"rows", "check_every", "half", "budget"})
     honours: ClassVar[frozenset[str]] = frozenset(Stop.__dataclass_fields__)  # type: ignore[attr-defined]
-    steps_evaluate: ClassVar[bool] = True
     differentiates: ClassVar[bool] = False
 
     @abstractmethod

@@ -41,8 +41,10 @@ class Stop(Options):
         check_every: evaluations between two host reads of "is every row done", >= 0 (0: never, the loop runs to
             ``max_iter``). It changes time, never a result.
         compact: rows that are done leave the batch when f can be evaluated on the rest (`deqlm.solve` with ``args``,
-            `DEQ`) and that pays; a probe, which counts as an evaluation, finds out whether f mixes rows, and then they
-            stay. Not where the steps carry a graph.
+            `DEQ`) and, with True, when that pays; with "at_once" after the evaluation in which they were done, so that
+            the rows of all evaluations are the sum of the rows' steps and of one probe, which finds out whether f mixes
+            rows: then they stay. "at_once" saves arithmetic and costs calls: each row that leaves makes a gather of
+            the inputs, and on a device the host waits for every test. Not where the steps carry a graph.
         trace: keep the residual of every tested evaluation in `Solution.trace`.
         patience: a row without progress for this many evaluations ends STALLED; progress is a best residual that fell
             by 10 % relative to its tolerance, or with per="token" a longer converged prefix. None never gives up
@@ -66,7 +68,7 @@ class Stop(Options):
     keep: Literal["best", "best_f"] = "best"
     test_every: int | Literal["auto"] = 1
     check_every: int = 1
-    compact: bool = True
+    compact: bool | Literal["at_once"] = True
     trace: bool = False
     patience: int | None = None
     divergence: float = 1e8
@@ -89,8 +91,9 @@ class Stop(Options):
         if self.test_every != "auto":
             whole("test_every", self.test_every, 1)
         whole("check_every", self.check_every, 0)
-        for name in ("compact", "trace"):
-            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        require(isinstance(self.trace, bool), "trace", self.trace, "True or False")
+        known = isinstance(self.compact, bool) or self.compact == "at_once"
+        require(known, "compact", self.compact, "True, False or 'at_once'")
         if self.patience is not None:
             whole("patience", self.patience, 1)
         number("divergence", self.divergence, "> 1", lambda d: d > 1)
@@ -115,6 +118,8 @@ class Stop(Options):
             self._only_default(
                 "is not used with test_every='auto', which reads the device at every test", "check_every"
             )
+        if self.compact == "at_once":
+            self._only_default("is not used with compact='at_once', which looks at every test", "check_every")
         if self.per != "token":
             self._only_default("is not used unless per='token'", "token_dim")
 
