@@ -24,6 +24,7 @@ class Mixer(Protocol):
     ``context`` holds what stays fixed within a call: the mask of real tokens, their positions, dropout masks, effective
     weights. A mixer asks it, ``context.apply(self.in_proj, z)`` or ``context.weight(self.conv1d)``, instead of its
     layers; zeros its input and output at padding by ``context.keep``; and treats None as a context that holds nothing.
+    A mixer with a compiled twin makes it by ``twin(weights, build)``, see `deqlm.layers.twins.twin_of`.
 
     Attributes:
         d_model: width D of the state.
@@ -117,7 +118,7 @@ class Block(nn.Module):
         """
         context = NOTHING if context is None else context
         z = context.keep(z)
-        return self._mlp(z, self.mixer(_normed(self.norm, z), u, context), context)
+        return self._mlp(z, self.mixer(context.normalise(self.norm, z), u, context), context)
 
     def forward_chunk(
         self, z: Tensor, u: Tensor | None, cache: Any, context: Context | None = None
@@ -125,7 +126,7 @@ class Block(nn.Module):
         """Return the next state of the L tokens after those in ``cache``, and the cache with them."""
         context = NOTHING if context is None else context
         z = context.keep(z)
-        mixed, cache = self.mixer.forward_chunk(_normed(self.norm, z), u, cache, context)
+        mixed, cache = self.mixer.forward_chunk(context.normalise(self.norm, z), u, cache, context)
         return self._mlp(z, mixed, context), cache
 
     def empty_cache(self, batch: int) -> Any:
@@ -137,9 +138,4 @@ class Block(nn.Module):
         if self.mlp is None:
             return z
         assert self.norm2 is not None
-        return z + context.keep(self.mlp(_normed(self.norm2, z), context)).to(z.dtype)
-
-
-def _normed(norm: nn.Module, z: Tensor) -> Tensor:
-    weight = getattr(norm, "weight", None)
-    return norm(z if weight is None else z.to(weight.dtype))
+        return z + context.keep(self.mlp(context.normalise(self.norm2, z), context)).to(z.dtype)

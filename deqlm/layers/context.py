@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.rope import Rope, row_positions
+from deqlm.layers.twins import twin_of
 from deqlm.layers.weight_norm import Normed
 from deqlm.ops.checks import require
+from deqlm.ops.native.library import Build
 
 __all__ = ["NOTHING", "Context"]
 
@@ -31,6 +33,7 @@ class Context:
         weights: effective weight of each layer that normalises its weight.
         noise: mask (B, 1, width) of each active dropout.
         tables: cosines and sines, (B or 1, L, P/2) each, of each kind of rotary positions in use.
+        twins: compiled twin of each layer that has one, with its parameters of this call; for evaluations without grad.
         grad: whether grad mode was on when the weights were made.
     """
 
@@ -40,6 +43,7 @@ class Context:
     weights: Mapping[nn.Module, Tensor] = field(default_factory=dict)
     noise: Mapping[nn.Module, Tensor] = field(default_factory=dict)
     tables: Mapping[Rope, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    twins: Mapping[nn.Module, Any] = field(default_factory=dict)
     grad: bool = True
 
     @classmethod
@@ -51,6 +55,7 @@ class Context:
         mask: Tensor | None = None,
         offset: int = 0,
         committed: Tensor | None = None,
+        build: Build | None = None,
     ) -> Context:
         """Return the context of a call of ``module``: weights with grad if grad mode is on, masks drawn, positions.
 
@@ -62,6 +67,7 @@ class Context:
             mask: (B, L) bool, False at padding; None when there is none, which is cheaper.
             offset: token slots that caches hold already.
             committed: real tokens among them per row, (B,) int64; None when all are real.
+            build: compiles what layers have compiled twins of; None leaves all to torch.
 
         Raises:
             ValueError: a mask or counts of another shape, or a mask that is not bool.
@@ -82,7 +88,7 @@ class Context:
             require(committed.shape == (batch,), "committed", tuple(committed.shape), f"of shape {(batch,)}")
         past = offset if committed is None else committed
         positions = row_positions(mask, length, past=past, device=like.device)
-        weights, noise, tables = {}, {}, {}
+        weights, noise, tables, twins = {}, {}, {}, {}
         for part in module.modules():
             if isinstance(part, Normed):
                 weights[part] = part.weight
@@ -91,6 +97,8 @@ class Context:
             rope = getattr(part, "rope", None)
             if isinstance(rope, Rope) and rope not in tables:
                 tables[rope] = rope.table(positions, like.dtype)
+            if build is not None and (twin := twin_of(part, weights, build)) is not None:
+                twins[part] = twin
         return cls(
             mask=mask,
             positions=positions,
@@ -98,6 +106,7 @@ class Context:
             weights=weights,
             noise=noise,
             tables=tables,
+            twins=twins,
             grad=torch.is_grad_enabled(),
         )
 
@@ -148,6 +157,14 @@ class Context:
                 "is on, before the solve"
             )
         return held
+
+    def normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """Return ``norm(x)``, with ``x`` in the dtype of the norm's weight."""
+        twin = self.twins.get(norm)
+        if twin is not None and twin.takes(x):
+            return twin(x)
+        weight = getattr(norm, "weight", None)
+        return norm(x if weight is None or weight.dtype == x.dtype else x.to(weight.dtype))
 
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return ``layer(x)``, with the weight or the noise that is held for it."""

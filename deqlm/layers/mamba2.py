@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.layers.cache import Mamba2Cache
 from deqlm.layers.context import NOTHING, Context
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.norm import GatedRMSNorm
+from deqlm.layers.twins import unhooked
 from deqlm.ops import ssd
 from deqlm.ops.checks import require, whole
-from deqlm.ops.conv import causal_conv
+from deqlm.ops.inner import InnerParameters, InnerSizes, inner
+from deqlm.ops.native.library import Build
+from deqlm.ops.native.mamba2 import Inner, fuse_inner
 from deqlm.ops.precision import wide
 
 __all__ = ["Mamba2"]
@@ -48,7 +51,8 @@ class Mamba2(nn.Module):
         conv_bias: give the convolution a bias.
         dropout: probability of `deqlm.layers.VariationalDropout` on the output.
         chunk_size: tokens per matrix product of the scan; None takes what suits ``impl``.
-        impl: how the scan is computed, see `deqlm.ops.ssd.scan`.
+        impl: how the scan is computed, see `deqlm.ops.ssd.scan`. With "auto", on the CPU, and in a `Context` that was
+            opened with a compiler, one compiled call stands for everything between the projections.
 
     Raises:
         ValueError: an option out of range, or sizes that do not fit.
@@ -175,48 +179,62 @@ class Mamba2(nn.Module):
     ) -> tuple[Tensor, Mamba2Cache]:
         context = NOTHING if context is None else context
         projected = context.apply(self.in_proj, context.keep(z))
-        if u is not None:
-            require(u.shape == projected.shape, "u", tuple(u.shape), f"of shape {tuple(projected.shape)}")
-            projected = projected + u.to(projected.dtype)
-        if cache is not None:
-            held = cache.state.shape
-            require(held[0] == len(z), "the batch of the cache", held[0], f"that of z, {len(z)}")
-            sizes = (self.nheads, self.headdim, self.d_state)
-            require(held[1:] == sizes, "the state of the cache", tuple(held[1:]), f"of shape (H, P, N), {sizes}")
-        projected = context.keep(projected)
-        mlp_gate, mlp, gate, xBC, dt = projected.split(self.sizes, dim=-1)
-
-        window = None if cache is None else cache.window
-        xBC, window = causal_conv(xBC, context.weight(self.conv1d), self.conv1d.bias, window)
-        x, B, C = F.silu(xBC).split([self.d_ssm, *2 * (self.ngroups * self.d_state,)], dim=-1)
-        # zero after softplus: a token of padding neither decays the state nor feeds it
-        dt = context.keep(self._step_sizes(dt))
-        y, state = ssd.scan(
-            x.unflatten(-1, (self.nheads, self.headdim)),
-            dt,
-            self._decay_rates(),
-            B.unflatten(-1, (self.ngroups, self.d_state)),
-            C.unflatten(-1, (self.ngroups, self.d_state)),
-            D=self.D.view(self.nheads, -1).squeeze(-1),
-            initial_state=None if cache is None else cache.state,
-            chunk_size=self.chunk_size,
-            impl=self.impl,
-        )
-        y = y.flatten(-2).to(projected.dtype)
-        y = y * F.silu(gate) if self.norm is None else self.norm(y, gate)
-        if self.d_mlp:
-            y = torch.cat([F.silu(mlp_gate) * mlp, y], dim=-1)
+        self._check(projected, u, cache)
+        window, state = (None, None) if cache is None else cache
+        twin: Inner | None = context.twins.get(self)
+        takes = twin is not None and twin.takes(projected)
+        if takes and not torch.is_grad_enabled():
+            y, window, state = twin(projected, u, context.mask, window, state)  # type: ignore[misc]
+        else:
+            if u is not None:
+                projected = projected + u.to(projected.dtype)
+            given = (context.keep(projected), context.mask, window, state, self._parameters_of(context.weight))
+            if takes:
+                y, window, state = twin.attached(*given)  # type: ignore[union-attr]
+            else:
+                options = {"chunk_size": self.chunk_size, "impl": self.impl, "norm": self.norm}
+                y, window, state = inner(self._sizes(), *given, **options)
         out = context.keep(context.apply(self.dropout, context.apply(self.out_proj, y)))
         return out, Mamba2Cache(window, state)
 
-    def _decay_rates(self) -> Tensor:
-        return -self.A_log.to(wide(self.A_log.dtype)).exp()
+    def _check(self, projected: Tensor, u: Tensor | None, cache: Mamba2Cache | None) -> None:
+        if u is not None and u.shape != projected.shape:
+            require(False, "u", tuple(u.shape), f"of shape {tuple(projected.shape)}")
+        if cache is not None:
+            held, batch = tuple(cache.state.shape), projected.shape[0]
+            require(held[0] == batch, "the batch of the cache", held[0], f"that of z, {batch}")
+            sizes = (self.nheads, self.headdim, self.d_state)
+            require(held[1:] == sizes, "the state of the cache", held[1:], f"of shape (H, P, N), {sizes}")
+            want = (batch, self.d_conv - 1, self.conv_dim)
+            require(cache.window.shape == want, "window", tuple(cache.window.shape), f"of shape {want}")
 
-    def _step_sizes(self, dt: Tensor) -> Tensor:
-        """Return step sizes, float32 or wider, of what the projection gives."""
-        dtype = wide(dt.dtype)
-        dt = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))
-        return dt if self.dt_limit == (0.0, math.inf) else dt.clamp(*self.dt_limit)
+    @torch.no_grad()
+    def twin(self, weights: Mapping[nn.Module, Tensor], build: Build) -> Inner | None:
+        """Return the compiled twin of all between the projections, with the parameters of now, or None.
+
+        Args:
+            weights: effective weights of normalised layers.
+            build: see `deqlm.layers.Context.open`.
+        """
+        norm = self.norm
+        skipped = norm is None or unhooked(norm, GatedRMSNorm)
+        if self.impl != "auto" or not skipped or type(self) is not Mamba2:
+            return None
+        return fuse_inner(build, self._sizes(), self._parameters_of(lambda layer: weights.get(layer, layer.weight)))
+
+    def _sizes(self) -> InnerSizes:
+        norm = self._own_norm()
+        choices = (False, False, 0.0) if norm is None else (True, norm.norm_before_gate, norm.eps)
+        sizes = (self.nheads, self.headdim, self.ngroups, self.d_state, self.d_conv, self.d_mlp)
+        return InnerSizes(*sizes, *choices, self.dt_limit)
+
+    def _parameters_of(self, weight: Callable[[Any], Tensor]) -> InnerParameters:
+        norm = self._own_norm()
+        norm_weight = None if norm is None else norm.weight
+        return InnerParameters(weight(self.conv1d), self.conv1d.bias, self.dt_bias, self.A_log, self.D, norm_weight)
+
+    def _own_norm(self) -> GatedRMSNorm | None:
+        return self.norm if isinstance(self.norm, GatedRMSNorm) else None
 
 
 def _initial_dt_bias(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.ops.checks import require
-from deqlm.ops.precision import wide
+from deqlm.ops.norm import gated_rms_norm
 
 __all__ = ["GatedRMSNorm"]
 
@@ -44,12 +43,8 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
         """Return the normalised ``y`` in its dtype; ``y`` and ``gate`` are (..., width)."""
-        dtype = wide(y.dtype)
-        gate = F.silu(gate.to(dtype))
-        inner = y.to(dtype) if self.norm_before_gate else y.to(dtype) * gate
-        parts = inner.unflatten(-1, (self.groups, -1))
-        normed = F.rms_norm(parts, parts.shape[-1:], eps=self.eps).flatten(-2) * self.weight.to(dtype)
-        return (normed * gate if self.norm_before_gate else normed).to(y.dtype)
+        options = {"groups": self.groups, "eps": self.eps, "gate_last": self.norm_before_gate}
+        return gated_rms_norm(y, gate, self.weight, **options)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, groups={self.groups}, norm_before_gate={self.norm_before_gate}"

@@ -51,7 +51,8 @@ class Rope:
         """Return ``x`` (B, H, L, P) rotated, in its dtype; the arithmetic is that of the ``table`` (B or 1, L, P/2)."""
         cos, sin = (t[:, None] for t in table)
         left, right = x.to(cos.dtype).chunk(2, dim=-1)
-        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+        turned = [torch.addcmul(left * cos, right, sin, value=-1), torch.addcmul(right * cos, left, sin)]
+        return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 def row_positions(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ctypes import CDLL
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from deqlm.layers import Block, Context, depth_scale_, weight_norm_
 from deqlm.layers.context import NOTHING
 from deqlm_solvers.checks import require
+from deqlm_solvers.native.build import build
 
 __all__ = ["Backbone"]
 
@@ -101,7 +104,7 @@ class Backbone(nn.Module):
             offset: token slots that caches hold already.
             committed: real tokens among them per row, (B,) int64; None when all are real.
         """
-        return Context.open(self, e, mask=mask, offset=offset, committed=committed)
+        return Context.open(self, e, mask=mask, offset=offset, committed=committed, build=_build)
 
     def project(self, e: Tensor, context: Context | None = None) -> Tensor:
         """Return the injected input u (B, L, U) of embeddings ``e`` (B, L, D), which are not read at padding.
@@ -112,7 +115,7 @@ class Backbone(nn.Module):
         if self.injection is None or self.injection_norm is None:
             raise TypeError("an explicit backbone (implicit=False) has no injection")
         context = NOTHING if context is None else context
-        normed = self.injection_norm(_like_weight(context.keep(e), self.injection_norm))
+        normed = context.normalise(self.injection_norm, context.keep(e))
         return context.apply(self.injection, normed)
 
     def forward(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
@@ -150,9 +153,9 @@ class Backbone(nn.Module):
         return self.checkpoint(block, *args)
 
     def _normed(self, x: Tensor, z: Tensor, context: Context) -> Tensor:
-        return context.keep(self.norm_f(_like_weight(x, self.norm_f))).to(z.dtype)
+        return context.keep(context.normalise(self.norm_f, x)).to(z.dtype)
 
 
-def _like_weight(x: Tensor, norm: nn.Module) -> Tensor:
-    weight = getattr(norm, "weight", None)
-    return x if weight is None else x.to(weight.dtype)
+def _build(source: Path) -> CDLL | None:
+    library = build(source).library
+    return None if library is None else library.functions

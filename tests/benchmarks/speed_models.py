@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--small", action="store_true", help="few repeats")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    repeats = 2 if arguments.small else 9
+    repeats = 2 if arguments.small else 5
     folded = build()
     fold_weight_norm_(folded)
     found = {

@@ -14,7 +14,7 @@ from deqlm_solvers.frame import Frame
 from deqlm_solvers.measure import Measure
 from deqlm_solvers.native.kernel import Kernel, Rule
 from deqlm_solvers.native.library import load
-from deqlm_solvers.pace import LEAST_LEFT, Pace, pays
+from deqlm_solvers.pace import Pace, may_leave
 from deqlm_solvers.solution import Cost, Solution
 from deqlm_solvers.solver import Evaluation
 from deqlm_solvers.status import Status
@@ -166,7 +166,7 @@ class FusedPace(Pace):
 
     def leaving(self) -> Tensor | None:
         solve = self.solve
-        if not pays(solve.active, self.present, self.unknowns) or solve.remaining < LEAST_LEFT or not solve.active:
+        if not may_leave(self.stop, solve.active, self.present, self.unknowns, lambda: solve.remaining):
             return None
         rows = torch.empty(solve.active, dtype=torch.int64)
         self.functions.indices_of_active(self.pointer, rows.data_ptr())
@@ -194,6 +194,8 @@ class FusedPace(Pace):
             status.data_ptr(),
             None if picked is None else picked.data_ptr(),
         )
+        if self.traced and self.solve.budget:
+            self.trace[-1] = residual  # measured by torch so far, which rounds in another order
         sol = Solution(
             z=self.best_z,
             residual=residual,

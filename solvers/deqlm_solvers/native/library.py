@@ -1,96 +1,28 @@
-"""Builds step.cpp once per machine and loads it: no Python headers, no torch headers, seconds to compile."""
+"""The built step.cpp, with the types of its functions."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import time
 from pathlib import Path
-from typing import NamedTuple
 
-__all__ = ["Library", "Outcome", "cache_folder", "load"]
+from deqlm_solvers.native.build import Library, Outcome, build
 
-SOURCES = Path(__file__).parent
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-CHOICES = (("-march=native", "-fopenmp"), ("-march=native", "-fopenmp-simd"), ("-fopenmp-simd",), ())
-"""Tried in this order; a compiler without OpenMP or native tuning gives the same results, slower."""
+__all__ = ["Library", "Outcome", "load"]
 
-
-class Library(NamedTuple):
-    """The loaded kernel.
-
-    Attributes:
-        path: the shared library.
-        seconds: what building it took, now or when it was put into the cache; NaN where nobody wrote it down.
-        cached: found in the cache.
-        flags: compiler flags beyond the fixed ones.
-    """
-
-    functions: ctypes.CDLL
-    path: Path
-    seconds: float
-    cached: bool
-    flags: tuple[str, ...]
-
-
-class Outcome(NamedTuple):
-    """A library, or why there is none."""
-
-    library: Library | None
-    why: str
-
-
-def cache_folder() -> Path:
-    """Return where built kernels are kept: ``$DEQLM_CACHE``, else ``deqlm`` in the user's cache folder."""
-    if given := os.environ.get("DEQLM_CACHE"):
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "deqlm"
+SOURCE = Path(__file__).with_name("step.cpp")
 
 
 @functools.cache
 def load() -> Outcome:
     """Return the kernel of this machine, built now where it is not in the cache; the answer is kept for the process."""
-    compiler = _compiler()
-    if compiler is None:
-        return Outcome(None, "no C++ compiler found ($CXX, c++, g++ or clang++)")
-    try:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        return _load_from(folder, compiler)
-    except OSError:
-        # a cache that cannot be written: build for this process alone
-        return _load_from(Path(tempfile.mkdtemp(prefix="deqlm-")), compiler)
+    outcome = build(SOURCE)
+    if outcome.library is not None:
+        _declare(outcome.library.functions)
+    return outcome
 
 
-def _load_from(folder: Path, compiler: str) -> Outcome:
-    key = _key(compiler)
-    for flags in CHOICES:
-        path = folder / f"step-{key}-{_digest(' '.join(flags))}.so"
-        if path.exists():
-            return _open(path, flags, cached=True)
-    said = ""
-    for flags in CHOICES:
-        path = folder / f"step-{key}-{_digest(' '.join(flags))}.so"
-        start = time.perf_counter()
-        said = _build(compiler, flags, path)
-        if not said:
-            path.with_suffix(".seconds").write_text(f"{time.perf_counter() - start:.1f}")
-            return _open(path, flags, cached=False)
-    return Outcome(None, f"{compiler} could not build the kernel: {said}")
-
-
-def _open(path: Path, flags: tuple[str, ...], cached: bool) -> Outcome:
-    try:
-        functions = ctypes.CDLL(str(path))
-    except OSError as error:
-        return Outcome(None, f"{path} cannot be loaded: {error}")
+def _declare(functions: ctypes.CDLL) -> None:
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     functions.struct_bytes.restype = whole
     for suffix in ("float", "double"):
@@ -102,47 +34,3 @@ def _open(path: Path, flags: tuple[str, ...], cached: bool) -> Outcome:
         advance.restype, advance.argtypes = whole, [pointer, pointer, pointer, pointer, whole, whole, pointer]
         finish.restype, finish.argtypes = None, [pointer] * 6
     functions.indices_of_active.restype, functions.indices_of_active.argtypes = None, [pointer, pointer]
-    note = path.with_suffix(".seconds")
-    seconds = float(note.read_text()) if note.exists() else float("nan")
-    return Outcome(Library(functions, path, seconds, cached, flags), "")
-
-
-def _build(compiler: str, flags: tuple[str, ...], path: Path) -> str:
-    """Compile to ``path``, which appears whole or not at all; return what the compiler complained about."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        command = [compiler, *FLAGS, *flags, str(SOURCES / "step.cpp"), "-o", str(made)]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)
-        if run.returncode != 0:
-            return run.stderr.strip()[-500:] or f"exit status {run.returncode}"
-        os.replace(made, path)
-    return ""
-
-
-def _compiler() -> str | None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((found for name in names if (found := shutil.which(name))), None)
-
-
-def _key(compiler: str) -> str:
-    """Return a digest of all that a built kernel depends on: sources, flags, compiler, processor."""
-    parts = [file.read_text() for file in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    return _digest("\0".join([*parts, *FLAGS, compiler, version, platform.machine(), _processor()]))
-
-
-def _processor() -> str:
-    """Return what -march=native looks at, so that machines that share a home directory keep kernels of their own."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in text.splitlines() if line.startswith(wanted)}))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
