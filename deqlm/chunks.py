@@ -6,7 +6,8 @@ Each chunk is solved with what was committed before as constants. To commit is o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +20,16 @@ from deqlm.frontier import Slide, check_slide
 from deqlm.gradients import Gradient, Unrolled
 from deqlm.memory_cap import MemoryCap
 from deqlm.modes import Auto, Chunked, Frontier, Mode, Simultaneous, StartOf
-from deqlm.pieces import ChunkMap, Piece, frame_of
-from deqlm.rows import RowMap
-from deqlm.sizes import cheapest_size
-from deqlm_solvers import Cost, Frame, Map, Solution, Solve, StepSolver, Stop, options
+from deqlm.pieces import ChunkMap, Piece, first_is_batch, frame_of
+from deqlm.rows import RowMap, Rows
+from deqlm.sizes import FIRST, Sizes, sizes_of
+from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Status, StepSolver, Stop, options
 from deqlm_solvers.checks import require
 
 __all__ = ["Committed", "per_token", "solve_chunks"]
+
+CUT_SHORT = (int(Status.MAX_ITER), int(Status.STALLED))
+"""Statuses of rows that shorter chunks might have solved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +122,9 @@ def solve_chunks(
     walk = _walk(mode, chunk, shape, cache, commit)
     if isinstance(walk, Slide):
         check_slide(how)
-    elif _timed(mode):
-        size, walk.cost = cheapest_size(owner, chunk, cache, f.rows.z0.reshape(shape))
-        walk.cuts = Chunked(size).cuts(shape[1])
+    elif _timed(mode) and not how.stop.is_budget:
+        walk.sizes = sizes_of(owner, _circumstances(how, f.rows), how.stop.max_iter)
+        walk.cuts = walk.sizes.cuts(shape[1])
     sol = solve_rows(f, ByChunks(how.solver, how.stop, walk=walk), gradient, failures, **tokens)
     done = Committed(torch.cat(walk.outputs, dim=1), walk.cache) if commit else Committed(None, None)
     return sol.replace(cost=sol.cost + walk.cost), done
@@ -131,12 +135,19 @@ def _walk(
 ) -> Walk | Slide:
     if isinstance(mode, Frontier):
         return Slide(chunk, mode.window, shape, cache, commit)  # type: ignore[attr-defined]
-    cuts = [] if _timed(mode) else mode.cuts(shape[1])
+    cuts = (Chunked(FIRST) if _timed(mode) else mode).cuts(shape[1])
     return Walk(chunk, cuts, shape, cache, commit, mode.start, tries_whole=isinstance(mode, Auto) and len(cuts) > 1)
 
 
 def _timed(mode: Mode) -> bool:
     return isinstance(mode, Chunked) and mode.size == "auto"  # type: ignore[attr-defined]
+
+
+def _circumstances(how: Solve, rows: Rows) -> tuple[Any, ...]:
+    """Return what the time and the number of evaluations of a chunk depend on, besides the layer and its input."""
+    (shape,) = rows.shapes
+    inference = torch.is_inference_mode_enabled()
+    return (how, shape[0], shape[2:], rows.dtype, rows.device, torch.get_num_threads(), inference)
 
 
 @dataclass(eq=False)
@@ -146,6 +157,7 @@ class Walk:
     Attributes:
         chunk: see `solve_chunks`.
         cuts: first token and end of each chunk.
+        sizes: what is told of every chunk, where that decides about the next one; else None.
         shape: of the state, (B, L, ...).
         cache: what the tokens so far left.
         commit: whether the last chunk is committed too.
@@ -153,17 +165,21 @@ class Walk:
         tries_whole: whether a short solve of all tokens comes first, from whose points the chunks go on.
         outputs: f at the returned points, one tensor per committed chunk.
         cost: evaluations of chunks, those that commit included.
+        apart: what of a cache was taken to be per row in chunks whose rows were found not to mix; others are not probed
+            again.
     """
 
     chunk: Callable[[int, int], ChunkMap]
-    cuts: list[tuple[int, int]]
+    cuts: Iterable[tuple[int, int]]
     shape: torch.Size
     cache: Any
     commit: bool
     start: StartOf = "zero"
     tries_whole: bool = False
+    sizes: Sizes | None = None
     outputs: list[Tensor] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
+    apart: set[tuple[bool, ...]] = field(default_factory=set)
 
     def go(self, how: Solve, z0: Tensor, frame: Frame) -> Solution:
         """Solve every chunk from its part of ``z0`` (B, N), committing in between; return them joined."""
@@ -179,19 +195,29 @@ class Walk:
         sol = self._along(self.cuts, how, whole.z, frame)
         return sol.replace(steps=sol.steps + whole.steps)
 
-    def _along(self, cuts: list[tuple[int, int]], how: Solve, z0: Tensor, frame: Frame) -> Solution:
+    def _along(self, cuts: Iterable[tuple[int, int]], how: Solve, z0: Tensor, frame: Frame) -> Solution:
         start = z0.reshape(self.shape)
         solved, points = [], []
         for first, end in cuts:
+            begun = time.perf_counter()
             part = start[:, first:end]
             if points and self.start == "previous":
                 part = points[-1][:, -1:].expand(part.shape)
             piece = Piece(self.chunk(first, end), self.cache, part.shape)
+            seen = first_is_batch(self.cache, part.shape[0])
+            piece.apart = seen in self.apart
             sol = how(piece, part.reshape(part.shape[0], -1), frame_of(frame, first, end))
+            if piece.apart:
+                self.apart.add(seen)
             if self.commit or end < self.shape[1]:
                 y, self.cache = piece.commit(sol.z)
                 self.outputs.append(y)
             self.cost = self.cost + piece.cost + Cost(vjps=sol.cost.vjps, jvps=sol.cost.jvps)
+            if self.sizes is not None:
+                # read first: the device has then done what it is timed for
+                passed = not bool(torch.isin(sol.status, torch.tensor(CUT_SHORT, device=sol.status.device)).any())
+                seconds = time.perf_counter() - begun
+                self.sizes.note(end - first, seconds=seconds, evaluations=piece.cost.evaluations, passed=passed)
             solved.append(sol)
             points.append(sol.z.reshape(part.shape))
         return _joined(solved, torch.cat(points, dim=1).reshape(z0.shape))

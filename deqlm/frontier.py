@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.pieces import ChunkMap, Piece
+from deqlm.pieces import ChunkMap, Piece, first_is_batch
 from deqlm.prefix import Prefix
 from deqlm_solvers import Cost, FixedPoint, Frame, Solution, Solve, Stop
 from deqlm_solvers.checks import require
@@ -49,7 +49,8 @@ class Slide:
         commit: whether the last tokens are committed too.
         outputs: f at the returned points, one tensor per commit.
 
-    Private: ``_apart`` says whether rows may wait outside of the batch, None until that is known.
+    Private: ``_leave`` says whether rows may wait outside of the batch; ``_apart`` what of a cache was taken to be per
+    row where a probe has shown that.
     """
 
     chunk: Callable[[int, int], ChunkMap]
@@ -61,7 +62,8 @@ class Slide:
     _spent: list[int] = field(default_factory=lambda: [0, 0, 0])
     _pieces: dict[Any, Piece] = field(default_factory=dict)
     _measures: dict[int, Measure] = field(default_factory=dict)
-    _apart: bool | None = None
+    _leave: bool = True
+    _apart: set[tuple[bool, ...]] = field(default_factory=set)
 
     @property
     def cost(self) -> Cost:
@@ -75,7 +77,7 @@ class Slide:
         z = z0.reshape(batch, length, z0.shape[1] // length).to(inner, copy=True)
         prefix = Prefix(batch, length, self.window, how.stop, frame.token_mask)
         solver: FixedPoint = how.solver  # type: ignore[assignment]
-        self._apart = None if how.stop.compact and batch > 1 else False
+        self._leave = bool(how.stop.compact)
         while True:
             if (low := prefix.committable()) > prefix.base:
                 self._commit(z[:, prefix.base : low].to(z0.dtype), prefix.base, low)
@@ -116,29 +118,28 @@ class Slide:
 
     def _evaluate(self, point: Tensor, rows: Any, first: int, end: int) -> tuple[Tensor, Tensor | None]:
         """Return f at ``point`` (B, l N), of ``rows`` alone where they can be had alone, and the rows that it is of."""
-        if rows is not None and self._apart is not False:
-            key = (first, end, rows.tobytes())
-            index = torch.from_numpy(rows).to(point.device)
-            if key not in self._pieces:
-                whole = self._piece(first, end)
-                self._pieces = {(first, end): whole}
-                part = self._narrowed(whole, index, point)
-                if part is not None:
-                    self._pieces[key] = part
-            if key in self._pieces:
-                return self._pieces[key](point.index_select(0, index)), index
-        return self._piece(first, end)(point), None
-
-    def _narrowed(self, whole: Piece, rows: Tensor, point: Tensor) -> Piece | None:
-        """Return the map on ``rows`` alone; the first time, probe whether it is the same there."""
-        if self._apart is None:
-            self._apart = narrowed(whole, rows, point, whole(point)) is not None
-        return whole.narrow(rows) if self._apart else None
+        whole = self._piece(first, end)
+        if rows is None or not self._leave:
+            return whole(point), None
+        index = torch.from_numpy(rows).to(point.device)
+        if not whole.apart:
+            fz = whole(point)
+            self._leave = narrowed(whole, index, point, fz) is not None
+            if self._leave:
+                self._apart.add(first_is_batch(self.cache, self.shape[0]))
+            return fz, None
+        key = (first, end, rows.tobytes())
+        if key not in self._pieces:
+            part = whole.narrow(index)
+            assert part is not None, "rows that can be left out of one chunk can be left out of all"
+            self._pieces = {(first, end): whole, key: part}
+        return self._pieces[key](point.index_select(0, index)), index
 
     def _piece(self, first: int, end: int) -> Piece:
         if (first, end) not in self._pieces:
             shape = torch.Size((self.shape[0], end - first, *self.shape[2:]))
             made = Piece(self.chunk(first, end), self.cache, shape, self._spent)
+            made.apart = first_is_batch(self.cache, shape[0]) in self._apart
             self._pieces = {(first, end): made}
         return self._pieces[first, end]
 

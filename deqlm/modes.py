@@ -68,10 +68,12 @@ class Chunked(Mode):
     L tokens needs a number of evaluations that grows with L, each on L tokens. In chunks the work per token is flat.
 
     Args:
-        size: tokens per chunk, >= 1; more than there are is one chunk. "auto" times evaluations of 1, 2, 4, ... tokens
-            in the first call with a batch size and a device (a few evaluations, which are counted), takes the size
-            that is cheapest if a chunk of l tokens needs 4 + 1.25 l evaluations, and keeps it for the layer. Sizes
-            differ in their answers by no more than the tolerance; give a number where runs must repeat to the bit.
+        size: tokens per chunk, >= 1; more than there are is one chunk. "auto" tries sizes on the chunks of the first
+            calls, some 64 tokens of each: 16, 8, 32, 64, ... as long as that may pay; then it takes the one with the
+            least time per token, evaluations times the time of one, and keeps it for the layer, solver, stop, batch
+            size, dtype and device. The tried chunks are part of the answer, so nothing is evaluated beside. Sizes
+            differ in their answers by no more than the tolerance; give a number where runs must repeat to the bit. With
+            a budget (``Stop(rtol=0)``), or where chunks of 16 do not converge, it is 16.
         start: "zero", or "previous" for the point of the last token of the chunk before, with the same answer up to the
             tolerance, within one basin of attraction. The first chunk starts at zero.
 
@@ -130,7 +132,7 @@ class Sequential(Mode):
 class Frontier(Mode):
     """A window that slides along the tokens with the first one that has not converged.
 
-    Per row, a token is frozen at the point z_t where two evaluations in a row have passed the tolerance, all tokens
+    Per row, a token is frozen at the point z_t where five evaluations in a row have passed the tolerance, all tokens
     before it being frozen or passing, and r q / (1 - q) is within it too, for the residual r and its ratio q to
     the residual before, clipped to [.1, .99]. A row's window is the ``window`` tokens behind its frozen ones. Frozen
     tokens are committed once in a while, by one evaluation.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from deqlm.noise import Replay
-from deqlm.rows import map_tensors
+from deqlm.rows import map_tensors, tensors
 from deqlm_solvers import Cost, Frame
 from deqlm_solvers.checks import require
 
-__all__ = ["ChunkMap", "Piece", "frame_of", "refuse_noise", "some_rows"]
+__all__ = ["ChunkMap", "Piece", "first_is_batch", "frame_of", "refuse_noise", "some_rows"]
 
 
 class ChunkMap(Protocol):
@@ -47,6 +47,9 @@ class Piece:
         shape: of the state of these tokens, (B, l, ...).
         spent: calls, and rows and tokens summed over them, shared with other maps; None starts at zero.
         whole: whether it is the map of all rows, which alone can be committed.
+
+    Attributes:
+        apart: whether rows are known not to mix, so that `narrow` needs no probe.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Piece:
         self.whole = whole
         self.spent = [0, 0, 0] if spent is None else spent
         self.last: tuple[Tensor, Tensor, Any] | None = None
+        self.apart = False
 
     @property
     def cost(self) -> Cost:
@@ -118,6 +122,11 @@ def some_rows(tree: Any, rows: Tensor, batch: int) -> Any:
         return leaf.index_select(0, rows) if leaf.dim() and leaf.shape[0] == batch else leaf
 
     return map_tensors(select, tree)
+
+
+def first_is_batch(tree: Any, batch: int) -> tuple[bool, ...]:
+    """Return of every tensor whether `some_rows` takes its first dimension for that of the batch."""
+    return tuple(leaf.dim() > 0 and leaf.shape[0] == batch for leaf in tensors(tree))
 
 
 def frame_of(frame: Frame, first: int, end: int) -> Frame:

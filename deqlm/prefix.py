@@ -12,6 +12,9 @@ from deqlm_solvers import Status, Stop
 
 __all__ = ["Prefix"]
 
+PASSES = 5
+"""Evaluations in a row that a token passes before it is frozen: with two, the mean error of a window is twice that of
+chunks of 16, whose tokens go on until the last one passes; with five it is below, for 8 % more tokens."""
 TINY = 1e-300
 """Least divisor: no residual after a residual of zero is a ratio of zero."""
 
@@ -19,7 +22,7 @@ TINY = 1e-300
 class Prefix:
     """Per row: the frozen tokens, a contiguous prefix, and the readings of those in the window behind it.
 
-    A token is frozen at the point where two evaluations in a row have passed, with all tokens before it frozen or
+    A token is frozen at the point where `PASSES` evaluations in a row have passed, with all tokens before it frozen or
     passing, and r q / (1 - q) <= tol besides, with r its residual and q its ratio to the one before, clipped to
     [.1, .99]. Padding is frozen with the token before it, and what stands before the first token from the beginning.
 
@@ -81,7 +84,7 @@ class Prefix:
         streak = np.where(np.logical_and.accumulate(frozen | passing, axis=1) & own, self.streak[here] + 1, 0)
         with np.errstate(invalid="ignore"):
             q = (residual / np.maximum(self.last[here], TINY)).clip(0.1, 0.99)
-        sure = padding | ((streak >= 2) & (ratio * q <= 1 - q))
+        sure = padding | ((streak >= PASSES) & (ratio * q <= 1 - q))
         behind = first + np.logical_and.accumulate(frozen | (sure & own), axis=1).sum(1)
 
         self.steps[rows] += 1

@@ -1,79 +1,119 @@
-"""Which number of tokens per chunk is cheapest for a map, by timing it."""
+"""Which number of tokens per chunk takes the least time, from what chunks of each size took."""
 
 from __future__ import annotations
 
-import time
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+__all__ = ["FIRST", "Sizes", "sizes_of"]
 
-from deqlm.pieces import ChunkMap, Piece
-from deqlm_solvers import Cost
-
-__all__ = ["cheapest_size", "expected_evaluations"]
-
-REPEATS = 5
-"""Timed evaluations of each size, of which the fastest counts; one more warms up."""
-
-_known: weakref.WeakKeyDictionary[Any, dict[Any, dict[int, float]]] = weakref.WeakKeyDictionary()
-"""Seconds of an evaluation, by owner, circumstances and size."""
+FIRST = 16
+"""Tokens of the first chunks, and of all where nothing can be found out."""
+COVERED = 64
+"""Tokens in chunks of a size after which its price is known, in two chunks at least."""
+SLACK = 1.25
+"""A larger size is tried as long as the largest one so far costs at most so much more than the cheapest."""
 
 
-def expected_evaluations(size: int) -> float:
-    """Return how many evaluations a chunk of ``size`` tokens is taken to need.
+class Chunk(NamedTuple):
+    """What one chunk took: seconds, evaluations, and whether all its rows passed."""
 
-    Measured with models that track a state, in which every token waits for the one before (docs/guides/what_moves.md);
-    maps whose tokens settle together need fewer, and then any size does.
+    seconds: float
+    evaluations: int
+    passed: bool
+
+
+@dataclass(eq=False)
+class Sizes:
+    """What chunks of each size have taken, and which size comes next.
+
+    The price of a size is the least seconds per evaluation among its chunks, times their mean evaluations, over its
+    tokens. Sizes are 16, 8, 32, 64, ...: below 8 only while half the size is cheaper, above 32 until one is dearer than
+    ``SLACK`` times the cheapest. A size with a chunk that has not passed has no price, and one that would need more
+    than ``most`` evaluations if they doubled with the tokens is not tried.
+
+    Attributes:
+        most: evaluations that a chunk may take.
+        chunks: what was noted, by size.
+        prices: seconds per token of sizes that were tried; infinite where a chunk has not passed.
+        best: the cheapest of them; the first one before any is known.
+        untried: the size whose price is wanted next, None when enough are known.
+        warm: whether a chunk was solved before.
+
+    Examples:
+        >>> sizes = Sizes(most=100)
+        >>> for first, end in sizes.cuts(500):
+        ...     tokens = end - first
+        ...     sizes.note(tokens, seconds=(4 + tokens) * (1 + tokens / 20), evaluations=4 + tokens)
+        >>> sizes.best
+        8
     """
-    return 4 + 1.25 * size
+
+    most: int
+    chunks: dict[int, list[Chunk]] = field(default_factory=dict)
+    prices: dict[int, float] = field(default_factory=dict)
+    best: int = FIRST
+    untried: int | None = FIRST
+    warm: bool = False
+
+    def cuts(self, length: int) -> Iterator[tuple[int, int]]:
+        """Yield first token and end (exclusive) of each chunk; what it took is noted before the next one is asked for.
+
+        ``length`` is the number of tokens L.
+        """
+        first = 0
+        while first < length:
+            end = min(first + (self.untried or self.best), length)
+            yield first, end
+            first = end
+
+    def note(self, size: int, *, seconds: float, evaluations: int, passed: bool = True) -> None:
+        """Take what a chunk of ``size`` tokens took, if its size is the one that is tried.
+
+        The very first chunk is left out: it warms up, and the first tokens of some maps settle last.
+        """
+        if not self.warm:
+            self.warm = True
+            return
+        if size != self.untried:
+            return
+        chunks = self.chunks.setdefault(size, [])
+        chunks.append(Chunk(seconds, evaluations, passed))
+        if len(chunks) >= max(2, COVERED // size):
+            self.prices[size] = _price(size, chunks)
+            self.best = min(self.prices, key=lambda size: self.prices[size])
+            self.untried = self._next()
+
+    def _next(self) -> int | None:
+        """Return the size whose price is wanted next, or None when enough are known."""
+        least, largest, best = min(self.prices), max(self.prices), self.best
+        if self.prices[best] == float("inf"):
+            return None
+        if least == FIRST or (best == least and least > 1):
+            return least // 2
+        doubled = 2 * max(chunk.evaluations for chunk in self.chunks[largest])
+        return 2 * largest if self.prices[largest] <= SLACK * self.prices[best] and doubled <= self.most else None
 
 
-def cheapest_size(owner: object, chunk: Callable[[int, int], ChunkMap], cache: Any, z: Tensor) -> tuple[int, Cost]:
-    """Return the size with the least seconds per evaluation times expected evaluations per token, and what was spent.
+def _price(size: int, chunks: list[Chunk]) -> float:
+    if not all(chunk.passed for chunk in chunks):
+        return float("inf")
+    each = min(chunk.seconds / max(1, chunk.evaluations) for chunk in chunks)
+    return each * fmean(chunk.evaluations for chunk in chunks) / size
 
-    Sizes are the powers of two up to L, and L. Each is timed once for an owner, batch size, dtype, device and number of
-    threads. The sizes grow until one costs twice the cheapest per token, so that no evaluation is much too long.
 
-    Args:
-        owner: the layer or model; what cannot be referred to weakly is timed in every call.
-        chunk: see `deqlm.chunks.solve_chunks`.
-        cache: what tokens before the first one left.
-        z: the start, (B, L, ...).
+_known: weakref.WeakKeyDictionary[Any, dict[Hashable, Sizes]] = weakref.WeakKeyDictionary()
+
+
+def sizes_of(owner: object, circumstances: Hashable, most: int) -> Sizes:
+    """Return what is known for ``owner``, a layer or model, in these circumstances, kept for as long as it lives.
+
+    What cannot be referred to weakly has nothing kept.
     """
-    batch, length = z.shape[:2]
-    circumstances = (batch, z.shape[2:], z.dtype, z.device, torch.get_num_threads(), torch.is_inference_mode_enabled())
     try:
-        known = _known.setdefault(owner, {}).setdefault(circumstances, {})
+        return _known.setdefault(owner, {}).setdefault(circumstances, Sizes(most))
     except TypeError:
-        known = {}
-    spent, cheapest = Cost(), float("inf")
-    tried: list[int] = []
-    for size in (*(1 << k for k in range(length.bit_length()) if 1 << k < length), length):
-        if size not in known:
-            known[size], cost = _seconds(chunk(0, size), cache, z[:, :size])
-            spent = spent + cost
-        tried.append(size)
-        price = known[size] * expected_evaluations(size) / size
-        cheapest = min(cheapest, price)
-        if price > 2 * cheapest:
-            break
-    # fewer tokens take no longer: where the clock says so, something else ran
-    seconds = {size: min(known[larger] for larger in tried if larger >= size) for size in tried}
-    return min(tried, key=lambda size: seconds[size] * expected_evaluations(size) / size), spent
-
-
-@torch.no_grad()
-def _seconds(chunk: ChunkMap, cache: Any, z: Tensor) -> tuple[float, Cost]:
-    piece = Piece(chunk, cache, z.shape, whole=False)
-    rows = z.reshape(z.shape[0], -1)
-    taken = []
-    for _ in range(REPEATS + 1):
-        begun = time.perf_counter()
-        y = piece(rows)
-        if y.device.type == "cuda":
-            torch.cuda.synchronize(y.device)
-        taken.append(time.perf_counter() - begun)
-    return min(taken[1:]), piece.cost
+        return Sizes(most)

@@ -28,7 +28,7 @@ ARROWS = {
     "pieces": {"rows", "noise"},
     "prefix": {"deqlm_solvers"},
     "frontier": {"pieces", "prefix"},
-    "sizes": {"pieces"},
+    "sizes": set(),
     "chunks": {"fixed_point", "modes", "frontier", "sizes"},
     "causal": {"chunks", "inject"},
     "deq": {"causal"},
