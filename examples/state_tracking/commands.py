@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from deqlm.models import AttentionOptions
+from deqlm.models import AttentionOptions, ImplicitLM
 from deqlm.modes import Chunked, Sequential, Simultaneous
 from examples.state_tracking import demo as minute
 from examples.state_tracking import full as hours
 from examples.state_tracking import paper as authors
 from examples.state_tracking import report, small
-from examples.state_tracking.data import word_problem
+from examples.state_tracking.data import WordProblem, word_problem
 from examples.state_tracking.evaluate import agreement, by_budget, frontier, predict, summary
 from examples.state_tracking.experiment import load, run, write_json
 from examples.state_tracking.page import copy_records, redraw
@@ -127,17 +127,19 @@ def _try_out(recipe: Any, args: Namespace) -> None:
 
 def train(args: Namespace) -> None:
     sizes: dict[str, Any] = {"width": args.width, "n_layer": args.layers}
-    if args.mixer == "attention":
+    attends = args.mixer == "attention"
+    if attends:
         sizes |= {"mixer": AttentionOptions(n_head=max(1, args.width // 16)), "d_hidden": 2 * args.width}
+        sizes |= {"vocab_size": len(word_problem(args.problem)) + 1}
     if args.family == "explicit":
         model = explicit(args.problem, args.layers, width=args.width).replace(
-            **{name: value for name, value in sizes.items() if name in ("mixer", "d_hidden")}
+            **{name: value for name, value in sizes.items() if name in ("mixer", "d_hidden", "vocab_size")}
         )
     else:
         model = implicit(args.problem, **sizes, max_iter=args.max_iter)
     label = f"{args.family} {args.mixer}, {args.layers} layer{'s' * (args.layers > 1)}"
     settings = {name: getattr(args, name) for name in GENERAL}
-    recipe = general(args.problem, model=model, label=label, **settings, checkpoint_every=100)
+    recipe = general(args.problem, model=model, label=label, **settings, start=attends, checkpoint_every=100)
     folder = args.out / f"{args.problem}-{label.replace(', ', '-').replace(' ', '')}-{args.seed}"
     result = run(recipe, folder, device=args.device, progress=args.progress)
     print(report.accuracy_table([result]))
@@ -162,16 +164,15 @@ def evaluate(args: Namespace) -> None:
             for mode in (Sequential(), Chunked(16), Simultaneous()) if model.backbone.implicit else (Simultaneous(),):
                 most = 2 * length + 100 if isinstance(mode, Simultaneous) else 200
                 test = Test(length=length, p=p, rows=args.rows, batch=args.rows, mode=mode, max_iter=most)
-                outcome = predict(model, problem, test)
+                outcome = predict(model, problem, test, start=recipe.start)
                 reference = outcome if reference is None else reference
                 table.append({**summary(outcome, test), "agreement": agreement(outcome, reference)})
     data: dict[str, Any] = {"run": str(args.folder), "label": recipe.label, "table": table}
     if model.backbone.implicit:
-        budgets = (1, 2, 4, 8, 16, 32, 64, 128)
-        data["budgets"] = {
-            str(n): by_budget(model, problem, length=n, budgets=budgets, rows=args.rows) for n in lengths[:3]
-        }
-        data["frontier"] = frontier(model, problem, length=lengths[0] * 4, iterations=8 * lengths[0])
+        if recipe.start:
+            print("no budgets and no frontier: they are not measured behind a start token")
+        else:
+            data |= _cut_off(model, problem, lengths, rows=args.rows)
         print(report.mode_table(table))
     else:
         print(
@@ -180,6 +181,14 @@ def evaluate(args: Namespace) -> None:
     path = args.folder / "evaluation.json"
     write_json(path, data)
     tell([path, *drawn(lambda: evaluation_pictures(data, args.folder))])
+
+
+def _cut_off(model: ImplicitLM, problem: WordProblem, lengths: list[int], *, rows: int) -> dict[str, Any]:
+    budgets = (1, 2, 4, 8, 16, 32, 64, 128)
+    return {
+        "budgets": {str(n): by_budget(model, problem, length=n, budgets=budgets, rows=rows) for n in lengths[:3]},
+        "frontier": frontier(model, problem, length=lengths[0] * 4, iterations=8 * lengths[0]),
+    }
 
 
 def evaluation_pictures(data: dict[str, Any], folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from deqlm.modes import Simultaneous
 from deqlm_solvers import Cost, Stop
 from examples.state_tracking.data import WordProblem
 from examples.state_tracking.recipe import Test
+from examples.state_tracking.task import started
 
 __all__ = ["Outcome", "agreement", "by_budget", "frontier", "predict", "summary"]
 
@@ -40,13 +41,14 @@ class Outcome(NamedTuple):
     seconds: dict[str, float]
 
 
-def predict(model: ImplicitLM, problem: WordProblem, test: Test) -> Outcome:
+def predict(model: ImplicitLM, problem: WordProblem, test: Test, *, start: bool = False) -> Outcome:
     """Answer the sequences of ``test``, which depend on nothing but the problem and the test.
 
     Args:
         model: in eval mode or not; no grad is recorded.
         problem: whose p is replaced by that of the test.
         test: what to look at.
+        start: put a start token before every sequence; nothing is said about its position.
     """
     device = next(model.parameters()).device
     problem = problem.with_p(test.p)
@@ -55,10 +57,11 @@ def predict(model: ImplicitLM, problem: WordProblem, test: Test) -> Outcome:
     clocks = time.process_time(), time.perf_counter()
     with torch.no_grad():
         for ids in words.inputs.split(test.batch):
-            output = model(ids.to(device), **_how(model, test))
-            predicted.append(output.logits.argmax(-1).cpu())
+            given = started(ids, problem) if start else ids
+            output = model(given.to(device), **_how(model, test))
+            predicted.append(output.logits[:, int(start) :].argmax(-1).cpu())
             if output.solution is not None:
-                steps.append(output.solution.token_steps.cpu())
+                steps.append(output.solution.token_steps[:, int(start) :].cpu())
                 converged.append(output.solution.converged.cpu())
                 cost = cost + output.solution.cost
     seconds = {"cpu": time.process_time() - clocks[0], "wall": time.perf_counter() - clocks[1]}

@@ -46,7 +46,7 @@ def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | N
         raise ValueError(f"{path} is the result of other settings: choose another folder with --out, or remove it")
     model, training = trained(recipe, folder, device=device, progress=progress)
     problem = word_problem(recipe.problem)
-    tests = [summary(predict(model, problem, test), test) for test in recipe.tests]
+    tests = [summary(predict(model, problem, test, start=recipe.start), test) for test in recipe.tests]
     result = {
         "label": recipe.label,
         "problem": recipe.problem,
@@ -73,7 +73,7 @@ def trained(
         progress: as for `examples.loop.train`.
     """
     model = _initial(recipe).to(device)
-    task = StateTracking(word_problem(recipe.problem), watched=recipe.watched)
+    task = StateTracking(word_problem(recipe.problem), watched=recipe.watched, start=recipe.start)
     done = train(
         model,
         task,

@@ -68,6 +68,9 @@ class Recipe(Options):
         loop: how.
         tests: what is measured.
         watched: (length, p) pairs looked at while it trains.
+        start: a token of its own stands before every sequence, and is not counted in its length. An implicit
+            transformer with rotary positions needs it: attention over equal tokens returns their one value, so without
+            it "x x x" is answered as "x" is.
 
     Raises:
         ValueError, TypeError: a value that breaks its rule, or a model without a row for every token.
@@ -79,6 +82,7 @@ class Recipe(Options):
     loop: LoopOptions
     tests: tuple[Test, ...]
     watched: tuple[tuple[int, float], ...] = ()
+    start: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (("model", LMOptions), ("loop", LoopOptions)):
@@ -88,8 +92,10 @@ class Recipe(Options):
         made = tuple(Test.from_dict(t) if isinstance(t, Mapping) else t for t in self.tests)
         object.__setattr__(self, "tests", made)
         object.__setattr__(self, "watched", tuple((int(length), float(p)) for length, p in self.watched))
-        tokens = len(word_problem(self.problem))
-        require(self.model.rows >= tokens, "vocab_size", self.model.rows, f">= {tokens}, the tokens of {self.problem}")
+        require(isinstance(self.start, bool), "start", self.start, "True or False")
+        tokens = len(word_problem(self.problem)) + self.start
+        what = f"the tokens of {self.problem}" + " and a start token" * self.start
+        require(self.model.rows >= tokens, "vocab_size", self.model.rows, f">= {tokens}, {what}")
 
     @property
     def length(self) -> int:
@@ -110,36 +116,44 @@ def by_length(
     *,
     tokens: int = 1024,
     p: float = 0.0,
-    until: float = 0.9,
+    until: float | tuple[float, ...] = 0.9,
+    target: float | None = None,
     most: int | None = None,
     unroll: int = 8,
     max_iter: int | None = None,
-    phantom: int = 4,
-    damping: float = 0.8,
+    phantom: int = 6,
+    damping: float = 1.0,
 ) -> Curriculum:
     """Return stages of growing length, each until the running accuracy of the last token is above ``until``.
 
-    Short stages of an implicit model are unrolled, one evaluation per token; the others are solved. The last one has no
-    end of its own.
+    Short stages of an implicit model are unrolled, one undamped evaluation per token; the others are solved.
 
     Args:
         lengths: of the stages.
         tokens: per step.
         p: probability of an easy token.
-        until: accuracy that ends a stage.
+        until: accuracy that ends a stage but the last, one for all of them or one for each.
+        target: accuracy of the last stage that ends the training; None trains for all its steps.
         most: steps that end a stage but the last in any case.
         unroll: longest length that is unrolled; the last one is solved in any case.
         max_iter: most evaluations of a solve; None for a model that solves nothing.
         phantom: its phantom steps.
         damping: of these.
+
+    Raises:
+        ValueError: a number of ``until`` that is not that of the stages but the last.
     """
+    earlier = len(lengths) - 1
+    ends = (until,) * earlier if isinstance(until, int | float) else tuple(until)
+    require(len(ends) == earlier, "until", until, f"a number, or {earlier}, one for each stage but the last")
     stages = []
-    for length in lengths:
+    for length, accuracy in zip(lengths, (*ends, target), strict=True):
         last = length == lengths[-1]
         phase = None
         if max_iter is not None:
             solved = free(max_iter=max_iter, phantom=phantom, damping=damping)
-            phase = solved if last or length > unroll else warm_up(iterations=length)
-        ends = {} if last else {"until": until, "steps": most}
-        stages.append(Stage(length=length, rows=max(1, tokens // length), p=p, phase=phase, **ends))
+            phase = solved if last or length > unroll else warm_up(iterations=length, damping=1.0)
+        limit = None if last else most
+        rows = max(1, tokens // length)
+        stages.append(Stage(length=length, rows=rows, p=p, until=accuracy, steps=limit, phase=phase))
     return Curriculum(tuple(stages))

@@ -32,10 +32,10 @@ __all__ = [
 RATES = Path(__file__).with_name("rates.json")
 """What the search of the baselines' learning rates tried and found; ``search`` writes it."""
 
-DEMO = {"S3": 480, "Z2": 300}
+DEMO = {"S3": 600, "Z2": 300}
 """Groups of the demo, and the steps of its implicit model."""
 
-TWIN_STEPS = {"S3": {1: 8, 2: 5}, "Z2": {1: 10, 2: 6}}
+TWIN_STEPS = {"S3": {1: 7, 2: 5}, "Z2": {1: 10, 2: 6}}
 """Steps of an explicit model per step of the implicit one, so that it has more time in all; by group and layers."""
 
 SHORTER = (2, 4, 8)
@@ -87,8 +87,11 @@ def general(
     lr: float = 3e-3,
     p: float = 0.0,
     max_iter: int = 24,
+    until: float | tuple[float, ...] = 0.9,
+    target: float | None = None,
     seed: int = 0,
     times: tuple[int, ...] = (1, 2, 4, 8, 16),
+    start: bool = False,
     **more: Any,
 ) -> Recipe:
     """Return a training on lengths 2, 4, 8, ... up to ``length``, and tests at multiples of it.
@@ -103,16 +106,19 @@ def general(
         lr: highest learning rate.
         p: probability of an easy token, in training and tests.
         max_iter: most evaluations of a training solve at the longest length.
+        until: accuracies that end the shorter lengths, as for `by_length`.
+        target: accuracy at the longest length that ends the training; None takes all steps.
         seed: of weights and batches.
         times: tested lengths over ``length``.
+        start: a start token stands before every sequence, for which the model needs a row.
         more: options of the loop.
     """
     lengths = tuple(2**k for k in range(1, 20) if 2**k < length)
     solving = {"max_iter": max_iter} if model.implicit else {"most": max(1, steps // (2 * max(1, len(lengths))))}
-    curriculum = by_length((*lengths, length), tokens=tokens, p=p, **solving)
+    curriculum = by_length((*lengths, length), tokens=tokens, p=p, until=until, target=target, **solving)
     loop = LoopOptions(steps=steps, curriculum=curriculum, lr=lr, seed=seed, **{"warm_up": min(50, steps - 1), **more})
     tested = tests(tuple(length * n for n in times), p=p)
-    return Recipe(label=label, problem=problem, model=model, loop=loop, tests=tested)
+    return Recipe(label=label, problem=problem, model=model, loop=loop, tests=tested, start=start)
 
 
 def demo_recipes(group: str, seed: int = 0) -> list[Recipe]:
@@ -124,7 +130,7 @@ def demo_recipes(group: str, seed: int = 0) -> list[Recipe]:
     if group not in DEMO:
         raise KeyError(f"the demo knows no group {group!r}: {suggest(group, DEMO)}; for others see `train --help`")
     curriculum = by_length((*SHORTER, 16), tokens=512, max_iter=24)
-    loop = LoopOptions(steps=DEMO[group], curriculum=curriculum, lr=3e-3, seed=seed)
+    loop = LoopOptions(steps=DEMO[group], curriculum=curriculum, lr=3e-3, warm_up=20, seed=seed)
     solved = Recipe(label="implicit, 1 layer", problem=group, model=implicit(group), loop=loop, tests=tests(LENGTHS))
     twins = []
     for layers in (1, 2):

@@ -10,7 +10,7 @@ from examples.state_tracking.recipes import DEMO, TWIN_STEPS, Start, twin
 
 __all__ = ["LEARNING_RATES", "search"]
 
-LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 STARTS: tuple[Start, ...] = ("curriculum", "direct")
 SEED = 1000
 """A seed that no demo shows."""

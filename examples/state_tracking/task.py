@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.training import Stage
-from examples.loop import Batch, accuracy
+from examples.loop import IGNORED, Batch, accuracy
 from examples.state_tracking.data import WordProblem
 
-__all__ = ["StateTracking"]
+__all__ = ["StateTracking", "started"]
+
+
+def started(inputs: Tensor, problem: WordProblem) -> Tensor:
+    """Return (B, 1 + L) int64: ``inputs`` behind the start token, the first that the problem does not use."""
+    return F.pad(inputs, (1, 0), value=len(problem))
 
 
 class StateTracking:
@@ -21,17 +27,27 @@ class StateTracking:
         problem: groups and monoids; the share of easy tokens is that of the stage.
         watched: (length, p) pairs that every evaluation during training looks at; none costs nothing.
         rows: sequences of such an evaluation.
+        start: put a start token before every sequence, as `examples.state_tracking.recipe.Recipe` explains.
     """
 
-    def __init__(self, problem: WordProblem, *, watched: tuple[tuple[int, float], ...] = (), rows: int = 128) -> None:
-        self.problem, self.watched, self.rows = problem, watched, rows
+    def __init__(
+        self,
+        problem: WordProblem,
+        *,
+        watched: tuple[tuple[int, float], ...] = (),
+        rows: int = 128,
+        start: bool = False,
+    ) -> None:
+        self.problem, self.watched, self.rows, self.start = problem, watched, rows, start
 
     def describe(self) -> dict[str, Any]:
-        return {"task": "state_tracking", "problem": self.problem.name}
+        return {"task": "state_tracking", "problem": self.problem.name, **({"start": True} if self.start else {})}
 
     def batch(self, seed: int, step: int, stage: Stage) -> Batch:
         words = self.problem.with_p(stage.p).draw(stage.rows, stage.length, seed=seed, step=step)
-        return Batch(words.inputs, words.targets)
+        if not self.start:
+            return Batch(words.inputs, words.targets)
+        return Batch(started(words.inputs, self.problem), F.pad(words.targets, (1, 0), value=IGNORED))
 
     def scores(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         last = accuracy(logits[:, -1:], batch.targets[:, -1:])
@@ -42,7 +58,8 @@ class StateTracking:
         found = {}
         for length, p in self.watched:
             words = self.problem.with_p(p).draw(self.rows, length, split="valid")
-            logits = model(words.inputs.to(device)).logits
+            ids = started(words.inputs, self.problem) if self.start else words.inputs
+            logits = model(ids.to(device)).logits
             targets = words.targets.to(device)
             found[f"last10_L{length}_p{p:g}"] = float(accuracy(logits[:, -10:], targets[:, -10:]))
         return found

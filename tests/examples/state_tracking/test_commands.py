@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from examples.state_tracking import commands, demo, page, plots, recipes, report, search, small
+from examples.state_tracking import commands, demo, full, page, plots, recipes, report, search, small
 from examples.state_tracking.__main__ import main
 
 
@@ -23,7 +23,7 @@ def result(tmp_path_factory):
         patch.setattr(recipes, "TWIN_STEPS", {"S3": {1: 2, 2: 2}, "Z2": {1: 2, 2: 2}})
         patch.setattr(recipes, "Test", lambda **given: test(**{**given, "rows": 4, "batch": 4, "max_iter": 4}))
         # six steps have no room for fifty of warm-up
-        patch.setattr(recipes, "LoopOptions", lambda **given: loop(**given, warm_up=1))
+        patch.setattr(recipes, "LoopOptions", lambda **given: loop(**{**given, "warm_up": 1}))
         assert main(["demo", "--workers", "1", "--no-progress", "--out", str(folder / "demo")]) == 0
     return json.loads((folder / "demo/S3-0/result.json").read_text()), printed.getvalue(), folder
 
@@ -187,7 +187,7 @@ def test_the_modes_are_compared_and_drawn(tmp_path):
 def test_full_compares_at_equal_steps_and_equal_time(tmp_path, capsys):
     assert main(["full", "--quick", "--groups", "Z2", "--workers", "1", "--no-progress", "--out", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "quick/Z2.json").read_text())
-    assert len(data["search"]) == 4 * 3
+    assert len(data["search"]) == 4 * len(full.RATES)
     steps = {r["training"]["steps"] for r in data["equal_steps"]}
     assert steps == {4}
     assert "equal time, last10" in capsys.readouterr().out

@@ -6,12 +6,16 @@ import json
 import math
 
 import pytest
+import torch
 
 from deqlm.modes import Chunked
+from examples.loop import IGNORED
 from examples.state_tracking import full, paper, small
+from examples.state_tracking.data import word_problem
 from examples.state_tracking.recipe import Recipe, Test, by_length
 from examples.state_tracking.recipes import DEMO, RATES, demo_recipes, explicit, found_rate, general, implicit, twin
 from examples.state_tracking.search import LEARNING_RATES
+from examples.state_tracking.task import StateTracking, started
 
 ALL = [
     *demo_recipes("S3"),
@@ -34,6 +38,25 @@ def test_by_length_unrolls_short_stages_and_solves_the_last():
     assert not by_length((2, 4)).has_phases
     longer = by_length((8, 16, 32), max_iter=24).stages
     assert [s.phase.gradient.name for s in longer] == ["unrolled", "phantom", "phantom"]
+    assert [s.phase.stop.max_iter for s in longer] == [8, 24, 24]
+
+
+def test_by_length_ends_each_stage_at_its_own_accuracy():
+    stages = by_length((2, 4, 8), until=(0.9, 0.95), target=0.99, most=7).stages
+    assert [(s.until, s.steps) for s in stages] == [(0.9, 7), (0.95, 7), (0.99, None)]
+    assert by_length((4,), until=0.5).stages[0].until is None
+    with pytest.raises(
+        ValueError, match=r"until must be a number, or 2, one for each stage but the last, got \(0.9,\)"
+    ):
+        by_length((2, 4, 8), until=(0.9,))
+
+
+def test_a5_gets_to_its_longest_length_when_it_is_sure_of_the_shorter_ones():
+    recipe, _ = small.part_recipes("A5")
+    *_, before, last = recipe.loop.curriculum.stages
+    assert (before.length, last.length, last.until) == (16, 32, None)
+    assert before.until > 0.95
+    assert last.phase.stop.max_iter >= last.length
 
 
 def test_the_demo_gives_its_baselines_more_steps_and_their_own_rate():
@@ -60,6 +83,28 @@ def test_every_baseline_of_the_demo_has_a_stored_rate():
     for group in DEMO:
         for layers in (1, 2):
             assert found_rate(group, layers)["lr"] in LEARNING_RATES
+
+
+def test_a_start_token_stands_before_every_sequence_and_has_no_target():
+    (recipe,) = small.part_recipes("transformer-Z2")
+    problem, stage = word_problem("Z2"), recipe.loop.curriculum.stages[1]
+    ids, targets, *_ = StateTracking(problem, start=recipe.start).batch(0, 3, stage)
+    words = problem.draw(stage.rows, stage.length, step=3)
+    assert torch.equal(ids, torch.cat([torch.full((stage.rows, 1), 2), words.inputs], 1))
+    assert torch.equal(targets, torch.cat([torch.full((stage.rows, 1), IGNORED), words.targets], 1))
+    with pytest.raises(ValueError, match="vocab_size must be >= 3, the tokens of Z2 and a start token, got 2"):
+        recipe.replace(model=implicit("Z2"))
+
+
+def test_rotary_attention_cannot_count_equal_tokens_without_a_start_token():
+    (recipe,) = small.part_recipes("transformer-Z2")
+    torch.manual_seed(0)
+    model, ids = recipe.model.make().eval(), torch.ones(1, 6, dtype=torch.int64)
+    stop = model.no_grad.stop.replace(max_iter=9, rtol=0)
+    logits = model(ids, stop=stop).logits
+    torch.testing.assert_close(logits, logits[:, :1].expand_as(logits), rtol=0, atol=1e-5)
+    begun = model(started(ids, word_problem("Z2")), stop=stop).logits[:, 1:]
+    assert (begun - begun[:, :1]).abs().max() > 1e-2
 
 
 def test_a_group_without_a_recipe_is_named():
