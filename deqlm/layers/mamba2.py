@@ -182,7 +182,7 @@ class Mamba2(nn.Module):
         self._check(projected, u, cache)
         window, state = (None, None) if cache is None else cache
         twin: Inner | None = context.twins.get(self)
-        takes = twin is not None and twin.takes(projected)
+        takes = twin is not None and twin.takes(projected, u, context.mask, window, state)
         if takes and not torch.is_grad_enabled():
             y, window, state = twin(projected, u, context.mask, window, state)  # type: ignore[misc]
         else:
@@ -217,7 +217,7 @@ class Mamba2(nn.Module):
             build: see `deqlm.layers.Context.open`.
         """
         norm = self.norm
-        skipped = norm is None or unhooked(norm, GatedRMSNorm)
+        skipped = norm is None or (unhooked(norm, GatedRMSNorm) and norm.groups == self.ngroups)
         if self.impl != "auto" or not skipped or type(self) is not Mamba2:
             return None
         return fuse_inner(build, self._sizes(), self._parameters_of(lambda layer: weights.get(layer, layer.weight)))

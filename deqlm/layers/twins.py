@@ -15,12 +15,13 @@ __all__ = ["twin_of", "unhooked"]
 
 
 def unhooked(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Say whether ``module`` is exactly of ``kind`` and has no hooks, so that its call may be left out."""
+    """Say whether ``module`` is exactly of ``kind``, unhooked and unpatched, so that its call may be left out."""
     listeners = (
-        *(module._forward_hooks, module._forward_pre_hooks),
+        *(module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks),
         *(hooks._global_forward_hooks, hooks._global_forward_pre_hooks),
+        *(hooks._global_backward_hooks, hooks._global_backward_pre_hooks),
     )
-    return type(module) is kind and not any(listeners)
+    return type(module) is kind and "forward" not in module.__dict__ and not any(listeners)
 
 
 def twin_of(part: nn.Module, weights: Mapping[nn.Module, Tensor], build: Build) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -235,13 +237,21 @@ def test_derivatives_are_those_of_torch():
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("change", ["hook", "pre-hook", "subclass", "impl", "bfloat16"])
+@pytest.mark.parametrize(
+    "change", ["hook", "pre-hook", "backward hook", "forward", "groups", "subclass", "impl", "bfloat16"]
+)
 def test_layers_without_a_twin(change):
     mixer = Mamba2(WIDTH, d_state=5, headdim=4, impl="torch" if change == "impl" else "auto")
     if change == "hook":
         mixer.norm.register_forward_hook(lambda *_: None)
     elif change == "pre-hook":
         mixer.norm.register_forward_pre_hook(lambda *_: None)
+    elif change == "backward hook":
+        mixer.norm.register_full_backward_hook(lambda *_: None)
+    elif change == "forward":
+        mixer.norm.forward = lambda y, gate: y
+    elif change == "groups":
+        mixer.norm.groups = 2
     elif change == "subclass":
         mixer.__class__ = type("Mine", (Mamba2,), {})
     elif change == "bfloat16":
@@ -286,3 +296,104 @@ def test_weights_that_change_between_calls_are_seen():
         second = backbone(e, None, backbone.open(e))
         assert not torch.equal(first, second)
         torch.testing.assert_close(second, backbone(e, None, Context.open(backbone, e)), rtol=1e-5, atol=1e-5)
+
+
+class Whole(nn.Module):
+    """Opens a context in each call, as models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = Backbone([Block(Mamba2(16, d_state=4, headdim=8))])
+
+    def forward(self, e):
+        context = self.backbone.open(e)
+        return self.backbone(e, self.backbone.project(e, context), context)
+
+
+def test_functions_of_parameters_are_transformed():
+    model, e = Whole().double(), torch.randn(2, 3, 16, dtype=F64)
+    parameters = dict(model.named_parameters())
+    call = torch.func.functional_call
+    got = torch.func.grad(lambda p: call(model, p, (e,)).square().sum())(parameters)
+    want = torch.autograd.grad(model(e).square().sum(), list(parameters.values()))
+    for a, b in zip(got.values(), want, strict=True):
+        torch.testing.assert_close(a, b)
+    stacked = {name: torch.stack([p, 2 * p]).detach() for name, p in parameters.items()}
+    found = torch.func.vmap(lambda p: call(model, p, (e,)))(stacked)
+    torch.testing.assert_close(found[0], model(e))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_has_the_operations():
+    model, e = Whole(), torch.randn(2, 2, 3, 16)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, (e[0],), check_trace=False)
+        torch.testing.assert_close(traced(e[1]), model(e[1]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [(3, 1), (1, 21), (1, 1)])
+def test_a_mask_of_one_row_or_token_is_for_all(mask):
+    mixer = random_mixer(MIXERS["mamba2"])
+    z, u = inputs(mixer)
+    mask = torch.rand(mask) > 0.3
+    with torch.no_grad():
+        opened = Context.open(mixer, z, build=functions)
+        got, want = (mixer(z, u, replace(c, mask=mask)) for c in (opened, Context()))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_lies_elsewhere_is_refused_as_by_torch(grad):
+    mixer = random_mixer(MIXERS["mamba2"])
+    z, u = inputs(mixer)
+    cache = random_cache(mixer)
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="meta"):
+        mixer.forward_chunk(z, u, cache._replace(state=cache.state.to("meta")), Context.open(mixer, z, build=functions))
+
+
+class Stands(torch.autograd.Function):
+    """The identity, whose cotangent is a tensor without its numbers in memory."""
+
+    @staticmethod
+    def forward(ctx, x, how):
+        ctx.how = how
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, to_y):
+        zero = torch._efficientzerotensor(to_y.shape, dtype=to_y.dtype)
+        return zero if ctx.how == "zero" else torch._neg_view(to_y.contiguous()), None
+
+
+@pytest.mark.parametrize("how", ["zero", "negative"])
+def test_cotangents_without_memory(how):
+    mixer = random_mixer(MIXERS["mamba2"])
+    z, u = inputs(mixer)
+    projected = u.requires_grad_()
+    twin = Context.open(mixer, z, build=functions).twins[mixer]
+    y, *_ = twin.attached(projected, None, None, None, mixer._parameters_of(lambda layer: layer.weight))
+    (plain,) = torch.autograd.grad(y.sum(), projected, retain_graph=True)
+    (got,) = torch.autograd.grad(Stands.apply(y, how).sum(), projected)
+    torch.testing.assert_close(got, 0 * plain if how == "zero" else -plain)
+
+
+def test_parameters_and_mask_may_not_change_before_the_derivative():
+    mixer = random_mixer(MIXERS["mamba2"])
+    z, u = inputs(mixer)
+    mask = torch.rand(3, 21) > 0.3
+    for changed in (mixer.A_log, mixer.dt_bias, mask):
+        context = Context.open(mixer, z, mask=mask, build=functions)
+        window = mixer.forward_chunk(z, u, random_cache(mixer), context)[1].window
+        with torch.no_grad():
+            changed.copy_(torch.zeros_like(changed))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            window.sum().backward()
+
+
+def test_a_parameter_of_another_shape_is_refused_as_by_torch():
+    mixer = Mamba2(WIDTH, headdim=4)
+    mixer.A_log = nn.Parameter(torch.zeros(1))
+    z = torch.zeros(1, 2, WIDTH)
+    context = Context.open(mixer, z, build=functions)
+    with pytest.raises(ValueError, match="A must be of shape"):
+        mixer(z, None, context)

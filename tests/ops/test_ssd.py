@@ -169,6 +169,15 @@ def test_one_token_is_a_step():
     assert torch.equal(before, arguments["initial_state"])
 
 
+def test_a_step_takes_any_layout():
+    before, x = torch.randn(2, 4, 3, 5, dtype=F64), torch.randn(2, 4, 3, dtype=F64)
+    dt, A, maps = torch.rand(2, 4, dtype=F64), -torch.rand(4, dtype=F64), torch.randn(2, 2, 5, dtype=F64)
+    want = ssd.step(before, x, dt, A, maps, maps)
+    before, x = before.mT.contiguous().mT, x.mT.contiguous().mT
+    for a, b in zip(ssd.step(before, x, dt, A, maps, maps), want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_zero_step_leaves_the_state_alone():
     arguments = {name: t.detach() for name, t in problem(9).items()} | {"dt": torch.zeros(2, 9, 4, dtype=F64)}
     assert torch.equal(ssd.scan(**arguments, chunk_size=4)[1], arguments["initial_state"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,12 +17,21 @@ Build = Callable[[Path], ctypes.CDLL | None]
 """Returns the functions of a C++ file, or None where it cannot be built."""
 
 SOURCE = Path(__file__).with_name("layers.cpp")
+TYPING = threading.Lock()
+"""Until its types are known, a function takes addresses of 32 bits."""
 
 
 def built(build: Build) -> ctypes.CDLL | None:
     """Return the functions of layers.cpp with their types; None where it cannot be built."""
     functions = build(SOURCE)
-    if functions is not None and functions.mamba2_float.argtypes is None:
+    if functions is not None:
+        with TYPING:
+            _type(functions)
+    return functions
+
+
+def _type(functions: ctypes.CDLL) -> None:
+    if functions.mamba2_float.argtypes is None:
         pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
         functions.mamba2_bytes.restype = whole
         for suffix in ("float", "double"):
@@ -30,29 +40,31 @@ def built(build: Build) -> ctypes.CDLL | None:
             norm.restype, norm.argtypes = None, [pointer, pointer, pointer, whole, whole, real, whole]
             mamba2.restype, mamba2.argtypes = None, [pointer, pointer]
             back.restype, back.argtypes = None, [pointer, pointer, pointer]
-    return functions
 
 
 def common_dtype(parameters: Iterable[Tensor | None]) -> torch.dtype | None:
     """Return the dtype of parameters that compiled code can read, or None.
 
-    It reads plain tensors of one dtype, float32 or float64, on the CPU; and is not traced by torch.compile.
+    It reads tensors of one dtype, float32 or float64, that are `unwatched`.
     """
     given = [p for p in parameters if p is not None]
     dtypes = {p.dtype for p in given}
-    if len(dtypes) != 1 or torch.compiler.is_compiling():
+    if len(dtypes) != 1 or not unwatched(*given):
         return None
-    plain = all(type(p) in (Tensor, torch.nn.Parameter) and p.device.type == "cpu" for p in given)
     (dtype,) = dtypes
-    return dtype if plain and dtype in (torch.float32, torch.float64) else None
+    return dtype if dtype in (torch.float32, torch.float64) else None
 
 
-def unwatched(x: Tensor) -> bool:
-    """Say whether no compiler, transform, forward-mode derivative or dispatch mode needs the operations on ``x``."""
+def unwatched(*given: Tensor | None) -> bool:
+    """Say whether tensors are plain, on the CPU, and nobody needs the operations on them.
+
+    Those who do are compilers, tracers, transforms, forward-mode derivatives and dispatch modes.
+    """
     return (
         not torch.compiler.is_compiling()
-        and type(x) is Tensor
+        and all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu) for t in given)
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0
     )

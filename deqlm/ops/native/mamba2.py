@@ -78,13 +78,13 @@ class Inner:
         self.layer = _Layer(*sizes[:6], *choices, *(_address(t) for t in self.kept))
         self.address = ctypes.addressof(self.layer)
 
-    def takes(self, projected: Tensor) -> bool:
-        """Say whether ``projected`` is a plain tensor of the dtype that nobody watches, and with grad, if it pays.
+    def takes(self, projected: Tensor, *others: Tensor | None) -> bool:
+        """Say whether ``projected`` has the dtype, all inputs are `unwatched`, and with grad, if it pays.
 
         The derivative has a thread for each row; and its work grows with the state, that of torch's with the length.
         """
         rows, length, _ = projected.shape
-        if projected.dtype != self.dtype or length == 0 or not unwatched(projected):
+        if projected.dtype != self.dtype or length == 0 or not unwatched(projected, *others):
             return False
         if not torch.is_grad_enabled():
             return True
@@ -183,8 +183,9 @@ class Inner:
     def _tokens(self, projected: Tensor, mask: Tensor | None) -> tuple[_Tokens, tuple[Tensor | None, ...]]:
         """Return the struct without u, window, state and outputs, and what it holds addresses of."""
         batch, length, _ = projected.shape
-        if mask is not None and mask.stride(1) != 1:
-            mask = mask.contiguous()
+        if mask is not None:
+            mask = mask.expand(batch, length)
+            mask = mask if mask.stride(1) == 1 else mask.contiguous()
         channels, heads, past = self.sizes.channels, self.sizes.heads, self.sizes.taps - 1
         threads, at_once = torch.get_num_threads(), min(length, TOKENS)
         numbers = (at_once + past) * channels + at_once * (channels + heads)
@@ -203,21 +204,22 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, twin: Inner, mask: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.twin, ctx.mask = twin, mask
-        ctx.save_for_backward(*inputs)
+        ctx.twin = twin
+        ctx.save_for_backward(mask, *inputs)
         projected, window, state, *_ = inputs
         assert projected is not None
         return twin(projected, None, mask, window, state)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        projected, window, state, *parameters = ctx.saved_tensors
+        mask, *inputs = ctx.saved_tensors
+        projected, window, state, *parameters = inputs
         given = [t for t in cotangents if t is not None]
         if not given:
             return (None,) * 11
-        if torch.is_grad_enabled() or not all(unwatched(t) and not _batched(t) for t in given):
-            return (None, None, *_by_torch(ctx.twin.sizes, ctx.mask, ctx.saved_tensors, cotangents))
-        to_projected, to_window, to_state, sums = ctx.twin.back(projected, ctx.mask, window, state, cotangents)
+        if torch.is_grad_enabled() or not unwatched(*given) or any(map(_unreadable, given)):
+            return (None, None, *_by_torch(ctx.twin.sizes, mask, inputs, cotangents))
+        to_projected, to_window, to_state, sums = ctx.twin.back(projected, mask, window, state, cotangents)
         p = InnerParameters(*parameters)
         weight, bias, dt_bias, rates, skip, norm = sums
         skip = skip.view(p.D.numel(), -1).sum(1)
@@ -234,7 +236,7 @@ class _Attached(torch.autograd.Function):
 
 
 def _by_torch(
-    sizes: InnerSizes, mask: Tensor | None, inputs: tuple[Tensor | None, ...], cotangents: tuple[Tensor | None, ...]
+    sizes: InnerSizes, mask: Tensor | None, inputs: list[Tensor | None], cotangents: tuple[Tensor | None, ...]
 ) -> list[Tensor | None]:
     """Return the cotangents of ``inputs`` by torch operations, with a graph if grad mode is on."""
     graph = torch.is_grad_enabled()
@@ -251,18 +253,33 @@ def _by_torch(
     return [next(found) if t is not None and t.requires_grad else None for t in views]
 
 
-def _batched(t: Tensor) -> bool:
+def _unreadable(t: Tensor) -> bool:
+    """Say whether the numbers of a cotangent are not what lies in its memory."""
     functorch = torch._C._functorch  # type: ignore[attr-defined]
-    return functorch.is_batchedtensor(t) or functorch.is_legacy_batchedtensor(t)
+    batched = functorch.is_batchedtensor(t) or functorch.is_legacy_batchedtensor(t)
+    return batched or t._is_zerotensor() or t.is_neg()
 
 
 def _address(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
+def _fits(sizes: InnerSizes, p: InnerParameters) -> bool:
+    """Say whether parameters have their shapes: with others, errors are up to torch."""
+    per_head, per_feature, per_channel = ((n,) for n in (sizes.heads, sizes.ssm, sizes.channels))
+    return (
+        p.conv_weight.shape == (sizes.channels, 1, sizes.taps)
+        and (p.conv_bias is None or p.conv_bias.shape == per_channel)
+        and p.dt_bias.shape == p.A_log.shape == per_head
+        and p.D.shape in (per_head, per_feature)
+        and (p.norm_weight is None or p.norm_weight.shape == per_feature)
+    )
+
+
 def fuse_inner(build: Build, sizes: InnerSizes, parameters: InnerParameters) -> Inner | None:
     """Return the compiled twin of a layer with these parameters, or None where there is none."""
-    functions = None if common_dtype(parameters) is None else built(build)
+    usable = _fits(sizes, parameters) and common_dtype(parameters) is not None
+    functions = built(build) if usable else None
     if functions is None:
         return None
     structs = sum(ctypes.sizeof(struct) for struct in (_Layer, _Tokens, _Back))

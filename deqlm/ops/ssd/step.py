@@ -38,9 +38,9 @@ def step(
     groups = B.shape[1]
     X, dt, B, C = (t.to(dtype) for t in (x, dt, B, C))
     decay = torch.exp(dt * A.to(dtype))[..., None, None]  # (B, H, 1, 1)
-    fed = (X * dt[..., None]).view(batch, groups, -1, 1) * B[:, :, None, :]  # (B, G, H/G P, N)
+    fed = (X * dt[..., None]).reshape(batch, groups, -1, 1) * B[:, :, None, :]  # (B, G, H/G P, N)
     state = decay * state + fed.view(batch, heads, width, size)
-    y = (state.view(batch, groups, -1, size) * C[:, :, None, :]).sum(-1).view(batch, heads, width)
+    y = (state.reshape(batch, groups, -1, size) * C[:, :, None, :]).sum(-1).view(batch, heads, width)
     return skip(y, X, D).to(x.dtype), state
 
 

@@ -67,9 +67,12 @@ def build(source: Path) -> Outcome:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         return _load_from(folder, source, compiler)
-    except OSError:
-        # a cache that cannot be written: build for this process alone
-        return _load_from(Path(tempfile.mkdtemp(prefix="deqlm-")), source, compiler)
+    except (OSError, RuntimeError):
+        # a cache that cannot be written, or a user without a home: build for this process alone
+        try:
+            return _load_from(Path(tempfile.mkdtemp(prefix="deqlm-")), source, compiler)
+        except OSError as error:
+            return Outcome(None, f"{compiler} cannot run or has no folder to write to: {error}")
 
 
 def _load_from(folder: Path, source: Path, compiler: str) -> Outcome:
@@ -94,8 +97,10 @@ def _open(path: Path, flags: tuple[str, ...], cached: bool) -> Outcome:
         functions = ctypes.CDLL(str(path))
     except OSError as error:
         return Outcome(None, f"{path} cannot be loaded: {error}")
-    note = path.with_suffix(".seconds")
-    seconds = float(note.read_text()) if note.exists() else float("nan")
+    try:
+        seconds = float(path.with_suffix(".seconds").read_text())
+    except (OSError, ValueError):  # another process may be about to write it
+        seconds = float("nan")
     return Outcome(Library(functions, path, seconds, cached, flags), "")
 
 
