@@ -18,7 +18,7 @@ from examples.state_tracking import report, small
 from examples.state_tracking.data import WordProblem, word_problem
 from examples.state_tracking.evaluate import agreement, by_budget, frontier, predict, summary
 from examples.state_tracking.experiment import load, run, write_json
-from examples.state_tracking.page import copy_records, redraw
+from examples.state_tracking.page import copy_records, illustrate, redraw
 from examples.state_tracking.recipe import Test
 from examples.state_tracking.recipes import DEMO, RATES, explicit, general, implicit
 from examples.state_tracking.search import search as search_rates
@@ -225,7 +225,7 @@ def search(args: Namespace) -> None:
 
 
 def page(args: Namespace) -> None:
-    tell([*copy_records(args.runs), redraw()])
+    tell([*copy_records(args.runs), redraw(), *drawn(illustrate)])
 
 
 def drawn(draw: Callable[[], list[Path]]) -> list[Path]:

@@ -1,9 +1,11 @@
-"""Keeps results: copies them from the folders of runs into docs/records, and draws docs/results.md from there."""
+"""Keeps results: copies them from the folders of runs into docs/records, and draws page and pictures from there."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from examples.state_tracking import report
 from examples.state_tracking.experiment import read_json
 from examples.state_tracking.small import PARTS
 
-__all__ = ["DOCS", "blocks", "copy_records", "redraw"]
+__all__ = ["DOCS", "blocks", "copy_records", "illustrate", "redraw"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDS = Path("records/state_tracking")
@@ -61,7 +63,7 @@ def _slim(data: Any) -> Any:
 
 def blocks(docs: Path = DOCS) -> dict[str, str]:
     """Return the parts of the page that are drawn from records, by name; each says so where it has none."""
-    records = {path.stem: read_json(path) for path in sorted((docs / RECORDS).glob("*.json"))}
+    records = _records(docs)
     made = {}
     for group in ("S3", "Z2"):
         demos = [data for name, data in records.items() if name.startswith(f"demo-{group}-")]
@@ -89,6 +91,36 @@ def redraw(docs: Path = DOCS) -> Path:
         text = pattern.sub(lambda match, new=block: f"{match[1]}{new}\n{match[2]}", text)
     page.write_text(text)
     return page
+
+
+def illustrate(docs: Path = DOCS) -> list[Path]:
+    """Draw the pictures of the page, and that of the README, as SVG into docs/assets; return those that have a record.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    from examples.state_tracking import plots
+
+    records = _records(docs)
+    demos = [r for name, data in records.items() if name.startswith("demo-S3-") for r in data["results"]]
+    modes = records.get("cpu-modes")
+    written = []
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        if demos:
+            plots.accuracy_by_length(demos, here / "state_tracking", chance=report.chance("S3"))
+        if modes:
+            plots.frontier(modes["frontier"], here / "state_tracking_frontier")
+            plots.budgets(modes["budgets"], here / "state_tracking_budgets")
+        (docs / "assets").mkdir(exist_ok=True)
+        for path in sorted(here.glob("*.svg")):
+            written.append(docs / "assets" / path.name)
+            shutil.copyfile(path, written[-1])
+    return written
+
+
+def _records(docs: Path) -> dict[str, Data]:
+    return {path.stem: read_json(path) for path in sorted((docs / RECORDS).glob("*.json"))}
 
 
 def _missing(command: str) -> str:

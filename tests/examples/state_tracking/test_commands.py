@@ -72,6 +72,7 @@ def test_the_page_is_drawn_from_records_and_again_the_same(result):
     assert "| explicit, 2 layers |" in drawn
     assert "No record yet: `python -m examples.state_tracking demo --group Z2`" in drawn
     assert page.redraw(docs).read_text() == drawn
+    assert [path.name for path in page.illustrate(docs)] == ["state_tracking.svg"]
     (docs / "results.md").write_text("nothing")
     with pytest.raises(ValueError, match="no block 'demo-S3'"):
         page.redraw(docs)
