@@ -74,7 +74,8 @@ def full(args: Namespace) -> None:
     out = args.out / "quick" if args.quick else args.out
     for group in args.groups or FULL_GROUPS:
         data = hours.compare(group, out, workers=args.workers, quick=args.quick, progress=args.progress)
-        print(f"\n{group}: rates by search {data['rates']}")
+        print(f"\n{group}: rates by search {data['rates']}; accuracy over all of {hours.TRAINED} tokens")
+        print(report.rate_table(data["search"], length=hours.TRAINED))
         for kind in ("equal_steps", "equal_time"):
             for metric in ("last", "last10"):
                 print(f"\n{group}, {kind.replace('_', ' ')}, {metric}: mean (range) over seeds")

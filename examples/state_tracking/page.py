@@ -12,6 +12,7 @@ from typing import Any
 
 from examples.state_tracking import report
 from examples.state_tracking.experiment import read_json
+from examples.state_tracking.full import TRAINED
 from examples.state_tracking.small import PARTS
 
 __all__ = ["DOCS", "blocks", "copy_records", "illustrate", "redraw"]
@@ -156,7 +157,9 @@ def _part(part: str, data: Data) -> str:
 
 
 def _full(group: str, data: Data) -> str:
-    parts = [f"**{group}**, rates by search: " + ", ".join(f"{k} {v:g}" for k, v in data["rates"].items()) + "."]
+    rates = ", ".join(f"{label} {rate:g}" for label, rate in data["rates"].items())
+    parts = [f"#### {group}", f"Rates by search: {rates}. Accuracy over all of {TRAINED} tokens, one seed:"]
+    parts.append(report.rate_table(data["search"], length=TRAINED, markdown=True))
     for kind in ("equal_steps", "equal_time"):
         for metric, words in (("last", "last token"), ("last10", "last ten tokens")):
             parts.append(f"{group}, {kind.replace('_', ' ')}, {words}:")

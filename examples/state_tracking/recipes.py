@@ -17,6 +17,7 @@ from examples.state_tracking.recipe import Recipe, Test, by_length
 
 __all__ = [
     "DEMO",
+    "LENGTHS",
     "RATES",
     "TWIN_STEPS",
     "Start",
@@ -42,7 +43,7 @@ SHORTER = (2, 4, 8)
 """Lengths before the last one of a curriculum."""
 
 LENGTHS = (*SHORTER, 16, 32, 64, 128, 256)
-"""What the demo tests: lengths that were trained, and up to sixteen times as long."""
+"""What the demo and ``full`` test: lengths that were trained, and up to sixteen times as long."""
 
 Start = Literal["curriculum", "direct"]
 """Whether a baseline is trained on growing lengths or on the full one from the first step."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from examples.state_tracking.data import word_problem
 
-__all__ = ["accuracy_table", "chance", "gap", "mode_table", "spread_table", "table"]
+__all__ = ["accuracy_table", "chance", "gap", "mode_table", "rate_table", "spread_table", "table"]
 
 Data = dict[str, Any]
 
@@ -84,6 +84,23 @@ def spread_table(results: Sequence[Data], *, metric: str = "last", solved: float
         seconds = f"{mean(r['training']['seconds']['cpu'] for r in group):.1f}"
         rows.append([label, str(len(group)), f"{learnt} of {len(group)}", steps, seconds, *cells])
     return table(head, rows, markdown=markdown)
+
+
+def rate_table(tried: Sequence[Data], *, length: int, markdown: bool = False) -> str:
+    """Return one line per label: accuracy over all tokens of ``length`` that each learning rate reached.
+
+    Args:
+        tried: results of one seed, the same rates for every label.
+        length: the trained one.
+        markdown: in place of plain text.
+    """
+    rates = sorted({r["recipe"]["loop"]["lr"] for r in tried})
+    rows = []
+    for label in dict.fromkeys(r["label"] for r in tried):
+        found = {r["recipe"]["loop"]["lr"]: r for r in tried if r["label"] == label}
+        means = [next(t["mean"] for t in found[rate]["tests"] if t["length"] == length) for rate in rates]
+        rows.append([label, *(f"{accuracy:.3f}" for accuracy in means)])
+    return table(["model", *(f"lr={rate:g}" for rate in rates)], rows, markdown=markdown)
 
 
 def gap(results: Sequence[Data], length: int) -> float:

@@ -191,7 +191,31 @@ def test_full_compares_at_equal_steps_and_equal_time(tmp_path, capsys):
     assert len(data["search"]) == 4 * len(full.RATES)
     steps = {r["training"]["steps"] for r in data["equal_steps"]}
     assert steps == {4}
-    assert "equal time, last10" in capsys.readouterr().out
+    assert {t["length"] for r in data["equal_time"] for t in r["tests"]} == set(recipes.LENGTHS)
+    printed = capsys.readouterr().out
+    assert "equal time, last10" in printed
+    assert "lr=0.0003" in printed
+
+
+def tried(lr, mean, label="a"):
+    tests = [{"length": 2, "mean": 1.0}, {"length": full.TRAINED, "mean": mean}]
+    return {"label": label, "recipe": {"loop": {"lr": lr}}, "tests": tests}
+
+
+@pytest.mark.parametrize(
+    ("means", "best"),
+    [((0.1, 0.5, 0.9), 0.1), ((0.9, 0.5, 0.1), 0.001), ((0.2, 1.0, 1.0), 0.01), ((1.0, 1.0, 1.0), 0.01)],
+)
+def test_the_best_rate_is_the_middle_one_of_equals(means, best):
+    runs = [tried(lr, mean) for lr, mean in zip((0.001, 0.01, 0.1), means, strict=True)]
+    assert full.best_run(runs)["recipe"]["loop"]["lr"] == best
+
+
+def test_the_table_of_rates_has_a_line_per_model():
+    runs = [tried(lr, lr * 2, label) for label in ("a", "b") for lr in (0.01, 0.1)]
+    lines = report.rate_table(runs, length=full.TRAINED).splitlines()
+    assert [line.split() for line in lines] == [
+        ["model", "lr=0.01", "lr=0.1"], ["a", "0.020", "0.200"], ["b", "0.020", "0.200"]]  # fmt: skip
 
 
 def test_pictures_are_equal_byte_for_byte(tmp_path):
