@@ -170,10 +170,7 @@ def evaluate(args: Namespace) -> None:
                 table.append({**summary(outcome, test), "agreement": agreement(outcome, reference)})
     data: dict[str, Any] = {"run": str(args.folder), "label": recipe.label, "table": table}
     if model.backbone.implicit:
-        if recipe.start:
-            print("no budgets and no frontier: they are not measured behind a start token")
-        else:
-            data |= _cut_off(model, problem, lengths, rows=args.rows)
+        data |= _cut_off(model, problem, lengths, rows=args.rows, start=recipe.start)
         print(report.mode_table(table))
     else:
         print(
@@ -184,11 +181,13 @@ def evaluate(args: Namespace) -> None:
     tell([path, *drawn(lambda: evaluation_pictures(data, args.folder))])
 
 
-def _cut_off(model: ImplicitLM, problem: WordProblem, lengths: list[int], *, rows: int) -> dict[str, Any]:
-    budgets = (1, 2, 4, 8, 16, 32, 64, 128)
+def _cut_off(
+    model: ImplicitLM, problem: WordProblem, lengths: list[int], *, rows: int, start: bool
+) -> dict[str, Any]:
+    given: dict[str, Any] = {"budgets": (1, 2, 4, 8, 16, 32, 64, 128), "rows": rows, "start": start}
     return {
-        "budgets": {str(n): by_budget(model, problem, length=n, budgets=budgets, rows=rows) for n in lengths[:3]},
-        "frontier": frontier(model, problem, length=lengths[0] * 4, iterations=8 * lengths[0]),
+        "budgets": {str(n): by_budget(model, problem, length=n, **given) for n in lengths[:3]},
+        "frontier": frontier(model, problem, length=lengths[0] * 4, iterations=8 * lengths[0], start=start),
     }
 
 

@@ -50,15 +50,13 @@ def predict(model: ImplicitLM, problem: WordProblem, test: Test, *, start: bool 
         test: what to look at.
         start: put a start token before every sequence; nothing is said about its position.
     """
-    device = next(model.parameters()).device
     problem = problem.with_p(test.p)
     words = problem.draw(test.rows, test.length, seed=test.seed, split="test")
     predicted, steps, converged, cost = [], [], [], Cost()
     clocks = time.process_time(), time.perf_counter()
     with torch.no_grad():
         for ids in words.inputs.split(test.batch):
-            given = started(ids, problem) if start else ids
-            output = model(given.to(device), **_how(model, test))
+            output = model(_given(model, ids, problem, start), **_how(model, test))
             predicted.append(output.logits[:, int(start) :].argmax(-1).cpu())
             if output.solution is not None:
                 steps.append(output.solution.token_steps[:, int(start) :].cpu())
@@ -75,6 +73,11 @@ def predict(model: ImplicitLM, problem: WordProblem, test: Test, *, start: bool 
         cost,
         seconds,
     )
+
+
+def _given(model: ImplicitLM, ids: Tensor, problem: WordProblem, start: bool) -> Tensor:
+    ids = started(ids, problem) if start else ids
+    return ids.to(next(model.parameters()).device)
 
 
 def _how(model: ImplicitLM, test: Test) -> dict[str, Any]:
@@ -128,7 +131,14 @@ def agreement(one: Outcome, other: Outcome) -> float:
 
 
 def by_budget(
-    model: ImplicitLM, problem: WordProblem, *, length: int, budgets: tuple[int, ...], rows: int, p: float = 0.0
+    model: ImplicitLM,
+    problem: WordProblem,
+    *,
+    length: int,
+    budgets: tuple[int, ...],
+    rows: int,
+    p: float = 0.0,
+    start: bool = False,
 ) -> list[dict[str, Any]]:
     """Return accuracies of solves that are cut off after so many evaluations of the whole sequence.
 
@@ -139,21 +149,29 @@ def by_budget(
         budgets: evaluations.
         rows: sequences.
         p: probability of an easy token.
+        start: as for `predict`.
     """
-    device = next(model.parameters()).device
     words = problem.with_p(p).draw(rows, length, split="test")
+    ids = _given(model, words.inputs, problem, start)
     found = []
     with torch.no_grad():
         for budget in budgets:
             stop = Stop(max_iter=budget, rtol=0)
-            logits = model(words.inputs.to(device), mode=Simultaneous(), stop=stop).logits
+            logits = model(ids, mode=Simultaneous(), stop=stop).logits[:, int(start) :]
             correct = (logits.argmax(-1).cpu() == words.targets).double()
             found.append({"budget": budget, "last": correct[:, -1].mean().item(), "mean": correct.mean().item()})
     return found
 
 
 def frontier(
-    model: ImplicitLM, problem: WordProblem, *, length: int, iterations: int, p: float = 0.0, row: int = 0
+    model: ImplicitLM,
+    problem: WordProblem,
+    *,
+    length: int,
+    iterations: int,
+    p: float = 0.0,
+    row: int = 0,
+    start: bool = False,
 ) -> dict[str, Any]:
     """Return how far each token of one sequence is from settled, iteration after iteration of all tokens at once.
 
@@ -164,17 +182,17 @@ def frontier(
         iterations: how many.
         p: probability of an easy token.
         row: which sequence of the draw.
+        start: as for `predict`; the start token is solved with the others and not returned.
 
     Returns:
         JSON data: ``residual``, (iterations, length) of ||f(z) - z|| / ||f(z)|| per token as decimal logarithms, and
         ``settled``, the length of the prefix whose residuals are within the tolerance from then on.
     """
-    device = next(model.parameters()).device
     words = problem.with_p(p).draw(row + 1, length, split="test")
     damping = getattr(model.no_grad.solver, "damping", 1.0)
     backbone, residuals = model.backbone, []
     with torch.no_grad():
-        embedded = model.embedding(words.inputs[row:].to(device))
+        embedded = model.embedding(_given(model, words.inputs[row:], problem, start))
         context = backbone.open(embedded)
         u = backbone.project(embedded, context)
         z = torch.zeros_like(embedded)
@@ -182,7 +200,7 @@ def frontier(
             fz = backbone(z, u, context)
             residuals.append(((fz - z).norm(dim=-1) / fz.norm(dim=-1).clamp_min(1e-30))[0].cpu())
             z = z + damping * (fz - z)
-    table = torch.stack(residuals)
+    table = torch.stack(residuals)[:, int(start) :]
     # within tolerance in this iteration and in all later ones
     stays = (table <= model.no_grad.stop.rtol).flip(0).cummin(0).values.flip(0)
     settled = stays.long().cumprod(1).sum(1)

@@ -124,3 +124,19 @@ def test_the_frontier_ends_with_everything_settled(problem, model):
     table = torch.tensor(data["residual"])
     first = data["settled"].index(10)
     assert (table[first:] <= torch.tensor(0.05).log10() + 0.01).all()
+
+
+def test_a_start_token_is_solved_with_the_others_and_not_counted(problem):
+    torch.manual_seed(0)
+    mixer = Mamba2Options(d_state=4, headdim=8)
+    sizes = {"vocab_size": 7, "d_model": 8, "n_layer": 1, "weight_norm": False}
+    behind = LMOptions(**sizes, mixer=mixer, labels="aligned").make().eval()
+    test = Test(length=5, rows=3, mode=Simultaneous(), rtol=1e-6, max_iter=200)
+    solved = summary(predict(behind, problem, test, start=True), test)
+    (many,) = by_budget(behind, problem, length=5, budgets=(200,), rows=3, start=True)
+    assert many["mean"] == pytest.approx(solved["mean"])
+    data = frontier(behind, problem, length=5, iterations=60, start=True)
+    assert {len(line) for line in data["residual"]} == {5}
+    assert len(data["hard"]) == 5
+    # the token in front is no token of the problem, and the others see it
+    assert data["residual"][3] != frontier(behind, problem, length=5, iterations=60)["residual"][3]
