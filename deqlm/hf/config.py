@@ -105,6 +105,7 @@ class ImplicitLlamaConfig(ImplicitConfig):
         head_dim: width of a head; None is the largest even divisor <= 64 of ``hidden_size``.
         intermediate_size: hidden width of the MLPs; None is 8/3 of ``hidden_size``, rounded down.
         rope_theta: base of the wavelengths of the rotary positions.
+        sliding_window: tokens that a token sees, itself included; None is all before it.
         rms_norm_eps: added to the mean square in the norms.
         **kwargs: keys of `ImplicitConfig` and of ``transformers.PreTrainedConfig``.
 
@@ -131,6 +132,7 @@ class ImplicitLlamaConfig(ImplicitConfig):
         head_dim: int | None = None,
         intermediate_size: int | None = None,
         rope_theta: float = 5e5,
+        sliding_window: int | None = None,
         rms_norm_eps: float = 1e-5,
         **kwargs: Any,
     ) -> None:
@@ -139,7 +141,7 @@ class ImplicitLlamaConfig(ImplicitConfig):
         self.num_attention_heads = heads
         self.num_key_value_heads = heads if num_key_value_heads is None else num_key_value_heads
         self.intermediate_size = 8 * width // 3 if intermediate_size is None else intermediate_size
-        self.rope_theta, self.rms_norm_eps = rope_theta, rms_norm_eps
+        self.rope_theta, self.sliding_window, self.rms_norm_eps = rope_theta, sliding_window, rms_norm_eps
         super().__init__(**kwargs)
 
     def _family_options(self) -> dict[str, Any]:
@@ -151,7 +153,10 @@ class ImplicitLlamaConfig(ImplicitConfig):
         whole("intermediate_size", self.intermediate_size, 1)
         for name in ("rope_theta", "rms_norm_eps"):
             number(name, getattr(self, name), "> 0", lambda value: 0 < value < float("inf"))
-        mixer = AttentionOptions(n_head=heads, n_kv_head=kv_heads, rope_theta=float(self.rope_theta))
+        if self.sliding_window is not None:
+            whole("sliding_window", self.sliding_window, 1)
+        seen = {"rope_theta": float(self.rope_theta), "sliding_window": self.sliding_window}
+        mixer = AttentionOptions(n_head=heads, n_kv_head=kv_heads, **seen)
         return {"mixer": mixer, "d_hidden": self.intermediate_size, "norm_eps": self.rms_norm_eps}
 
     @classmethod
@@ -162,7 +167,8 @@ class ImplicitLlamaConfig(ImplicitConfig):
         require(given.d_hidden is not None, "d_hidden", given.d_hidden, f"a width for {cls.__name__}")
         return {
             **{"num_attention_heads": mixer.n_head, "num_key_value_heads": mixer.n_kv_head},
-            **{"intermediate_size": given.d_hidden, "rope_theta": mixer.rope_theta, "rms_norm_eps": given.norm_eps},
+            **{"intermediate_size": given.d_hidden, "rms_norm_eps": given.norm_eps},
+            **{"rope_theta": mixer.rope_theta, "sliding_window": mixer.sliding_window},
         }
 
 

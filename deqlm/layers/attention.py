@@ -27,6 +27,7 @@ class Attention(nn.Module):
         bias: give the four projections biases.
         apply_rotary: rotate queries and keys by their positions.
         rope_theta: base of the wavelengths.
+        sliding_window: W; a token sees itself and the W - 1 tokens before it, padding not counted. None sees them all.
         dropout: probability of `deqlm.layers.VariationalDropout` on the output.
 
     Raises:
@@ -52,6 +53,7 @@ class Attention(nn.Module):
         bias: bool = False,
         apply_rotary: bool = True,
         rope_theta: float = 5e5,
+        sliding_window: int | None = None,
         dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -60,6 +62,8 @@ class Attention(nn.Module):
         n_kv_head = n_head if n_kv_head is None else n_kv_head
         for name, value in (("d_model", d_model), ("n_head", n_head), ("n_kv_head", n_kv_head)):
             whole(name, value, 1)
+        if sliding_window is not None:
+            whole("sliding_window", sliding_window, 1)
         require(d_model % n_head == 0, "n_head", n_head, f"a divisor of d_model {d_model}")
         require(n_head % n_kv_head == 0, "n_kv_head", n_kv_head, f"a divisor of n_head {n_head}")
         self.d_model, self.n_head, self.n_kv_head = d_model, n_head, n_kv_head
@@ -67,6 +71,7 @@ class Attention(nn.Module):
         self.sizes = [n_head * self.head_dim, n_kv_head * self.head_dim, n_kv_head * self.head_dim]
         self.d_inject = sum(self.sizes)
         self.rope = Rope(self.head_dim, float(rope_theta)) if apply_rotary else None
+        self.sliding_window = sliding_window
         self.wq, self.wk, self.wv = (nn.Linear(d_model, n, bias=bias, device=device, dtype=dtype) for n in self.sizes)
         self.out_proj = nn.Linear(d_model, d_model, bias=bias, device=device, dtype=dtype)
         self.dropout = VariationalDropout(dropout, d_model)
@@ -85,6 +90,8 @@ class Attention(nn.Module):
         self, z: Tensor, u: Tensor | None, cache: KVCache, context: Context | None = None
     ) -> tuple[Tensor, KVCache]:
         """Return the output of the L tokens after those in ``cache``, (B, L, D), and the cache with them.
+
+        With a sliding window the cache forgets what no later token sees, unless there is padding in it.
 
         Raises:
             ValueError: ``u``, or a cache of another batch size, or a context whose tokens begin elsewhere.
@@ -111,12 +118,13 @@ class Attention(nn.Module):
             table = self._table(self.rope, q, cache, context)
             q, k = self.rope.rotate(q, table), self.rope.rotate(k, table)
         new = KVCache(k, v, context.mask) if cache is None else cache.extend(k, v, context.mask)
-        mask = _mask(z.shape[1], new)
+        mask = _mask(z.shape[1], new, self.sliding_window)
         causal = mask is None and z.shape[1] > 1
         grouped = self.n_kv_head != self.n_head
         y = F.scaled_dot_product_attention(q, new.k, new.v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         out = context.apply(self.out_proj, y.transpose(1, 2).flatten(-2))
-        return context.keep(context.apply(self.dropout, out)), new
+        kept = new if self.sliding_window is None else new.last(self.sliding_window - 1)
+        return context.keep(context.apply(self.dropout, out)), kept
 
     def _check(self, z: Tensor, u: Tensor | None, cache: KVCache | None, context: Context) -> None:
         batch, length = z.shape[:2]
@@ -143,17 +151,21 @@ class Attention(nn.Module):
         return rope.table(positions, q.dtype)
 
 
-def _mask(length: int, cache: KVCache) -> Tensor | None:
+def _mask(length: int, cache: KVCache, window: int | None) -> Tensor | None:
     """Return which keys the last ``length`` tokens of the cache may see, or None where plain causality says it all.
 
     Each token may see itself, padding too: a row of the softmax without any key would be NaN.
     """
-    past = cache.length - length
-    if cache.mask is None and (past == 0 or length == 1):
+    held = cache.k.shape[2]
+    past = held - length
+    if cache.mask is None and (past == 0 or length == 1) and (window is None or held <= window):
         return None
-    seen = torch.ones(length, cache.length, dtype=torch.bool, device=cache.k.device).tril(past)
+    seen = torch.ones(length, held, dtype=torch.bool, device=cache.k.device).tril(past)
     if cache.mask is None:
-        return seen
+        return seen if window is None else seen.triu(past - window + 1)
+    seen = seen & cache.mask[:, None, None, :]
+    if window is not None:
+        count = cache.mask.cumsum(1)
+        seen = seen & (count[:, None, past:, None] - count[:, None, None, :] < window)
     itself = torch.eye(length, dtype=torch.bool, device=seen.device)
-    itself = F.pad(itself, (past, 0))
-    return (seen & cache.mask[:, None, None, :]) | itself
+    return seen | F.pad(itself, (past, 0))

@@ -36,35 +36,44 @@ class KVCache(NamedTuple):
         k: keys after RoPE, (B, KV, T, P).
         v: values, (B, KV, T, P).
         mask: (B, T) bool, False where the token is padding; None when none is.
+        forgotten: tokens before these T, none of them padding, that a sliding window has passed.
     """
 
     k: Tensor
     v: Tensor
     mask: Tensor | None = None
+    forgotten: int = 0
 
     @property
     def length(self) -> int:
-        """Tokens held, padding included."""
-        return self.k.shape[2]
+        """Tokens seen so far, padding included."""
+        return self.forgotten + self.k.shape[2]
 
     @property
     def committed(self) -> Tensor | None:
-        """Real tokens held per row, (B,) int64, or None when no token is padding."""
-        return None if self.mask is None else self.mask.sum(1)
+        """Real tokens seen so far per row, (B,) int64, or None when no token is padding."""
+        return None if self.mask is None else self.forgotten + self.mask.sum(1)
 
     def rows(self, index: Tensor) -> KVCache:
         """Return the cache of some rows, in the order of ``index`` (K,), int64: for beams and rows that leave."""
         mask = None if self.mask is None else self.mask.index_select(0, index)
-        return KVCache(self.k.index_select(0, index), self.v.index_select(0, index), mask)
+        return KVCache(self.k.index_select(0, index), self.v.index_select(0, index), mask, self.forgotten)
+
+    def last(self, count: int) -> KVCache:
+        """Return the cache with the last ``count`` tokens only; with all of them where some are padding."""
+        surplus = self.k.shape[2] - count
+        if surplus <= 0 or self.mask is not None:
+            return self
+        return KVCache(self.k[:, :, surplus:], self.v[:, :, surplus:], None, self.forgotten + surplus)
 
     def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> KVCache:
         """Return the cache with further tokens, ``k`` and ``v`` (B, KV, L, P), ``mask`` (B, L) or None."""
         if self.mask is not None or mask is not None:
             old = _ones(self.k) if self.mask is None else self.mask
             mask = torch.cat([old, _ones(k) if mask is None else mask], dim=1)
-        if self.length == 0:
-            return KVCache(k, v, mask)
-        return KVCache(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), mask)
+        if self.k.shape[2] == 0:
+            return KVCache(k, v, mask, self.forgotten)
+        return KVCache(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), mask, self.forgotten)
 
 
 def _ones(k: Tensor) -> Tensor:

@@ -73,6 +73,7 @@ class AttentionOptions(MixerOptions):
         n_head: H.
         n_kv_head: heads of keys and values; None is H.
         rope_theta: base of the wavelengths.
+        sliding_window: tokens that a token sees, itself included; None is all before it.
 
     Examples:
         >>> AttentionOptions(n_head=4).make(64).head_dim
@@ -82,9 +83,11 @@ class AttentionOptions(MixerOptions):
     n_head: int
     n_kv_head: int | None = None
     rope_theta: float = 5e5
+    sliding_window: int | None = None
 
     def make(self, d_model: int, **more: Any) -> Attention:
-        return Attention(d_model, n_head=self.n_head, n_kv_head=self.n_kv_head, rope_theta=self.rope_theta, **more)
+        heads = {"n_head": self.n_head, "n_kv_head": self.n_kv_head}
+        return Attention(d_model, **heads, rope_theta=self.rope_theta, sliding_window=self.sliding_window, **more)
 
 
 @options

@@ -62,11 +62,12 @@ def test_mamba2_names_lead_to_the_models_options():
 
 def test_llama_names_lead_to_the_models_options():
     sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1e4, "rms_norm_eps": 1e-6}
+    sizes["sliding_window"] = 9
     made = ImplicitLlamaConfig(
         hidden_size=24, embedding_dropout=0.2, tie_word_embeddings=False, labels="aligned", **sizes
     )
     options = made.to_lm_options()
-    assert options.mixer == AttentionOptions(n_head=4, n_kv_head=2, rope_theta=1e4)
+    assert options.mixer == AttentionOptions(n_head=4, n_kv_head=2, rope_theta=1e4, sliding_window=9)
     assert (options.d_hidden, options.norm_eps, options.tie, options.labels) == (64, 1e-6, False, "aligned")
     assert (options.dropout, options.embedding_dropout) == (0.0, 0.2)
 

@@ -18,6 +18,8 @@ MIXERS = {
     "mamba2 before gate": lambda **more: Mamba2(WIDTH, d_state=3, headdim=4, norm_before_gate=True, **more),
     "attention": lambda **more: Attention(WIDTH, n_head=3, **more),
     "attention with groups": lambda **more: Attention(WIDTH, n_head=6, n_kv_head=2, bias=True, **more),
+    "attention in a window": lambda **more: Attention(WIDTH, n_head=3, sliding_window=4, **more),
+    "attention to itself": lambda **more: Attention(WIDTH, n_head=3, sliding_window=1, **more),
     "attention without rotary": lambda **more: Attention(WIDTH, n_head=3, apply_rotary=False, **more),
 }
 

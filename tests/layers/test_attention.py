@@ -118,6 +118,46 @@ def test_left_padding_equals_transformers():
     assert_near(ours(z, u, Context.open(ours, z, mask=mask))[mask], want[mask])
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 40])
+def test_a_sliding_window_equals_transformers(window):
+    theirs, ours = twins(4, 2)
+    ours.mixer.sliding_window = window
+    z, u = inputs(ours, batch=2, length=9, dtype=torch.float32)
+    mask = torch.tensor([[False] * 4 + [True] * 5, [True] * 9])
+    distances = torch.arange(9)[:, None] - torch.arange(9)
+    theirs.inject(u)
+    want = theirs(z, causal(2, 9) & (distances < window) & mask[:, None, None, :], row_positions(mask, 9))
+    assert_near(ours(z, u, Context.open(ours, z, mask=mask))[mask], want[mask])
+    assert_near(ours(z[1:], u[1:])[0], want[1])
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_padding_between_tokens_does_not_count_in_a_window(window):
+    attention = Attention(24, n_head=4, sliding_window=window)
+    z, u = inputs(attention, batch=1, length=9, dtype=torch.float32)
+    mask = torch.tensor([[True, True, False, True, False, False, True, True, True]])
+    want = attention(z[mask][None], u[mask][None])
+    assert_near(attention(z, u, Context.open(attention, z, mask=mask))[mask], want[0])
+
+
+def test_a_window_forgets_what_no_later_token_sees():
+    attention = Attention(24, n_head=4, sliding_window=3)
+    z, u = inputs(attention, length=9, dtype=torch.float32)
+    want, cache = attention(z, u), attention.empty_cache(3)
+    for start, stop in [(0, 4), (4, 5), (5, 9)]:
+        got, cache = attention.forward_chunk(z[:, start:stop], u[:, start:stop], cache)
+        assert_near(got, want[:, start:stop])
+        assert (cache.k.shape[2], cache.length) == (2, stop)
+    # with padding nothing is forgotten, but for what was before
+    mask = torch.tensor([[True, False, True]] * 3)
+    context = Context.open(attention, z[:, :3], mask=mask, offset=9, committed=cache.committed)
+    longer, padded = attention.forward_chunk(z[:, :3], u[:, :3], cache, context)
+    assert (padded.k.shape[2], padded.length, padded.committed.tolist()) == (5, 12, [11] * 3)
+    whole = torch.cat([z, z[:, :1], z[:, 2:3]], 1), torch.cat([u, u[:, :1], u[:, 2:3]], 1)
+    assert_near(longer[:, [0, 2]], attention(*whole)[:, -2:])
+    assert padded.rows(torch.tensor([1])).length == 12
+
+
 def test_positions_far_away_equal_transformers():
     config = Llama(4, 4).config
     positions = torch.tensor([[0, 1, 1000, 2047]])
@@ -180,6 +220,7 @@ def test_gated_mlp():
         (lambda: Attention(24, n_head=5), "n_head must be a divisor of d_model 24, got 5"),
         (lambda: Attention(24, n_head=4, n_kv_head=3), "n_kv_head must be a divisor of n_head 4, got 3"),
         (lambda: Attention(24, n_head=8), "the width of a rotated head must be even and >= 2, got 3"),
+        (lambda: Attention(24, n_head=4, sliding_window=0), "sliding_window must be a whole number >= 1, got 0"),
         (lambda: LlamaMLP(24, 0), "d_hidden must be a whole number >= 1, got 0"),
         (lambda: GatedMLP(24, 8, multiple_of=0), "multiple_of must be a whole number >= 1, got 0"),
     ],

@@ -13,6 +13,7 @@ VOCAB, WIDTH = 13, 16
 BLOCKS = {
     "mamba2": lambda: Block(Mamba2(WIDTH, d_state=4, headdim=8)),
     "llama": lambda: Block(Attention(WIDTH, n_head=2), mlp=LlamaMLP(WIDTH, 24)),
+    "llama in a window": lambda: Block(Attention(WIDTH, n_head=2, sliding_window=3), mlp=LlamaMLP(WIDTH, 24)),
 }
 
 
