@@ -7,24 +7,22 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deqlm import GRADIENTS, Gradient, Solve, Stop, solve
-from deqlm.compare.environment import environment
-from deqlm.compare.problem import Case, Problem, Setting
+from deqlm.compare.base import Result, Row, position
+from deqlm.compare.problem import Case, Problem
 from deqlm.compare.problems import DIFFERENTIABLE
 from deqlm.compare.progress import Progress
 from deqlm.compare.recorder import synchronize
-from deqlm.compare.result import absent
-from deqlm.compare.runner import one_line, torch_threads
-from deqlm.compare.spec import parse_device, parse_dtype, to_list, to_problem, to_rows
+from deqlm.compare.runner import one_line
+from deqlm.compare.session import Session
+from deqlm.compare.spec import to_list, to_problem, to_rows
 from deqlm.compare.truth import jacobians, polish
 from deqlm_solvers import Map
-from deqlm_solvers.checks import whole
 
 __all__ = ["GradientComparison", "GradientEntry", "GradientProblem", "compare_gradients"]
 
@@ -88,13 +86,9 @@ class GradientEntry:
 
 
 @dataclass
-class GradientProblem:
+class GradientProblem(Row):
     """All gradient methods on one problem; fields as in `ProblemResult`, and the number of parameters."""
 
-    label: str
-    title: str
-    rows: int = 0
-    unknowns: int = 0
     parameters: int = 0
     tol: float = 0.0
     message: str = ""
@@ -106,22 +100,15 @@ class GradientProblem:
         Raises:
             KeyError: no such gradient in this comparison; the message names the nearest one.
         """
-        for entry in self.entries:
-            if entry.gradient == gradient:
-                return entry
-        raise KeyError(absent("gradient", gradient, [entry.gradient for entry in self.entries]))
+        return self.entries[position("gradient", gradient, [entry.gradient for entry in self.entries])]
 
 
 @dataclass
-class GradientComparison:
-    """Result of `compare_gradients`: a table (`str`), plain data (`to_dict`), files (`save`).
+class GradientComparison(Result[GradientProblem]):
+    """Result of `compare_gradients`; what is not said here is as in `Comparison`.
 
     Attributes:
         problems: one `GradientProblem` per problem, in the order asked for.
-        settings: dtype, device, batch, seed, repeats as used.
-        environment: versions, hardware, commit.
-        seconds: how long the comparison took.
-        interrupted: True when it was stopped by Ctrl-C; what was done until then is there.
 
     Examples:
         >>> from deqlm.compare import compare_gradients
@@ -133,34 +120,12 @@ class GradientComparison:
         ['gradients.json', 'gradients.txt']
     """
 
-    problems: list[GradientProblem] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    interrupted: bool = False
+    kind = "gradients"
 
     def __str__(self) -> str:
-        from deqlm.compare.report import gradient_table
+        from deqlm.compare.gradient_report import gradient_table
 
         return gradient_table(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON; infinities and NaN become None."""
-        from deqlm.compare.record import gradient_record
-
-        return gradient_record(self)
-
-    def save(self, folder: str | Path, plots: bool = True) -> list[Path]:
-        """Write ``gradients.json``, ``gradients.txt`` and a plot (SVG and PNG); return what was written.
-
-        A former run in ``folder`` is replaced: files that its ``gradients.json`` names and this one lacks are removed.
-
-        Raises:
-            ImportError: the plot is wanted and matplotlib is missing.
-        """
-        from deqlm.compare.record import save_gradients
-
-        return save_gradients(self, Path(folder), plots)
 
 
 def compare_gradients(
@@ -206,34 +171,21 @@ def compare_gradients(
         >>> [round(entry.cosine, 1) for entry in result.problems[0].entries][0]
         1.0
     """
-    whole("repeats", repeats, 1)
-    setting = Setting(dtype=parse_dtype(dtype), device=parse_device(device), batch=batch, seed=seed)
+    session = Session.of(
+        dtype=dtype, device=device, batch=batch, seed=seed, repeats=repeats, quick=quick, threads=threads,
+        progress=progress,
+    )  # fmt: skip
     standard = DIFFERENTIABLE[:2] if quick else DIFFERENTIABLE
     asked = to_list(problems)
     chosen = list(standard) if asked is None else [to_problem(p) for p in asked]
     makers = to_rows(GRADIENTS, gradients)
-    repeats = min(repeats, 2) if quick else repeats
-    settings = {
-        "dtype": str(setting.dtype).removeprefix("torch."),
-        "device": str(setting.device),
-        "batch": batch,
-        "seed": seed,
-        "repeats": repeats,
-        "threads": threads,
-    }
-    begun = time.perf_counter()
-    with torch_threads(threads), Progress(len(chosen) * len(makers) * (repeats + 1), progress) as bar:
-        result = GradientComparison(settings=settings, environment=environment(setting.device))
-        for problem in chosen:
-            row = GradientProblem(label=problem.label, title=problem.title, tol=setting.tol)
-            result.problems.append(row)
-            try:
-                _compare_on(problem, setting, makers, repeats, row, bar)
-            except KeyboardInterrupt:
-                result.interrupted = True
-                break
-    result.seconds = time.perf_counter() - begun
-    return result
+
+    def compare_on(problem: Problem, result: GradientComparison, bar: Progress) -> None:
+        row = GradientProblem(label=problem.label, title=problem.title, tol=session.setting.tol)
+        result.problems.append(row)
+        _compare_on(problem, session, makers, row, bar)
+
+    return session.over(chosen, GradientComparison, compare_on, len(chosen) * len(makers) * (session.repeats + 1))
 
 
 class _Subject:
@@ -286,13 +238,13 @@ class _Subject:
 
 def _compare_on(
     problem: Problem,
-    setting: Setting,
+    session: Session,
     makers: list[tuple[str, Callable[[], Gradient]]],
-    repeats: int,
     row: GradientProblem,
     bar: Progress,
 ) -> None:
     try:
+        setting = session.setting
         case = problem.build(setting)
         subject = _Subject(case, setting.seed, Stop(max_iter=case.max_iter, rtol=setting.tol))
         truth = subject.truth()
@@ -323,7 +275,7 @@ def _compare_on(
             _judge(entry, gradient.double(), truth, sol, how)
             entry.evaluations, entry.vjps = subject.evaluations, subject.vjps
             ready.append((entry, how, method))
-    for repeat in range(repeats):
+    for repeat in range(session.repeats):
         turn = repeat % max(1, len(ready))
         for entry, how, method in ready[turn:] + ready[:turn]:
             bar.step(f"{problem.label}  {entry.gradient}")

@@ -6,26 +6,19 @@ import json
 import math
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from deqlm.compare.base import Result
 from deqlm.compare.recorder import Trace
-from deqlm.compare.report import shortened
-from deqlm.compare.result import Comparison, Entry, ProblemResult
-
-if TYPE_CHECKING:
-    from deqlm.compare.gradients import GradientComparison
-    from deqlm.compare.starts import StartComparison
+from deqlm.compare.result import Entry
+from deqlm.compare.text import shortened
 
 __all__ = [
     "VERSION",
-    "comparison_record",
     "finite",
     "former_run",
-    "gradient_record",
+    "record_of",
     "save",
-    "save_gradients",
-    "save_starts",
-    "start_record",
     "write_json",
 ]
 
@@ -43,32 +36,10 @@ PLOTS = {
 """Name of a record's file -> names of its plots."""
 
 
-def comparison_record(comparison: Comparison) -> dict[str, Any]:
+def record_of(comparison: Result[Any]) -> dict[str, Any]:
     """Return a comparison as plain data; infinities and NaN are None."""
     return {
-        "record": RECORDS["compare"],
-        "version": VERSION,
-        "environment": comparison.environment,
-        "settings": comparison.settings,
-        "seconds": comparison.seconds,
-        "interrupted": comparison.interrupted,
-        "problems": [_problem(problem) for problem in comparison.problems],
-    }
-
-
-def gradient_record(comparison: GradientComparison) -> dict[str, Any]:
-    """Return a comparison of gradients as plain data; infinities and NaN are None."""
-    return _plain_record(comparison, "gradients")
-
-
-def start_record(comparison: StartComparison) -> dict[str, Any]:
-    """Return a comparison of starts as plain data; infinities and NaN are None."""
-    return _plain_record(comparison, "starts")
-
-
-def _plain_record(comparison: GradientComparison | StartComparison, kind: str) -> dict[str, Any]:
-    return {
-        "record": RECORDS[kind],
+        "record": RECORDS[comparison.kind],
         "version": VERSION,
         "environment": comparison.environment,
         "settings": comparison.settings,
@@ -76,27 +47,29 @@ def _plain_record(comparison: GradientComparison | StartComparison, kind: str) -
         "interrupted": comparison.interrupted,
         "problems": [
             {
-                **{k: v for k, v in vars(problem).items() if k != "entries"},
-                "entries": [{k: finite(v) for k, v in vars(entry).items()} for entry in problem.entries],
+                **{key: value for key, value in vars(problem).items() if key != "entries"},
+                "entries": [_entry(entry) for entry in problem.entries],
             }
             for problem in comparison.problems
         ],
     }
 
 
-def save(comparison: Comparison, folder: Path, plots: bool) -> list[Path]:
-    """Write ``compare.json``, ``compare.txt`` and the plots into ``folder``; return what was written."""
-    return _save(comparison, folder, "compare", plots)
-
-
-def save_gradients(comparison: GradientComparison, folder: Path, plots: bool) -> list[Path]:
-    """Write ``gradients.json``, ``gradients.txt`` and the plot into ``folder``; return what was written."""
-    return _save(comparison, folder, "gradients", plots)
-
-
-def save_starts(comparison: StartComparison, folder: Path, plots: bool) -> list[Path]:
-    """Write ``starts.json``, ``starts.txt`` and the plot into ``folder``; return what was written."""
-    return _save(comparison, folder, "starts", plots)
+def save(comparison: Result[Any], folder: Path, plots: bool) -> list[Path]:
+    """Write JSON, the table as text, and the plots into ``folder``; return what was written."""
+    kind = comparison.kind
+    folder.mkdir(parents=True, exist_ok=True)
+    former = _former(folder, kind) or {}
+    plots = plots and any(problem.entries for problem in comparison.problems)
+    drawn = [f"{name}.{form}" for name in PLOTS[kind] for form in ("svg", "png")]
+    names = [f"{kind}.json", f"{kind}.txt", *(drawn if plots else ())]
+    write_json({**comparison.to_dict(), "files": names}, folder / names[0])
+    (folder / names[1]).write_text(f"{comparison}\n", encoding="utf-8")
+    if plots:
+        _draw(comparison, kind, folder)
+    for name in set(drawn).intersection(former.get("files", ())).difference(names):
+        (folder / name).unlink(missing_ok=True)
+    return [folder / name for name in names]
 
 
 def former_run(folder: Path, kind: str) -> str | None:
@@ -115,23 +88,6 @@ def former_run(folder: Path, kind: str) -> str | None:
     except (KeyError, TypeError):
         return f"{kind}.json"
     return f"`{shortened(shlex.join(argv), 60)}` ({what})"
-
-
-def _save(
-    comparison: Comparison | GradientComparison | StartComparison, folder: Path, kind: str, plots: bool
-) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    former = _former(folder, kind) or {}
-    plots = plots and any(problem.entries for problem in comparison.problems)
-    drawn = [f"{name}.{form}" for name in PLOTS[kind] for form in ("svg", "png")]
-    names = [f"{kind}.json", f"{kind}.txt", *(drawn if plots else ())]
-    write_json({**comparison.to_dict(), "files": names}, folder / names[0])
-    (folder / names[1]).write_text(f"{comparison}\n", encoding="utf-8")
-    if plots:
-        _draw(comparison, kind, folder)
-    for name in set(drawn).intersection(former.get("files", ())).difference(names):
-        (folder / name).unlink(missing_ok=True)
-    return [folder / name for name in names]
 
 
 def _draw(comparison: Any, kind: str, folder: Path) -> None:
@@ -168,14 +124,9 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _problem(problem: ProblemResult) -> dict[str, Any]:
-    plain = {key: value for key, value in vars(problem).items() if key != "entries"}
-    return {**plain, "entries": [_entry(entry) for entry in problem.entries]}
-
-
-def _entry(entry: Entry) -> dict[str, Any]:
+def _entry(entry: Any) -> dict[str, Any]:
     plain = {key: finite(value) for key, value in vars(entry).items() if key != "trace"}
-    return {**plain, "seconds": entry.seconds, "trace": _trace(entry.trace)}
+    return {**plain, "seconds": entry.seconds, "trace": _trace(entry.trace)} if isinstance(entry, Entry) else plain
 
 
 def _trace(trace: Trace | None) -> dict[str, Any] | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from deqlm.compare.base import Result, Row, position
 from deqlm.compare.recorder import Trace
-from deqlm_solvers.checks import suggest
 
-__all__ = ["Comparison", "Entry", "ProblemResult", "absent"]
+__all__ = ["Comparison", "Entry", "ProblemResult"]
 
 Outcome = Literal["solved", "unsolved", "raised", "not installed"]
 
@@ -77,7 +76,7 @@ class Entry:
 
 
 @dataclass
-class ProblemResult:
+class ProblemResult(Row):
     """All solvers on one problem.
 
     Attributes:
@@ -98,10 +97,6 @@ class ProblemResult:
         (32, 64, 32)
     """
 
-    label: str
-    title: str
-    rows: int = 0
-    unknowns: int = 0
     tokens: int = 0
     tol: float = 0.0
     max_iter: int = 0
@@ -116,14 +111,11 @@ class ProblemResult:
         Raises:
             KeyError: no such solver in this comparison; the message names the nearest one.
         """
-        for entry in self.entries:
-            if entry.solver == solver:
-                return entry
-        raise KeyError(absent("solver", solver, [entry.solver for entry in self.entries]))
+        return self.entries[position("solver", solver, [entry.solver for entry in self.entries])]
 
 
 @dataclass
-class Comparison:
+class Comparison(Result[ProblemResult]):
     """Result of `compare`: a table (`str`), plain data (`to_dict`), files (`save`), problems by label (index).
 
     Attributes:
@@ -145,59 +137,14 @@ class Comparison:
         ['compare.json', 'compare.txt']
     """
 
-    problems: list[ProblemResult] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    interrupted: bool = False
+    kind = "compare"
 
     @property
     def solvers(self) -> list[str]:
         """Labels of all solvers, in the order asked for."""
         return list(dict.fromkeys(entry.solver for problem in self.problems for entry in problem.entries))
 
-    def __getitem__(self, problem: str) -> ProblemResult:
-        """Return the result of a problem label.
-
-        Raises:
-            KeyError: no such problem in this comparison; the message names the nearest one.
-        """
-        for each in self.problems:
-            if each.label == problem:
-                return each
-        raise KeyError(absent("problem", problem, [each.label for each in self.problems]))
-
     def __str__(self) -> str:
         from deqlm.compare.report import table
 
         return table(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON; infinities and NaN become None."""
-        from deqlm.compare.record import comparison_record
-
-        return comparison_record(self)
-
-    def save(self, folder: str | Path, plots: bool = True) -> list[Path]:
-        """Write ``compare.json``, ``compare.txt`` and the plots (SVG and PNG); return what was written.
-
-        A former run in ``folder`` is replaced: files that its ``compare.json`` names and this one lacks are removed.
-
-        Raises:
-            ImportError: plots are wanted and matplotlib is missing.
-        """
-        from deqlm.compare.record import save
-
-        return save(self, Path(folder), plots)
-
-
-def absent(kind: str, name: str, known: list[str]) -> str:
-    """Return the message for a label that a comparison does not have; a name stands for its first label.
-
-    Examples:
-        >>> absent("problem", "symmetric", ["two_cycle", "symmetric:rho=0.9,unknowns=8"])
-        "no problem 'symmetric' in this comparison: did you mean 'symmetric:rho=0.9,unknowns=8'?"
-    """
-    near = next((label for label in known if label.partition(":")[0] == name), None)
-    tail = suggest(name, known) if near is None else f"did you mean {near!r}?"
-    return f"no {kind} {name!r} in this comparison: {tail}"

@@ -8,12 +8,11 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from deqlm.compare.environment import environment
 from deqlm.compare.memory import peak_memory
 from deqlm.compare.noise import CHANGES, changes
 from deqlm.compare.problem import Case, Problem, Setting
@@ -21,12 +20,12 @@ from deqlm.compare.problems import DEFAULT, QUICK
 from deqlm.compare.progress import Progress
 from deqlm.compare.recorder import CountingMap, Recorder, relative_residual, synchronize
 from deqlm.compare.result import Comparison, Entry, ProblemResult
-from deqlm.compare.spec import parse_device, parse_dtype, to_list, to_problem, to_rows
+from deqlm.compare.session import Session
+from deqlm.compare.spec import to_list, to_problem, to_rows
 from deqlm_solvers import SOLVERS, Solution, Solve, Solver, Status, Stop
 from deqlm_solvers.adapters import ScipyHybr
-from deqlm_solvers.checks import require, whole
 
-__all__ = ["compare", "one_line", "torch_threads"]
+__all__ = ["compare", "one_line"]
 
 PATIENCE = 0.5
 """Seconds of timed runs after which a solver is not timed again on a problem."""
@@ -86,33 +85,20 @@ def compare(
         >>> result["symmetric:rho=0.5"].entry("anderson").outcome
         'solved'
     """
-    whole("repeats", repeats, 1)
-    setting = Setting(dtype=parse_dtype(dtype), device=parse_device(device), batch=batch, seed=seed)
+    session = Session.of(
+        dtype=dtype, device=device, batch=batch, seed=seed, repeats=repeats, quick=quick, threads=threads,
+        progress=progress,
+    )  # fmt: skip
     asked = to_list(problems)
     chosen = list(QUICK if quick else DEFAULT) if asked is None else [to_problem(p) for p in asked]
     makers = to_rows(SOLVERS, solvers)
-    repeats = min(repeats, 2) if quick else repeats
-    settings = {
-        "dtype": str(setting.dtype).removeprefix("torch."),
-        "device": str(setting.device),
-        "batch": batch,
-        "seed": seed,
-        "repeats": repeats,
-        "threads": threads,
-    }
-    begun = time.perf_counter()
-    with torch_threads(threads), Progress(len(chosen) * len(makers) * (repeats + 1 + memory), progress) as bar:
-        result = Comparison(settings=settings, environment=environment(setting.device))
-        for problem in chosen:
-            run = _ProblemRun(problem, setting, makers, repeats, memory, bar)
-            result.problems.append(run.result)
-            try:
-                run.all()
-            except KeyboardInterrupt:
-                result.interrupted = True
-                break
-    result.seconds = time.perf_counter() - begun
-    return result
+
+    def compare_on(problem: Problem, result: Comparison, bar: Progress) -> None:
+        run = _ProblemRun(problem, session, makers, memory, bar)
+        result.problems.append(run.result)
+        run.all()
+
+    return session.over(chosen, Comparison, compare_on, len(chosen) * len(makers) * (session.repeats + 1 + memory))
 
 
 class _ProblemRun:
@@ -121,16 +107,15 @@ class _ProblemRun:
     def __init__(
         self,
         problem: Problem,
-        setting: Setting,
+        session: Session,
         makers: Sequence[tuple[str, Callable[[], Solver]]],
-        repeats: int,
         memory: bool,
         bar: Progress,
     ) -> None:
         self.problem = problem
-        self.setting = setting
+        self.setting = session.setting
+        self.repeats = session.repeats
         self.makers = makers
-        self.repeats = repeats
         self.memory = memory
         self.bar = bar
         self.result = ProblemResult(label=problem.label, title=problem.title)
@@ -214,23 +199,6 @@ class _ProblemRun:
             if seconds is not None:
                 entry.overhead = (seconds - entry.evaluations * self.result.f_seconds) / max(1, entry.evaluations)
                 entry.trace = entry.trace and entry.trace.scaled(seconds)
-
-
-@contextlib.contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Give torch so many threads for a while; None leaves its setting.
-
-    Raises:
-        ValueError: count < 1.
-    """
-    ok = count is None or (isinstance(count, int) and not isinstance(count, bool) and count >= 1)
-    require(ok, "threads", count, "a whole number >= 1, or None")
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def one_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deqlm.compare.report import WIDTH, aligned, amount, duration, shortened, wrapped
+from deqlm.compare.text import amount, block, duration, joined, shortened
 
 if TYPE_CHECKING:
     from deqlm.compare.starts import StartComparison, StartEntry, StartProblem
@@ -21,25 +21,15 @@ A solve begins with the point alone: no solver carries its history (Anderson's p
 
 def start_table(comparison: StartComparison) -> str:
     """Return the report: a block per sequence."""
-    blocks = [_block(problem) for problem in comparison.problems]
-    blocks.append(LEGEND)
-    if comparison.interrupted:
-        blocks.append("interrupted: this is what was done until then")
-    return "\n\n".join(blocks)
+    return joined(map(_block, comparison.problems), LEGEND, comparison.interrupted)
 
 
 def _block(problem: StartProblem) -> str:
-    head = [shortened(f"{problem.label}: {problem.title}", WIDTH)]
-    if problem.message:
-        return "\n".join([*head, *wrapped(f"not compared: {problem.message}")])
-    head.append(f"  B={problem.rows}, N={problem.unknowns}, tolerance {problem.tol:g}, {problem.solves} solves")
+    facts = f"  B={problem.rows}, N={problem.unknowns}, tolerance {problem.tol:g}, {problem.solves} solves"
     rows = [["  solver", "zero", "previous", "saved", "time zero", "time previous", "unsolved", "apart", ""]]
     rows += [_cells(entry) for entry in problem.entries]
-    lines = [*head, *aligned(rows, left=(0, 8))]
-    for entry in problem.entries:
-        if entry.message:
-            lines += wrapped(f"{entry.solver} {entry.outcome}: {entry.message}")
-    return "\n".join(lines)
+    said = [f"{entry.solver} {entry.outcome}: {entry.message}" for entry in problem.entries if entry.message]
+    return block(problem, [facts], rows, (0, 8), said)
 
 
 def _cells(entry: StartEntry) -> list[str]:

@@ -7,22 +7,20 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from deqlm.compare.environment import environment
+from deqlm.compare.base import Result, Row, position
 from deqlm.compare.problem import Case, Setting
 from deqlm.compare.problems.sequences import STANDARD, Sequence, to_sequence
 from deqlm.compare.progress import Progress
 from deqlm.compare.recorder import relative_residual, synchronize
-from deqlm.compare.result import absent
-from deqlm.compare.runner import one_line, torch_threads
-from deqlm.compare.spec import parse_device, parse_dtype, to_list, to_rows
+from deqlm.compare.runner import one_line
+from deqlm.compare.session import Session
+from deqlm.compare.spec import to_list, to_rows
 from deqlm_solvers import SOLVERS, Solution, Solve, Solver, Stop
-from deqlm_solvers.checks import whole
 
 __all__ = ["SOLVED_BY", "StartComparison", "StartEntry", "StartProblem", "compare_starts"]
 
@@ -99,13 +97,9 @@ class StartEntry:
 
 
 @dataclass
-class StartProblem:
+class StartProblem(Row):
     """All solvers on one sequence; fields as in `ProblemResult`, and the number of solves from the second on."""
 
-    label: str
-    title: str
-    rows: int = 0
-    unknowns: int = 0
     solves: int = 0
     tol: float = 0.0
     message: str = ""
@@ -117,22 +111,15 @@ class StartProblem:
         Raises:
             KeyError: no such solver in this comparison; the message names the nearest one.
         """
-        for entry in self.entries:
-            if entry.solver == solver:
-                return entry
-        raise KeyError(absent("solver", solver, [entry.solver for entry in self.entries]))
+        return self.entries[position("solver", solver, [entry.solver for entry in self.entries])]
 
 
 @dataclass
-class StartComparison:
-    """Result of `compare_starts`: a table (`str`), plain data (`to_dict`), files (`save`).
+class StartComparison(Result[StartProblem]):
+    """Result of `compare_starts`; what is not said here is as in `Comparison`.
 
     Attributes:
         problems: one `StartProblem` per sequence, in the order asked for.
-        settings: dtype, device, batch, seed, repeats as used.
-        environment: versions, hardware, commit.
-        seconds: how long the comparison took.
-        interrupted: True when it was stopped by Ctrl-C; what was done until then is there.
 
     Examples:
         >>> from deqlm.compare import compare_starts
@@ -143,34 +130,12 @@ class StartComparison:
         ['starts.json', 'starts.txt']
     """
 
-    problems: list[StartProblem] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    interrupted: bool = False
+    kind = "starts"
 
     def __str__(self) -> str:
         from deqlm.compare.start_report import start_table
 
         return start_table(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON; infinities and NaN become None."""
-        from deqlm.compare.record import start_record
-
-        return start_record(self)
-
-    def save(self, folder: str | Path, plots: bool = True) -> list[Path]:
-        """Write ``starts.json``, ``starts.txt`` and a plot (SVG and PNG); return what was written.
-
-        A former run in ``folder`` is replaced: files that its ``starts.json`` names and this one lacks are removed.
-
-        Raises:
-            ImportError: the plot is wanted and matplotlib is missing.
-        """
-        from deqlm.compare.record import save_starts
-
-        return save_starts(self, Path(folder), plots)
 
 
 def compare_starts(
@@ -216,51 +181,37 @@ def compare_starts(
         >>> entry.verdict, entry.unsolved_previous
         ('pays', 0)
     """
-    whole("repeats", repeats, 1)
-    setting = Setting(dtype=parse_dtype(dtype), device=parse_device(device), batch=batch, seed=seed)
+    session = Session.of(
+        dtype=dtype, device=device, batch=batch, seed=seed, repeats=repeats, quick=quick, threads=threads,
+        progress=progress,
+    )  # fmt: skip
     asked = to_list(sequences)
     chosen = list(STANDARD[::2] if quick else STANDARD) if asked is None else [to_sequence(s) for s in asked]
     makers = to_rows(SOLVERS, SOLVED_BY if solvers is None else solvers)
-    repeats = min(repeats, 2) if quick else repeats
-    settings = {
-        "dtype": str(setting.dtype).removeprefix("torch."),
-        "device": str(setting.device),
-        "batch": batch,
-        "seed": seed,
-        "repeats": repeats,
-        "threads": threads,
-    }
-    begun = time.perf_counter()
-    with torch_threads(threads), Progress(len(chosen), progress) as bar:
-        result = StartComparison(settings=settings, environment=environment(setting.device))
-        for sequence in chosen:
-            bar.step(sequence.label)
-            row = StartProblem(label=sequence.label, title=sequence.title, tol=setting.tol)
-            result.problems.append(row)
-            try:
-                _compare_on(sequence, setting, makers, repeats, row)
-            except KeyboardInterrupt:
-                result.interrupted = True
-                break
-    result.seconds = time.perf_counter() - begun
-    return result
+
+    def compare_on(sequence: Sequence, result: StartComparison, bar: Progress) -> None:
+        bar.step(sequence.label)
+        row = StartProblem(label=sequence.label, title=sequence.title, tol=session.setting.tol)
+        result.problems.append(row)
+        _compare_on(sequence, session, makers, row)
+
+    return session.over(chosen, StartComparison, compare_on, len(chosen))
 
 
 def _compare_on(
     sequence: Sequence,
-    setting: Setting,
+    session: Session,
     makers: list[tuple[str, Callable[[], Solver]]],
-    repeats: int,
     row: StartProblem,
 ) -> None:
     chains = [_Chain(StartEntry(solver=label), make) for label, make in makers]
     try:
-        for number, case in enumerate(sequence.members(setting)):
+        for number, case in enumerate(sequence.members(session.setting)):
             if number == 0:
                 row.rows, row.unknowns = case.z0.shape
             row.solves = number
             for chain in chains:
-                chain.solve(case, setting, repeats)
+                chain.solve(case, session.setting, session.repeats)
     except Exception as error:  # what a sequence of the user raises becomes its line in the table
         row.message = one_line(error)
         return

@@ -114,3 +114,10 @@ def test_record_and_plot(tmp_path):
     record = json.loads((tmp_path / "gradients.json").read_text())
     assert record["problems"][0]["entries"][0]["gradient"] == "implicit"
     assert "environment" in record
+
+
+def test_problems_are_found_by_label():
+    comparison = GradientComparison(problems=[GradientProblem("tanh:rho=0.5", "one"), GradientProblem("linear", "two")])
+    assert comparison["linear"].title == "two"
+    with pytest.raises(KeyError, match=r"no problem 'tanh' in this comparison: did you mean 'tanh:rho=0\.5'"):
+        comparison["tanh"]

@@ -10,7 +10,7 @@ from typing import Any
 from deqlm.compare.full.contenders import DEFAULT, PEERS
 from deqlm.compare.full.quality import SOLVER_NAMES
 from deqlm.compare.full.verdicts import best_peer, default_of, floor_share, jax_best, losses, ratio, verdicts
-from deqlm.compare.report import amount
+from deqlm.compare.text import amount
 
 __all__ = ["SECTIONS", "blocks", "redraw", "table", "write_page"]
 

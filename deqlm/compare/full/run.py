@@ -28,7 +28,8 @@ from deqlm.compare.full.speed import measure_overhead, measure_rows, measure_spe
 from deqlm.compare.gradients import compare_gradients
 from deqlm.compare.progress import Progress
 from deqlm.compare.record import write_json
-from deqlm.compare.runner import compare, one_line, torch_threads
+from deqlm.compare.runner import compare, one_line
+from deqlm.compare.session import torch_threads
 from deqlm_solvers.checks import require, suggest, whole
 
 __all__ = ["PAGE", "PARTS", "RECORD", "Extent", "run_full"]
