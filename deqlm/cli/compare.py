@@ -24,9 +24,11 @@ from deqlm.compare import (
 from deqlm.compare.full import PARTS, run_full
 from deqlm.compare.full.run import PAGE, RECORD
 from deqlm.compare.full.verdicts import verdicts
-from deqlm.compare.problems.sequences import to_sequence
+from deqlm.compare.problems import DIFFERENTIABLE
+from deqlm.compare.problems.sequences import STANDARD, to_sequence
 from deqlm.compare.record import former_run
 from deqlm.compare.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
+from deqlm.compare.starts import SOLVED_BY
 
 __all__ = ["add", "run"]
 
@@ -39,8 +41,11 @@ row, adapters to other libraries included; one that fails is shown as failing. S
 of what was returned, with f in float64, is within 1.05 of the tolerance (1e-5 in float32, 1e-10 in float64).
 
 A table goes to the terminal; compare.json (with the environment), compare.txt and plots (SVG and PNG) into --out, in
-place of those of a former run there. The exit status is 0 when all that was asked for by name ran, and 1 when a solver
-ran on no problem, a problem could not be compared, or nothing was compared at all (then no file is written either)."""
+place of those of a former run there. With --gradients and --starts the files are called gradients and starts.
+
+The exit status is 0 when all that was asked for by name ran, 1 when a solver ran on no problem, a problem could not be
+compared, or nothing was compared at all (then no file is written either), 2 for a mistake in the command, and 130 after
+Ctrl-C, which keeps what was done until then."""
 
 EPILOG = """\
 names and options
@@ -94,26 +99,46 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    option("--problems", metavar="LIST", help=f"default: {len(DEFAULT)} problems of all families")
-    option("--solvers", metavar="LIST", help="default: every registered solver (with --gradients: every method)")
+    option(
+        "--problems",
+        metavar="LIST",
+        help=f"built-in problems or your own map, see below (default: {len(DEFAULT)} of all families; with --gradients "
+        f"{len(DIFFERENTIABLE)}; with --starts {len(STANDARD)} sequences)",
+    )
+    option(
+        "--solvers",
+        metavar="LIST",
+        help="solvers, or gradient methods with --gradients (default: every registered one; with --starts "
+        f"{', '.join(SOLVED_BY)})",
+    )
     option("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
-    option("--batch", type=_whole, metavar="B", help="rows; default: each problem's own number")
+    option("--batch", type=_whole, metavar="B", help="rows of every problem (default: its own number)")
     option("--seed", type=_seed, default=0, help="seed of everything random; same seed, same counts (default 0)")
     option(
         "--repeats", type=_whole, default=5, metavar="N", help="timed runs, interleaved; the median counts (default 5)"
     )
     option("--threads", type=_whole, default=1, metavar="N", help="threads of torch (default 1)")
     option("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    option("--out", type=Path, default=Path("deqlm-compare"), metavar="DIR", help="default: ./deqlm-compare")
-    option("--quick", action="store_true", help="fewer problems, at most 2 repeats")
+    option(
+        "--out",
+        type=Path,
+        default=Path("deqlm-compare"),
+        metavar="DIR",
+        help="folder of the results (default ./deqlm-compare)",
+    )
+    option("--quick", action="store_true", help="fewer problems where none are named, at most 2 repeats")
     option("--gradients", action="store_true", help="compare gradient methods instead of solvers")
     option("--starts", action="store_true", help="compare starts of solves on sequences of maps, see below")
     option("--full", action="store_true", help="measure and draw the page how_it_compares.md, its record and its plots")
-    option("--parts", metavar="LIST", help=f"with --full, only these of {', '.join([*PARTS, CAUSES])}")
+    option("--parts", metavar="LIST", help=f"with --full, only these of {', '.join([*PARTS, CAUSES])} (default: all)")
     option("--jax", metavar="PYTHON", help="with --full, an interpreter that has jax, jaxopt and optimistix")
     option("--no-plots", action="store_true", help="write no plots")
     option("--progress", action="store_true", help="draw the progress bar even when stderr is not a terminal")
-    option("--list-problems", action="store_true", help="list the problem families and their options, and leave")
+    option(
+        "--list-problems",
+        action="store_true",
+        help="list the problem families (with --starts: the sequences) and their options, and leave",
+    )
     parser.set_defaults(run=run)
 
 

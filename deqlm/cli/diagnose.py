@@ -62,10 +62,12 @@ def add(commands: Any) -> None:
     option("target", metavar="module:callable", help="function that returns (deq, x) or (f, z0)")
     option("--plot", type=Path, metavar="PATH", help="draw the residual of every row (.png, .svg, .pdf)")
     option("--json", type=Path, metavar="PATH", help="write all findings as JSON")
-    option("--solver", metavar="SPEC", help="for a map: such as fixed_point or anderson:memory=5")
+    option("--solver", metavar="SPEC", help="for a map: such as fixed_point or anderson:memory=5 (default anderson)")
     option("--rtol", type=float, metavar="TOL", help="for a map: relative tolerance (default 1e-4)")
-    option("--max-iter", type=int, metavar="K", help="for a map: evaluations (default 100)")
-    option("--dtype", default="float32", help="offered to the function: float32 (default), float64, ...")
+    option("--max-iter", type=int, metavar="K", help="for a map: most evaluations of f (default 100)")
+    option(
+        "--dtype", default="float32", help="offered to the function: float32 (default), float64, float16 or bfloat16"
+    )
     option("--device", default="cpu", help="offered to the function: cpu (default), cuda, ...")
     option("--seed", type=int, default=0, help="of the function's random numbers and of the probes (default 0)")
     option("--no-try", action="store_true", help="do not try what is suggested")

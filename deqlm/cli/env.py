@@ -39,7 +39,9 @@ EXTRAS: dict[str, dict[str, str]] = {
 def add(commands: Any) -> None:
     """Add the subcommand."""
     text = "show versions, devices, installed and missing extras"
-    parser = commands.add_parser("env", help=text, description=f"{text}, and what the missing ones would give.")
+    parser = commands.add_parser(
+        "env", help=text, description=f"{text[0].upper()}{text[1:]}, and what the missing ones would give."
+    )
     parser.set_defaults(run=run)
 
 

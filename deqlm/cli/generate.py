@@ -56,21 +56,36 @@ def add(commands: Any) -> None:
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="text to continue; - reads it from stdin")
     prompt.add_argument("--ids", metavar='"1 2 3"', help="token ids to continue, for a model without a tokenizer")
-    option("--max-new-tokens", type=int, default=50, metavar="N", help="tokens to add (50)")
+    option("--max-new-tokens", type=int, default=50, metavar="N", help="most tokens to add (default 50)")
     option(
-        "--temperature", type=float, default=0.0, metavar="T", help="sample at this temperature; 0 (default) does not"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="sample at this temperature (default 0: take the most likely token)",
     )
-    option("--top-k", type=int, metavar="K", help="sample among the K most likely tokens")
-    option("--seed", type=int, default=0, help="of the sampling (0)")
-    option("--beams", type=int, default=1, metavar="N", help="beam search with so many beams (1: none)")
-    option("--rtol", type=float, metavar="TOL", help="tolerance of every solve (the model's)")
-    option("--max-iter", type=int, metavar="K", help="most evaluations per solve (the model's)")
     option(
-        "--mode", metavar="SPEC", help="how the prompt is cut: simultaneous, sequential, chunked:size=16 (the model's)"
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="sample among the K most likely tokens (default: all); needs --temperature",
     )
-    option("--start", choices=("zero", "previous"), help="where a token's solve starts (the model's)")
+    option("--seed", type=int, default=0, help="seed of the sampling (default 0)")
+    option("--beams", type=int, default=1, metavar="N", help="beam search with N beams (default 1: none)")
+    option("--rtol", type=float, metavar="TOL", help="relative tolerance of every solve (default: the model's)")
+    option("--max-iter", type=int, metavar="K", help="most evaluations of f per solve (default: the model's)")
+    option(
+        "--mode",
+        metavar="SPEC",
+        help="how the prompt is cut: simultaneous, sequential or chunked:size=16 (default: the model's)",
+    )
+    option(
+        "--start",
+        choices=("zero", "previous"),
+        help="where a token's solve starts: at zero or at the solution of the token before (default: the model's)",
+    )
     option("--device", default="cpu", help="cpu (default), cuda, ...")
-    option("--stats", action="store_true", help="say how many evaluations it took")
+    option("--stats", action="store_true", help="say how many evaluations of f and seconds it took")
     parser.set_defaults(run=run)
 
 

@@ -44,7 +44,9 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", nargs="?", metavar="NAME|DIR", help="a preset or a directory with a config.json")
-    parser.add_argument("--context", type=int, default=0, metavar="T", help="tokens that attention looks back at (0)")
+    parser.add_argument(
+        "--context", type=int, default=0, metavar="T", help="tokens that attention looks back at (default 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

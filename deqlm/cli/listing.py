@@ -19,7 +19,9 @@ WIDTH = 118
 
 def add_listing(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> None:
     """Add a subcommand that lists a registry."""
-    parser = commands.add_parser(name, help=text, description=f"{text}. Plugins of installed packages are listed too.")
+    parser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}. Plugins of installed packages are listed too."
+    )
     parser.add_argument("--names", action="store_true", help="names only, one per line")
     parser.set_defaults(run=run)
 
