@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from deqlm.layers import GatedRMSNorm, Mamba2
+from deqlm.layers import Context, GatedRMSNorm, Mamba2
+from deqlm.ops.native.library import SOURCE
+from deqlm_solvers.native.build import build
 from layers.mixers import F64, MIXERS, inputs
 
 
@@ -131,6 +133,30 @@ def test_equals_the_equations_token_by_token(name, options):
         mixer.dt_bias.uniform_(-3, 3)
     z, u = inputs(mixer, batch=2, length=9)
     torch.testing.assert_close(mixer(z, u), by_token(mixer, z, u), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("length", [1, 70])
+def test_no_row(compiled, length):
+    functions = build(SOURCE).library if compiled else None
+    if compiled and functions is None:
+        pytest.skip("no C++ compiler")
+    mixer = MIXERS["mamba2"]().to(F64)
+    z, u = inputs(mixer, batch=0, length=length)
+    mask, cache = torch.ones(0, length, dtype=torch.bool), mixer.empty_cache(0)
+
+    def run() -> tuple[Tensor, ...]:
+        context = Context.open(mixer, z, mask=mask, build=functions and (lambda _: functions.functions))
+        assert (mixer in context.twins) is compiled
+        y, after = mixer.forward_chunk(z, u, cache, context)
+        assert [t.shape for t in (y, *after)] == [z.shape, *(t.shape for t in cache)]
+        return y, *after
+
+    with torch.no_grad():  # where the twin stands for torch operations
+        run()
+    sum(t.sum() for t in run()).backward()
+    for p in mixer.parameters():
+        assert torch.equal(p.grad, torch.zeros_like(p))
 
 
 def test_decay_rates_stay_finite_in_half_precision():

@@ -65,17 +65,6 @@ def test_mamba2_equals_torch(name, options, length, dtype, tolerance, masked):
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * max(1.0, size))
 
 
-@pytest.mark.parametrize("length", [1, 70])
-def test_no_row(length):
-    mixer = random_mixer(MIXERS["mamba2"])
-    z, u = inputs(mixer, batch=0, length=length)
-    for made in both(mixer, z, u, random_cache(mixer, 0), torch.ones(0, length, dtype=torch.bool)):
-        assert [t.shape for t in made] == [(0, length, WIDTH), *(t.shape for t in mixer.empty_cache(0))]
-    y, after = mixer.forward_chunk(z, u, mixer.empty_cache(0), Context.open(mixer, z, build=functions))
-    (y.sum() + after.state.sum()).backward()
-    assert all(p.grad is not None and not p.grad.any() for p in mixer.parameters())
-
-
 def test_large_numbers_and_nan_stay_in_their_row():
     mixer = random_mixer(MIXERS["mamba2"], torch.float32)
     z, u = inputs(mixer, batch=7, length=9, dtype=torch.float32)

@@ -237,6 +237,17 @@ def test_no_token():
         ssd.scan(**empty, dt=torch.zeros(2, 0, 4), A=torch.zeros(4))
 
 
+@pytest.mark.parametrize("impl", ["torch", "naive", "auto"])
+@pytest.mark.parametrize("length", [1, 5, 33])
+@pytest.mark.parametrize("state", [False, True])
+def test_no_row(impl, length, state):
+    arguments = problem(length, batch=0, state=state)
+    y, last, *gradients = results(arguments, impl=impl, **({} if impl == "naive" else {"chunk_size": 16}))
+    assert (y.shape, last.shape) == ((0, length, 4, 3), (0, 4, 3, 5))
+    for got, t in zip(gradients, [t for t in arguments.values() if t is not None], strict=True):
+        assert torch.equal(got, torch.zeros_like(t))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", [1, 63, 300])
 @pytest.mark.parametrize("groups", [1, 2])

@@ -64,14 +64,15 @@ def _many(
     """
     batch, length, heads, width = x.shape
     groups, size = B.shape[2:]
+    share = heads // groups  # a view by -1 is ambiguous without rows
     chunks = math.ceil(length / chunk_size)
     tokens = math.ceil(length / chunks)  # chunks of equal length need the least padding
     pad = chunks * tokens - length
     if pad:  # dt = 0: these tokens neither decay nor feed
         x, dt, B, C = (F.pad(t, (0, 0) * (t.dim() - 2) + (0, pad)) for t in (x, dt, B, C))
 
-    dt = dt.reshape(batch, chunks, tokens, groups, -1)  # (B, c, Q, G, R)
-    X = x.reshape(batch, chunks, tokens, groups, -1, width) * dt[..., None]  # (B, c, Q, G, R, P)
+    dt = dt.reshape(batch, chunks, tokens, groups, share)  # (B, c, Q, G, R)
+    X = x.reshape(batch, chunks, tokens, groups, share, width) * dt[..., None]  # (B, c, Q, G, R, P)
     B, C = (t.reshape(batch, chunks, tokens, groups, size).transpose(2, 3) for t in (B, C))  # (B, c, G, Q, N)
     # differences of these sums decide about decays: in float32 they would lose digits to large steps elsewhere
     exact = torch.float32 if x.device.type == "mps" else torch.float64
@@ -83,9 +84,9 @@ def _many(
     entering, state = _pass(fed, a[:, :, -1].to(X.dtype).exp().view(batch, chunks, heads, 1, 1), state)
     if entering is not None:
         later = chunks - entering.shape[1]  # without an initial state nothing enters the first chunk
-        brought = C[:, later:] @ entering.view(batch, chunks - later, groups, -1, size).transpose(-1, -2)
+        brought = C[:, later:] @ entering.view(batch, chunks - later, groups, share * width, size).transpose(-1, -2)
         left = a[:, later:].to(X.dtype).exp()[..., None]
-        brought = brought.view(*brought.shape[:-1], -1, width).transpose(2, 3) * left
+        brought = brought.view(*brought.shape[:-1], share, width).transpose(2, 3) * left
         y = y + brought if later == 0 else torch.cat([y[:, :later], y[:, later:] + brought], dim=1)
     return y.reshape(batch, chunks * tokens, heads, width)[:, :length], state
 

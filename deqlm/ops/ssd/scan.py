@@ -34,7 +34,7 @@ def scan(
     """Return output and final state of S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T, y_t = S_t C_t + D x_t.
 
     Args:
-        x: input, (B, L, H, P), L >= 1.
+        x: input, (B, L, H, P), L >= 1; without rows, B = 0, all results are empty.
         dt: step sizes after softplus and limits, (B, L, H), not negative; 0 makes a token that changes no state.
         A: decay rate of each head, (H,), not positive.
         B: input map, (B, L, G, N); G divides H, and heads g H/G to (g+1) H/G - 1 share group g.
@@ -45,7 +45,7 @@ def scan(
             suits ``impl``; "naive" has no chunks and takes None only.
         impl: "torch" (any device, float32 or float64 inside, differentiable twice), "mamba_ssm" (that package's Triton
             kernels, CUDA, float32 inside), "naive" (float64 recurrence) or "auto": what `pick` says, and for a single
-            token, which gives the kernels nothing to do, "torch".
+            token or no row, which give the kernels nothing to do, "torch".
 
     Returns:
         y (B, L, H, P) in the dtype of ``x`` (float64 for "naive"), and the state after the last token (B, H, P, N) in
@@ -73,7 +73,7 @@ def scan(
     if chunk_size is not None:
         whole("chunk_size", chunk_size, 1)
     if impl == "auto":
-        impl = "torch" if x.shape[1] == 1 else pick(x.device, x.dtype)
+        impl = "torch" if x.shape[0] == 0 or x.shape[1] == 1 else pick(x.device, x.dtype)
     if impl == "naive":
         require(chunk_size is None, "chunk_size", chunk_size, 'None for impl="naive", which has no chunks')
         return naive(x, dt, A, B, C, D=D, initial_state=initial_state)

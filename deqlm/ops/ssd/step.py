@@ -36,11 +36,12 @@ def step(
     """
     dtype, (batch, heads, width, size) = state.dtype, state.shape
     groups = B.shape[1]
+    share = heads // groups * width  # a view by -1 is ambiguous without rows
     X, dt, B, C = (t.to(dtype) for t in (x, dt, B, C))
     decay = torch.exp(dt * A.to(dtype))[..., None, None]  # (B, H, 1, 1)
-    fed = (X * dt[..., None]).reshape(batch, groups, -1, 1) * B[:, :, None, :]  # (B, G, H/G P, N)
+    fed = (X * dt[..., None]).reshape(batch, groups, share, 1) * B[:, :, None, :]  # (B, G, H/G P, N)
     state = decay * state + fed.view(batch, heads, width, size)
-    y = (state.reshape(batch, groups, -1, size) * C[:, :, None, :]).sum(-1).view(batch, heads, width)
+    y = (state.reshape(batch, groups, share, size) * C[:, :, None, :]).sum(-1).view(batch, heads, width)
     return skip(y, X, D).to(x.dtype), state
 
 
