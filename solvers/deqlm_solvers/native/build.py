@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +20,12 @@ __all__ = ["Library", "Outcome", "build", "cache_folder"]
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 CHOICES = (("-march=native", "-fopenmp"), ("-march=native", "-fopenmp-simd"), ("-fopenmp-simd",), ())
 """Tried in this order; a compiler without OpenMP or native tuning gives the same results, slower."""
+
+
+DIGEST = ".sha256"
+"""Ending of the file that tells what was put into the cache."""
+
+COMPILERS = ("c++", "g++", "clang++")
 
 
 class Library(NamedTuple):
@@ -57,12 +64,16 @@ def cache_folder() -> Path:
 def build(source: Path) -> Outcome:
     """Return the kernel of this machine, built now where it is not in the cache; the answer is kept for the process.
 
+    The compiler is ``$CXX``, a program and perhaps arguments ("ccache g++"), else the first of c++, g++ and clang++. A
+    kernel in the cache that is not what was put there, such as a file cut short, is built anew.
+
     Args:
         source: the C++ file; what it includes lies beside it as ``*.h``. Its functions have C names.
     """
-    compiler = _compiler()
-    if compiler is None:
-        return Outcome(None, "no C++ compiler found ($CXX, c++, g++ or clang++)")
+    try:
+        compiler = _compiler()
+    except ValueError as error:
+        return Outcome(None, f"no C++ compiler found: {error}")
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,14 +83,14 @@ def build(source: Path) -> Outcome:
         try:
             return _load_from(Path(tempfile.mkdtemp(prefix="deqlm-")), source, compiler)
         except OSError as error:
-            return Outcome(None, f"{compiler} cannot run or has no folder to write to: {error}")
+            return Outcome(None, f"{shlex.join(compiler)} cannot run or has no folder to write to: {error}")
 
 
-def _load_from(folder: Path, source: Path, compiler: str) -> Outcome:
+def _load_from(folder: Path, source: Path, compiler: list[str]) -> Outcome:
     key = _key(source, compiler)
     for flags in CHOICES:
         path = folder / f"{source.stem}-{key}-{_digest(' '.join(flags))}.so"
-        if path.exists():
+        if _sound(path):
             return _open(path, flags, cached=True)
     said = ""
     for flags in CHOICES:
@@ -89,7 +100,7 @@ def _load_from(folder: Path, source: Path, compiler: str) -> Outcome:
         if not said:
             path.with_suffix(".seconds").write_text(f"{time.perf_counter() - start:.1f}")
             return _open(path, flags, cached=False)
-    return Outcome(None, f"{compiler} could not build the kernel: {said}")
+    return Outcome(None, f"{shlex.join(compiler)} could not build the kernel: {said}")
 
 
 def _open(path: Path, flags: tuple[str, ...], cached: bool) -> Outcome:
@@ -104,31 +115,60 @@ def _open(path: Path, flags: tuple[str, ...], cached: bool) -> Outcome:
     return Outcome(Library(functions, path, seconds, cached, flags), "")
 
 
-def _compile(compiler: str, flags: tuple[str, ...], source: Path, path: Path) -> str:
+def _compile(compiler: list[str], flags: tuple[str, ...], source: Path, path: Path) -> str:
     """Compile to ``path``, which appears whole or not at all; return what the compiler complained about."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        command = [compiler, *FLAGS, *flags, str(source), "-o", str(made)]
+        command = [*compiler, *FLAGS, *flags, str(source), "-o", str(made)]
         try:
             run = subprocess.run(command, capture_output=True, text=True, timeout=300)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         if run.returncode != 0:
             return run.stderr.strip()[-500:] or f"exit status {run.returncode}"
+        # the digest first: a library that appears has one beside it
+        digest = made.with_suffix(DIGEST)
+        digest.write_text(_digest_of(made))
+        os.replace(digest, path.with_suffix(DIGEST))
         os.replace(made, path)
     return ""
 
 
-def _compiler() -> str | None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((found for name in names if (found := shutil.which(name))), None)
+def _sound(path: Path) -> bool:
+    """Say whether a library is there and whole: one that was cut short can crash the process that loads it."""
+    digest = path.with_suffix(DIGEST)
+    return path.exists() and digest.exists() and digest.read_text() == _digest_of(path)
 
 
-def _key(source: Path, compiler: str) -> str:
+def _compiler() -> list[str]:
+    """Return the command of the compiler: a program and its arguments.
+
+    Raises:
+        ValueError: there is none; the message says what was looked for.
+    """
+    given = os.environ.get("CXX", "").strip()
+    if not given:
+        found = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+        if found is None:
+            raise ValueError(f"none of {', '.join(COMPILERS)} is a program here, and $CXX names no other")
+        return [found]
+    if whole := shutil.which(given):  # a path with spaces
+        return [whole]
+    try:
+        program, *arguments = shlex.split(given)
+    except ValueError as error:
+        raise ValueError(f"$CXX is {given!r}, which cannot be split into words ({error})") from None
+    found = shutil.which(program)
+    if found is None:
+        raise ValueError(f"$CXX is {given!r}, and there is no program {program!r}")
+    return [found, *arguments]
+
+
+def _key(source: Path, compiler: list[str]) -> str:
     """Return a digest of all that a built kernel depends on: sources, flags, compiler, processor."""
     parts = [file.read_text() for file in (*sorted(source.parent.glob("*.h")), source)]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    return _digest("\0".join([*parts, *FLAGS, compiler, version, platform.machine(), _processor()]))
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    return _digest("\0".join([*parts, *FLAGS, shlex.join(compiler), version, platform.machine(), _processor()]))
 
 
 def _processor() -> str:
@@ -139,6 +179,10 @@ def _processor() -> str:
         return platform.processor()
     wanted = ("model name", "flags", "Features", "CPU part")
     return "\n".join(sorted({line for line in text.splitlines() if line.startswith(wanted)}))
+
+
+def _digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _digest(text: str) -> str:
