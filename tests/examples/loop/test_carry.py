@@ -53,7 +53,7 @@ def test_it_is_the_bare_loop_with_a_cache(kind):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(output.loss.item())
-        layers = tuple(type(c)(*(None if t is None else t.detach() for t in c)) for c in output.cache.layers)
+        layers = tuple(type(c)(*(t.detach() if isinstance(t, torch.Tensor) else t for t in c)) for c in output.cache.layers)
         cache = output.cache._replace(layers=layers)
     assert [record["loss"] for record in run.records] == losses
 
