@@ -20,7 +20,7 @@ from deqlm.frontier import Slide, check_slide
 from deqlm.gradients import Gradient, Unrolled
 from deqlm.memory_cap import MemoryCap
 from deqlm.modes import Auto, Chunked, Frontier, Mode, Simultaneous, StartOf
-from deqlm.pieces import ChunkMap, Piece, first_is_batch, frame_of
+from deqlm.pieces import ChunkMap, Piece, frame_of
 from deqlm.rows import RowMap, Rows
 from deqlm.sizes import FIRST, Sizes, sizes_of
 from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Status, StepSolver, Stop, options
@@ -61,7 +61,7 @@ def per_token(stop: Stop) -> Stop:
         return stop
     require(stop.per != "leaf", "per", stop.per, "'token' for a causal map")
     require(stop.token_dim == 1, "token_dim", stop.token_dim, "1 for a causal map")
-    return stop.replace(per="token")
+    return stop if stop.per == "token" else stop.replace(per="token")
 
 
 def solve_chunks(
@@ -164,9 +164,6 @@ class Walk:
         start: where chunks start, see `deqlm.modes.Mode`.
         tries_whole: whether a short solve of all tokens comes first, from whose points the chunks go on.
         outputs: f at the returned points, one tensor per committed chunk.
-        cost: evaluations of chunks, those that commit included.
-        apart: what of a cache was taken to be per row in chunks whose rows were found not to mix; others are not probed
-            again.
     """
 
     chunk: Callable[[int, int], ChunkMap]
@@ -178,8 +175,14 @@ class Walk:
     tries_whole: bool = False
     sizes: Sizes | None = None
     outputs: list[Tensor] = field(default_factory=list)
-    cost: Cost = field(default_factory=Cost)
-    apart: set[tuple[bool, ...]] = field(default_factory=set)
+    _spent: list[int] = field(default_factory=lambda: [0, 0, 0])
+    _products: Cost = field(default_factory=Cost)
+    _apart: set[tuple[bool, ...]] = field(default_factory=set)
+
+    @property
+    def cost(self) -> Cost:
+        """Evaluations of chunks, those that commit included, and products with their Jacobians."""
+        return self._products + Cost(*self._spent)
 
     def go(self, how: Solve, z0: Tensor, frame: Frame) -> Solution:
         """Solve every chunk from its part of ``z0`` (B, N), committing in between; return them joined."""
@@ -199,25 +202,22 @@ class Walk:
         start = z0.reshape(self.shape)
         solved, points = [], []
         for first, end in cuts:
-            begun = time.perf_counter()
+            begun, before = time.perf_counter(), self._spent[0]
             part = start[:, first:end]
             if points and self.start == "previous":
                 part = points[-1][:, -1:].expand(part.shape)
-            piece = Piece(self.chunk(first, end), self.cache, part.shape)
-            seen = first_is_batch(self.cache, part.shape[0])
-            piece.apart = seen in self.apart
-            sol = how(piece, part.reshape(part.shape[0], -1), frame_of(frame, first, end))
-            if piece.apart:
-                self.apart.add(seen)
+            piece = Piece(self.chunk(first, end), self.cache, part.shape, self._spent, self._apart)
+            sol = how.solver.solve(piece, part.reshape(part.shape[0], -1), how.stop, frame_of(frame, first, end))
             if self.commit or end < self.shape[1]:
                 y, self.cache = piece.commit(sol.z)
                 self.outputs.append(y)
-            self.cost = self.cost + piece.cost + Cost(vjps=sol.cost.vjps, jvps=sol.cost.jvps)
+            if sol.cost.vjps or sol.cost.jvps:
+                self._products = self._products + Cost(vjps=sol.cost.vjps, jvps=sol.cost.jvps)
             if self.sizes is not None:
                 # read first: the device has then done what it is timed for
                 passed = not bool(torch.isin(sol.status, torch.tensor(CUT_SHORT, device=sol.status.device)).any())
                 seconds = time.perf_counter() - begun
-                self.sizes.note(end - first, seconds=seconds, evaluations=piece.cost.evaluations, passed=passed)
+                self.sizes.note(end - first, seconds=seconds, evaluations=self._spent[0] - before, passed=passed)
             solved.append(sol)
             points.append(sol.z.reshape(part.shape))
         return _joined(solved, torch.cat(points, dim=1).reshape(z0.shape))
@@ -235,7 +235,7 @@ class ByChunks(Solve):
 
     def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
         with torch.no_grad():
-            return self.walk.go(Solve(self.solver, self.stop), z0, frame or Frame())
+            return self.walk.go(self, z0, frame or Frame())
 
 
 def _joined(parts: list[Solution], z: Tensor) -> Solution:

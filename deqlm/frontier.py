@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.pieces import ChunkMap, Piece, first_is_batch
+from deqlm.pieces import ChunkMap, Piece
 from deqlm.prefix import Prefix
 from deqlm_solvers import Cost, FixedPoint, Frame, Solution, Solve, Stop
 from deqlm_solvers.checks import require
@@ -49,8 +49,7 @@ class Slide:
         commit: whether the last tokens are committed too.
         outputs: f at the returned points, one tensor per commit.
 
-    Private: ``_leave`` says whether rows may wait outside of the batch; ``_apart`` what of a cache was taken to be per
-    row where a probe has shown that.
+    Private: ``_leave`` says whether rows may wait outside of the batch.
     """
 
     chunk: Callable[[int, int], ChunkMap]
@@ -125,8 +124,6 @@ class Slide:
         if not whole.apart:
             fz = whole(point)
             self._leave = narrowed(whole, index, point, fz) is not None
-            if self._leave:
-                self._apart.add(first_is_batch(self.cache, self.shape[0]))
             return fz, None
         key = (first, end, rows.tobytes())
         if key not in self._pieces:
@@ -138,8 +135,7 @@ class Slide:
     def _piece(self, first: int, end: int) -> Piece:
         if (first, end) not in self._pieces:
             shape = torch.Size((self.shape[0], end - first, *self.shape[2:]))
-            made = Piece(self.chunk(first, end), self.cache, shape, self._spent)
-            made.apart = first_is_batch(self.cache, shape[0]) in self._apart
+            made = Piece(self.chunk(first, end), self.cache, shape, self._spent, self._apart)
             self._pieces = {(first, end): made}
         return self._pieces[first, end]
 

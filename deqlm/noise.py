@@ -23,18 +23,20 @@ class Replay:
     is not replayed. Putting back torch's generators repeats the numbers of other threads that draw meanwhile.
 
     Args:
-        layer: what is evaluated; buffers are known for modules only.
+        layer: what is evaluated.
         device: device of the state, whose generator is watched beside the CPU's.
+        module: whose buffers are watched; None is the layer, where it is a module.
     """
 
-    def __init__(self, layer: Callable[..., Any], device: torch.device) -> None:
+    def __init__(self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None) -> None:
         self.layer = layer
         self.device = device
         self.evaluated = False
         self.sealed = False
         self.noisy = False
         self.start = _generator_states(device)
-        parts = list(layer.modules()) if isinstance(layer, nn.Module) else []
+        module = layer if module is None and isinstance(layer, nn.Module) else module
+        parts = [] if module is None else list(module.modules())
         moving = any(part.training for part in parts)
         self.buffers = [_Buffer(part, name) for part in parts for name in part._buffers] if moving else []
 
@@ -43,7 +45,8 @@ class Replay:
         if self.sealed:
             return self._reproduce(args, kwargs)
         if self.evaluated:
-            self._rewind()
+            if self.noisy or self.buffers:
+                self._rewind()
             return self.layer(*args, **kwargs)
         out = self.layer(*args, **kwargs)
         self.evaluated = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from deqlm.noise import Replay
 from deqlm.rows import map_tensors, tensors
-from deqlm_solvers import Cost, Frame
+from deqlm_solvers import Frame
 from deqlm_solvers.checks import require
 
 __all__ = ["ChunkMap", "Piece", "first_is_batch", "frame_of", "refuse_noise", "some_rows"]
@@ -45,28 +46,42 @@ class Piece:
         chunk: the map.
         cache: what earlier tokens left.
         shape: of the state of these tokens, (B, l, ...).
-        spent: calls, and rows and tokens summed over them, shared with other maps; None starts at zero.
+        spent: calls, and rows and tokens summed over them, shared by the maps of a call.
+        known: what of a cache was taken to be per row in maps whose rows were found not to mix, likewise.
         whole: whether it is the map of all rows, which alone can be committed.
-
-    Attributes:
-        apart: whether rows are known not to mix, so that `narrow` needs no probe.
     """
 
     def __init__(
-        self, chunk: ChunkMap, cache: Any, shape: torch.Size, spent: list[int] | None = None, *, whole: bool = True
+        self,
+        chunk: ChunkMap,
+        cache: Any,
+        shape: torch.Size,
+        spent: list[int],
+        known: set[tuple[bool, ...]],
+        *,
+        whole: bool = True,
     ) -> None:
         self.chunk = chunk
         self.cache = cache
         self.shape = shape
         self.whole = whole
-        self.spent = [0, 0, 0] if spent is None else spent
+        self.spent = spent
+        self.known = known
         self.last: tuple[Tensor, Tensor, Any] | None = None
-        self.apart = False
 
     @property
-    def cost(self) -> Cost:
-        """Evaluations so far, those of maps made by `narrow` included."""
-        return Cost(*self.spent)
+    def apart(self) -> bool:
+        """Whether rows are known not to mix, so that `narrow` needs no probe."""
+        return self._seen in self.known
+
+    @apart.setter
+    def apart(self, value: bool) -> None:
+        assert value, "rows that were found not to mix stay so"
+        self.known.add(self._seen)
+
+    @cached_property
+    def _seen(self) -> tuple[bool, ...]:
+        return first_is_batch(self.cache, self.shape[0])
 
     def __call__(self, z: Tensor) -> Tensor:
         self.last = None  # the old cache goes before the new one comes
@@ -90,7 +105,7 @@ class Piece:
         if chunk is None:
             return None
         shape = torch.Size((rows.shape[0], *self.shape[1:]))
-        return Piece(chunk, some_rows(self.cache, rows, self.shape[0]), shape, self.spent, whole=False)
+        return Piece(chunk, some_rows(self.cache, rows, self.shape[0]), shape, self.spent, self.known, whole=False)
 
     def _evaluate(self, z: Tensor) -> tuple[Tensor, Any]:
         batch = self.shape[0]
@@ -98,7 +113,8 @@ class Piece:
         self.spent[1] += batch
         self.spent[2] += batch * self.chunk.tokens
         y, cache = self.chunk(z.reshape(self.shape), self.cache)
-        require(y.shape == self.shape, "the shape of f(z)", tuple(y.shape), f"that of z, {tuple(self.shape)}")
+        if y.shape != self.shape:
+            require(False, "the shape of f(z)", tuple(y.shape), f"that of z, {tuple(self.shape)}")
         return y.to(z.dtype), cache
 
 

@@ -60,7 +60,6 @@ class Rows:
         self.device = leaves[0].device
         self.z0 = self._join(reals)
         self.plain = self.spec.is_leaf() and not leaves[0].is_complex()
-        self._template = tree_unflatten(range(len(leaves)), self.spec)
 
     def narrow(self, count: int) -> Rows:
         """Return how ``count`` rows of the same state are packed; for one batch dimension. It has no start."""
@@ -82,7 +81,8 @@ class Rows:
         """
         leaves, spec = tree_flatten(state)
         if spec != self.spec:
-            leaves, spec = tree_flatten(_in_order(state, self._template))
+            template = tree_unflatten(range(len(self.shapes)), self.spec)
+            leaves, spec = tree_flatten(_in_order(state, template))
         if spec != self.spec:
             wrap = isinstance(state, tuple) and self.spec.is_leaf()
             hint = "; wrap it, such as lambda z: layer(z)[0]" if wrap else ""

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.rope import Rope, row_positions
-from deqlm.layers.twins import twin_of
-from deqlm.layers.weight_norm import Normed
+from deqlm.layers.twins import twin_of, unhooked
+from deqlm.layers.weight_norm import Normed, NormedLinear
 from deqlm.ops.checks import require
 from deqlm.ops.native.library import Build
 
@@ -34,6 +35,8 @@ class Context:
         noise: mask (B, 1, width) of each active dropout.
         tables: cosines and sines, (B or 1, L, P/2) each, of each kind of rotary positions in use.
         twins: compiled twin of each layer that has one, with its parameters of this call; for evaluations without grad.
+        linears: weight and bias of each linear layer, normalised or not, whose call as a module may be left out, which
+            costs as much as a small product; likewise.
         grad: whether grad mode was on when the weights were made.
     """
 
@@ -44,6 +47,7 @@ class Context:
     noise: Mapping[nn.Module, Tensor] = field(default_factory=dict)
     tables: Mapping[Rope, tuple[Tensor, Tensor]] = field(default_factory=dict)
     twins: Mapping[nn.Module, Any] = field(default_factory=dict)
+    linears: Mapping[nn.Module, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     grad: bool = True
 
     @classmethod
@@ -88,12 +92,16 @@ class Context:
             require(committed.shape == (batch,), "committed", tuple(committed.shape), f"of shape {(batch,)}")
         past = offset if committed is None else committed
         positions = row_positions(mask, length, past=past, device=like.device)
-        weights, noise, tables, twins = {}, {}, {}, {}
+        weights, noise, tables, twins, linears = {}, {}, {}, {}, {}
         for part in module.modules():
             if isinstance(part, Normed):
                 weights[part] = part.weight
             elif isinstance(part, VariationalDropout) and part.active:
                 noise[part] = part.draw(batch, like.device, like.dtype)
+            if unhooked(part, nn.Linear):
+                linears[part] = (part.weight, part.bias)
+            elif unhooked(part, NormedLinear):
+                linears[part] = (weights[part], part.bias)
             rope = getattr(part, "rope", None)
             if isinstance(rope, Rope) and rope not in tables:
                 tables[rope] = rope.table(positions, like.dtype)
@@ -107,11 +115,14 @@ class Context:
             noise=noise,
             tables=tables,
             twins=twins,
+            linears=linears,
             grad=torch.is_grad_enabled(),
         )
 
     def tokens(self, start: int, stop: int) -> Context:
         """Return the context of tokens ``start`` to ``stop`` (exclusive); noise and weights stay the same."""
+        if start == 0 and self.positions is not None and stop >= self.positions.shape[1]:
+            return self
         cut = slice(start, stop)
         return replace(
             self,
@@ -168,6 +179,8 @@ class Context:
 
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return ``layer(x)``, with the weight or the noise that is held for it."""
+        if layer in self.linears and not torch.is_grad_enabled():
+            return F.linear(x, *self.linears[layer])
         if layer in self.weights:
             return layer(x, self.weight(layer))
         if layer in self.noise:

@@ -200,13 +200,14 @@ class Mamba2(nn.Module):
     def _check(self, projected: Tensor, u: Tensor | None, cache: Mamba2Cache | None) -> None:
         if u is not None and u.shape != projected.shape:
             require(False, "u", tuple(u.shape), f"of shape {tuple(projected.shape)}")
-        if cache is not None:
-            held, batch = tuple(cache.state.shape), projected.shape[0]
+        if cache is None:
+            return
+        held, window, batch = cache.state.shape, cache.window.shape, projected.shape[0]
+        sizes, want = (self.nheads, self.headdim, self.d_state), (batch, self.d_conv - 1, self.conv_dim)
+        if held != (batch, *sizes) or window != want:
             require(held[0] == batch, "the batch of the cache", held[0], f"that of z, {batch}")
-            sizes = (self.nheads, self.headdim, self.d_state)
-            require(held[1:] == sizes, "the state of the cache", held[1:], f"of shape (H, P, N), {sizes}")
-            want = (batch, self.d_conv - 1, self.conv_dim)
-            require(cache.window.shape == want, "window", tuple(cache.window.shape), f"of shape {want}")
+            require(held[1:] == sizes, "the state of the cache", tuple(held[1:]), f"of shape (H, P, N), {sizes}")
+            require(False, "window", tuple(window), f"of shape {want}")
 
     @torch.no_grad()
     def twin(self, weights: Mapping[nn.Module, Tensor], build: Build) -> Inner | None:

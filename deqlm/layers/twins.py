@@ -16,12 +16,14 @@ __all__ = ["twin_of", "unhooked"]
 
 def unhooked(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Say whether ``module`` is exactly of ``kind``, unhooked and unpatched, so that its call may be left out."""
+    if type(module) is not kind:
+        return False
     listeners = (
         *(module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks),
         *(hooks._global_forward_hooks, hooks._global_forward_pre_hooks),
         *(hooks._global_backward_hooks, hooks._global_backward_pre_hooks),
     )
-    return type(module) is kind and "forward" not in module.__dict__ and not any(listeners)
+    return "forward" not in module.__dict__ and not any(listeners)
 
 
 def twin_of(part: nn.Module, weights: Mapping[nn.Module, Tensor], build: Build) -> Any:
@@ -38,5 +40,5 @@ def twin_of(part: nn.Module, weights: Mapping[nn.Module, Tensor], build: Build) 
     if isinstance(part, nn.RMSNorm):
         plain = unhooked(part, nn.RMSNorm) and part.weight is not None
         return fuse_norm(build, part.weight, part.eps) if plain else None
-    make = getattr(part, "twin", None)
-    return None if make is None else make(weights, build)
+    make = getattr(type(part), "twin", None)
+    return None if make is None else make(part, weights, build)

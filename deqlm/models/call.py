@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
@@ -13,7 +13,7 @@ from deqlm.noise import Replay
 from deqlm.pieces import refuse_noise
 from deqlm_solvers.checks import require
 
-__all__ = ["BackboneChunk", "ChunkForward", "LMCache"]
+__all__ = ["BackboneChunk", "LMCache", "chunk_forward"]
 
 
 class LMCache(NamedTuple):
@@ -107,26 +107,18 @@ class LMCache(NamedTuple):
         return LMCache(layers, index.shape[0], self.length, committed, ended)
 
 
-class ChunkForward(nn.Module):
-    """A backbone whose ``forward`` is ``forward_chunk``, so that `deqlm.noise.Replay` knows its buffers."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.training = backbone.training
-
-    def forward(self, z: Tensor, u: Tensor, cache: Any, context: Context) -> tuple[Tensor, Any]:
-        """Return f(z) and the cache with these tokens; without a ``cache``, f(z) of first tokens and no cache."""
-        if cache is None:
-            return self.backbone(z, u, context), None
-        return self.backbone.forward_chunk(z, u, cache, context)
+def chunk_forward(backbone: Backbone, z: Tensor, u: Tensor, cache: Any, context: Context) -> tuple[Tensor, Any]:
+    """Return f(z) and the cache with these tokens; without a ``cache``, f(z) of first tokens and no cache."""
+    if cache is None:
+        return backbone(z, u, context), None
+    return backbone.forward_chunk(z, u, cache, context)
 
 
 class BackboneChunk:
     """A `deqlm.pieces.ChunkMap`: a backbone on some tokens of a call.
 
     Args:
-        replay: the `ChunkForward`.
+        replay: `chunk_forward` of the backbone.
         u: injected input of these tokens.
         context: that of these tokens.
         partial: whether the call has further chunks, which would draw noise of their own.

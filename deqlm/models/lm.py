@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from deqlm.failures import Failures
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
-from deqlm.models.call import BackboneChunk, ChunkForward, LMCache
+from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
 from deqlm.modes import MODES, Auto, Mode, Simultaneous
 from deqlm.noise import Replay
 from deqlm.rows import RowMap, Rows, start_like
@@ -220,7 +221,8 @@ class ImplicitLM(nn.Module):
     ) -> tuple[Tensor, Solution, tuple[Any, ...] | None]:
         grad = torch.is_grad_enabled()
         how = self.solve if grad else self.no_grad
-        how = Solve(how.solver, per_token(how.stop if stop is None else stop))
+        rule = per_token(how.stop if stop is None else stop)
+        how = how if rule is how.stop else Solve(how.solver, rule)
         if grad:
             self.gradient.check(how)
         if isinstance(mode, Auto) and (grad or how.stop.is_budget):
@@ -229,7 +231,7 @@ class ImplicitLM(nn.Module):
         # the iterates are float32 or wider, whatever the weights are
         origin = torch.zeros_like(e, dtype=torch.promote_types(e.dtype, torch.float32))
         z0 = origin if start is None else context.keep(start_like(start, origin))
-        replay = Replay(ChunkForward(self.backbone), e.device)
+        replay = Replay(partial(chunk_forward, self.backbone), e.device, self.backbone)
         # an empty cache has no row to replace
         held = before.layers if before.length else None
 
@@ -240,8 +242,8 @@ class ImplicitLM(nn.Module):
             return replay(z, u, held, context)[0]
 
         def chunk(first: int, end: int) -> BackboneChunk:
-            partial = end - first < e.shape[1]
-            return BackboneChunk(replay, u[:, first:end], context.tokens(first, end), partial=partial)
+            part = end - first < e.shape[1]
+            return BackboneChunk(replay, u[:, first:end], context.tokens(first, end), partial=part)
 
         sol, done = solve_chunks(
             RowMap(Rows(z0, 1), whole, (e, held), prepare, (u, held), fixed=lambda: True),

@@ -130,3 +130,15 @@ def test_dropout_follows_torchs_seed():
         draws.append(Context.open(dropout, x).apply(dropout, x))
     assert torch.equal(*draws)
     assert not torch.equal(draws[0], F.relu(dropout(x)))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_context_leaves_out_the_call_of_a_linear_layer_but_not_its_hooks(normed):
+    layer = nn.Linear(4, 3)
+    block = nn.ModuleList([weight_norm_(layer) if normed else layer])
+    x, called = torch.randn(2, 5, 4), []
+    with torch.no_grad():
+        assert torch.equal(Context.open(block, x).apply(block[0], x), block[0](x))
+        block[0].register_forward_hook(lambda *_: called.append(1))
+        Context.open(block, x).apply(block[0], x)
+    assert called == [1]

@@ -17,6 +17,7 @@ Build = Callable[[Path], ctypes.CDLL | None]
 """Returns the functions of a C++ file, or None where it cannot be built."""
 
 SOURCE = Path(__file__).with_name("layers.cpp")
+PLAIN = (Tensor, torch.nn.Parameter)
 TYPING = threading.Lock()
 """Until its types are known, a function takes addresses of 32 bits."""
 
@@ -60,9 +61,11 @@ def unwatched(*given: Tensor | None) -> bool:
 
     Those who do are compilers, tracers, transforms, forward-mode derivatives and dispatch modes.
     """
+    for t in given:
+        if t is not None and (type(t) not in PLAIN or not t.is_cpu):
+            return False
     return (
         not torch.compiler.is_compiling()
-        and all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu) for t in given)
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._get_tracing_state() is None

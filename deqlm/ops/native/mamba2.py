@@ -65,7 +65,7 @@ class Inner:
 
     def __init__(self, functions: ctypes.CDLL, sizes: InnerSizes, parameters: InnerParameters) -> None:
         p = parameters
-        self.sizes = sizes
+        self.sizes, self.channels = sizes, sizes.channels
         self.dtype = p.dt_bias.dtype
         single = self.dtype == torch.float32
         self.run = functions.mamba2_float if single else functions.mamba2_double
@@ -107,9 +107,9 @@ class Inner:
         batch, length, width = projected.shape
         if u is not None and (u.dtype != dtype or u.stride(2) != 1 or u.stride(1) != width):
             u = u.to(dtype).contiguous()
-        window, state = (None if t is None else t.to(dtype).contiguous() for t in (window, state))
+        window, state = _fit(window, dtype), _fit(state, dtype)
         y = projected.new_empty(batch, length, sizes.mlp + sizes.ssm)
-        window_after = projected.new_empty(batch, sizes.taps - 1, sizes.channels)
+        window_after = projected.new_empty(batch, sizes.taps - 1, self.channels)
         state_after = projected.new_empty(batch, sizes.heads, sizes.headdim, sizes.state)
         tokens, held = self._tokens(projected, mask)
         if u is not None:
@@ -163,16 +163,14 @@ class Inner:
         sizes, dtype = self.sizes, self.dtype
         batch = projected.shape[0]
         projected = projected.contiguous()
-        window, state, y, *after = (
-            None if t is None else t.to(dtype).contiguous() for t in (window, state, *cotangents)
-        )
+        window, state, y, *after = (_fit(t, dtype) for t in (window, state, *cotangents))
         y = projected.new_zeros(batch, projected.shape[1], sizes.mlp + sizes.ssm) if y is None else y
         tokens, held = self._tokens(projected, mask)
         tokens.window, tokens.state = _address(window), _address(state)
         to_projected = torch.empty_like(projected)
-        to_window = projected.new_empty(batch, sizes.taps - 1, sizes.channels)
+        to_window = projected.new_empty(batch, sizes.taps - 1, self.channels)
         to_state = projected.new_empty(batch, sizes.heads, sizes.headdim, sizes.state)
-        numbers = [sizes.taps * sizes.channels, sizes.channels, *2 * (sizes.heads,), *2 * (sizes.ssm,)]
+        numbers = [sizes.taps * self.channels, self.channels, *2 * (sizes.heads,), *2 * (sizes.ssm,)]
         sums = projected.new_empty(batch, sum(numbers))
         given = (y, *after, to_projected, to_window, to_state, sums)
         cotangent = _Back(*(_address(t) for t in given))
@@ -186,7 +184,7 @@ class Inner:
         if mask is not None:
             mask = mask.expand(batch, length)
             mask = mask if mask.stride(1) == 1 else mask.contiguous()
-        channels, heads, past = self.sizes.channels, self.sizes.heads, self.sizes.taps - 1
+        channels, heads, past = self.channels, self.sizes.heads, self.sizes.taps - 1
         threads, at_once = torch.get_num_threads(), min(length, TOKENS)
         numbers = (at_once + past) * channels + at_once * (channels + heads)
         rows = min(batch, max(1, threads * NUMBERS // numbers))
@@ -258,6 +256,10 @@ def _unreadable(t: Tensor) -> bool:
     functorch = torch._C._functorch  # type: ignore[attr-defined]
     batched = functorch.is_batchedtensor(t) or functorch.is_legacy_batchedtensor(t)
     return batched or t._is_zerotensor() or t.is_neg()
+
+
+def _fit(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return t if t is None or (t.dtype == dtype and t.is_contiguous()) else t.to(dtype).contiguous()
 
 
 def _address(t: Tensor | None) -> int | None:

@@ -204,7 +204,7 @@ class FusedPace(Pace):
             status=status,
             cost=cost,
             trace=torch.stack(self.trace) if self.traced else None,
-            token_steps=self._settled(steps),
+            token_steps=self.token_steps,
             picked=picked,
             choices=choices,
         )
@@ -219,14 +219,6 @@ class FusedPace(Pace):
             status=torch.where(sound, int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8),
             residual_of="previous",
         )
-
-    def _settled(self, steps: Tensor) -> Tensor | None:
-        if self.token_steps is None:
-            return None
-        settled = self.token_steps <= steps[:, None]
-        if self.measure.mask is not None:
-            settled &= self.measure.mask
-        return torch.where(settled, self.token_steps, 0)
 
 
 def fused_bytes(
@@ -280,33 +272,42 @@ def _describe(kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch
 def _groups(solve: _Solve, stop: Stop, measure: Measure) -> list[Any]:
     """Describe how unknowns fall into tokens or leaves; return what the struct points to, to be kept alive."""
     solve.token = stop.per == "token"
-    ends, owners, sizes = [], [], [solve.unknowns]
-    if stop.per == "leaf":
-        sizes = [math.prod(shape) for shape in measure.leaves]
-        ends, owners = torch.tensor(sizes).cumsum(0).tolist(), list(range(len(sizes)))
-    elif stop.per == "token":
-        length, sizes, end = 0, [], 0
-        for shape in measure.leaves:
-            axis = measure.token_axis
-            length, width = shape[axis], math.prod(shape[axis + 1 :])
-            outer = math.prod(shape[:axis])
-            sizes = [a + outer * width for a in (sizes or [0] * length)]
-            for _ in range(outer):
-                ends += range(end + width, end + width * length + 1, width) if width else [end] * length
-                end += width * length
-            owners += list(range(length)) * outer
-    solve.groups, solve.runs = (0, 0) if stop.per == "row" else (len(sizes), len(ends))
-    roots = [math.sqrt(max(1, n)) if stop.norm == "rms" else 1.0 for n in sizes] or [1.0]
+    axis = measure.token_axis if solve.token else 0
+    solve.groups, *runs = _runs(stop.per, measure.leaves, axis, stop.norm == "rms")
+    solve.runs = len(runs[0])
     held = [
-        (ctypes.c_int64 * len(ends))(*ends),
-        (ctypes.c_int32 * len(owners))(*owners),
-        (ctypes.c_double * len(roots))(*roots),
+        *runs,
         # expanded tensors have fewer numbers than rows
         *(None if t is None else t.contiguous() for t in (measure.mask, measure.weights, measure.scale, measure.unit)),
     ]
     for name, tensor in zip(_GIVEN, held, strict=False):
         setattr(solve, name, _pointer(tensor))
     return held
+
+
+@functools.lru_cache(maxsize=64)
+def _runs(per: str, leaves: tuple[tuple[int, ...], ...], axis: int, rms: bool) -> tuple[int, Any, Any, Any]:
+    """Return the number of groups, ends and groups of all runs, and the divisor of each group's norm."""
+    ends, owners = [], []
+    sizes = [math.prod(shape) for shape in leaves]
+    groups = 0 if per == "row" else len(sizes)
+    if per == "row":
+        sizes = [sum(sizes)]
+    elif per == "leaf":
+        ends, owners = torch.tensor(sizes).cumsum(0).tolist(), list(range(len(sizes)))
+    else:
+        sizes, end = [], 0
+        for shape in leaves:
+            length, width, outer = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape[:axis])
+            sizes = [a + outer * width for a in (sizes or [0] * length)]
+            for _ in range(outer):
+                ends += range(end + width, end + width * length + 1, width) if width else [end] * length
+                end += width * length
+            owners += list(range(length)) * outer
+        groups = len(sizes)
+    roots = [math.sqrt(max(1, n)) if rms else 1.0 for n in sizes] or [1.0]
+    run_end, run_group = (ctypes.c_int64 * len(ends))(*ends), (ctypes.c_int32 * len(owners))(*owners)
+    return groups, run_end, run_group, (ctypes.c_double * len(roots))(*roots)
 
 
 def _pointer(held: Any) -> int | None:

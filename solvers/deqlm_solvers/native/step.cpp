@@ -167,6 +167,10 @@ void finish(const Solve& s, double* residual, double* relative, int64_t* steps, 
         steps[i] = s.budget ? s.max_iter : row.steps;
         status[i] = status_of(s, row);
         if (picked) picked[i] = row.plain ? 0 : 1;
+        for (int64_t g = 0; s.token && g < s.groups; ++g) {
+            int64_t& settled = s.token_steps[i * s.groups + g];
+            if (settled > steps[i] || (s.mask && !s.mask[i * s.groups + g])) settled = 0;
+        }
         if (row.best_pending)
             copy<T>(slot<T>(s, s.ring_s, i, pending_slot(s, row)), 0, s.best_z, i, s.unknowns);
     }
