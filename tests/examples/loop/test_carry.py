@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import deqlm
 from deqlm.models import LMOptions, Mamba2Options
@@ -53,8 +54,7 @@ def test_it_is_the_bare_loop_with_a_cache(kind):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(output.loss.item())
-        layers = tuple(type(c)(*(t.detach() if isinstance(t, torch.Tensor) else t for t in c)) for c in output.cache.layers)
-        cache = output.cache._replace(layers=layers)
+        cache = output.cache._replace(layers=tree_map_only(torch.Tensor, torch.Tensor.detach, output.cache.layers))
     assert [record["loss"] for record in run.records] == losses
 
 
