@@ -22,10 +22,22 @@ import sys
 from pathlib import Path
 
 from examples.catbabi import commands
-from examples.catbabi.recipes import CPU_STEPS, CPU_TASKS, PAPER_RATES, PAPER_ROWS, RATES, RATES_TRIED, TWIN_STEPS
+from examples.catbabi.recipes import (
+    CPU_OPENINGS,
+    CPU_STEPS,
+    CPU_TASKS,
+    PAPER_RATES,
+    PAPER_ROWS,
+    RATES,
+    RATES_TRIED,
+    TWIN_STEPS,
+)
 from examples.loop.command import add_command, add_workers, commands_of, run_command
 
 OUT = Path("runs/catbabi")
+CPU_DEFAULT = (
+    f"default: {' '.join(map(str, CPU_TASKS))}; others need answers among their first {CPU_OPENINGS.length} tokens"
+)
 RECORD = Path("docs/records/catbabi.json")
 
 
@@ -36,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     cpu = add_command(
         names, "cpu", commands.cpu, "one implicit layer against its explicit twin, ten minutes on two cores", out=OUT
     )
-    _stories(cpu, f"default: {' '.join(map(str, CPU_TASKS))}")
+    _stories(cpu, CPU_DEFAULT)
     _seed(cpu)
     add_workers(cpu)
     cpu.add_argument("--quick", action="store_true", help="three steps of each, to see that it runs")
@@ -106,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     search = add_command(
         names, "search", commands.search, f"train the twin of `cpu` at the rates {tried} and keep the best", out=OUT
     )
-    _stories(search, f"default: {' '.join(map(str, CPU_TASKS))}")
+    _stories(search, CPU_DEFAULT)
     add_workers(search)
     search.add_argument(
         "--steps", type=int, default=CPU_STEPS * TWIN_STEPS, help="optimizer steps (default %(default)s, as in cpu)"

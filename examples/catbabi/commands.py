@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deqlm.training import Curriculum
 from examples.catbabi import paper as authors
 from examples.catbabi import report
 from examples.catbabi.evaluate import guesses, score
@@ -56,8 +57,7 @@ def search(args: Namespace) -> None:
     found = [
         {
             "lr": r["recipe"]["loop"]["lr"],
-            "valid": r["training"]["evaluations"][-1]["accuracy"],
-            "test": r["test"]["accuracy"],
+            "valid": r["valid"]["accuracy"],
             "steps": r["training"]["steps"],
             "cpu_seconds": round(r["training"]["seconds"]["cpu"], 1),
         }
@@ -165,7 +165,10 @@ def _words(data: Path, tasks: tuple[int, ...] | None) -> int:
 
 
 def _shortened(recipe: Recipe) -> Recipe:
-    return recipe.with_loop(steps=3, warm_up=1, log_every=1, evaluate_every=None, checkpoint_every=None)
+    *firsts, last = recipe.loop.curriculum.stages
+    stages = Curriculum((*(stage.replace(steps=1) for stage in firsts), last))
+    few = {"steps": 3, "warm_up": 1, "log_every": 1, "evaluate_every": None, "checkpoint_every": None}
+    return recipe.with_loop(curriculum=stages, **few)
 
 
 def _slug(recipe: Recipe) -> str:

@@ -67,7 +67,7 @@ def run(
     corpus = read_corpus(data, recipe.tasks)
     recipe.check_corpus(corpus)
     wanted = json.loads(json.dumps(recipe.to_dict()))
-    stories = CatbAbI(corpus, mode=recipe.mode, carried=recipe.carried).describe()
+    stories = _task(recipe, corpus).describe()
     path = folder / RESULT
     if path.exists():
         found = read_json(path)
@@ -82,6 +82,7 @@ def run(
         "seed": recipe.loop.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": training,
+        "valid": score(model, corpus.splits["valid"], **how_to_test(recipe)),
         "test": score(model, tested, **how_to_test(recipe)),
         "guess": guesses(corpus.splits["train"], tested),
         "recipe": wanted,
@@ -113,7 +114,7 @@ def trained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
         model = recipe.model.make().to(device)
-    task = CatbAbI(corpus, mode=recipe.mode, carried=recipe.carried, watched=WATCHED)
+    task = _task(recipe, corpus)
     task.check_model(model)
     done = train(
         model,
@@ -151,6 +152,11 @@ def read_run(
     corpus = load(data, tasks=recipe.tasks, splits=splits, vocabulary=Vocabulary(found["vocabulary"]))
     recipe.check_corpus(corpus)
     return recipe, _weights(recipe, folder, device), corpus
+
+
+def _task(recipe: Recipe, corpus: Corpus) -> CatbAbI:
+    how = {"mode": recipe.mode, "carried": recipe.carried, "openings": recipe.openings}
+    return CatbAbI(corpus, **how, watched=WATCHED)
 
 
 def _weights(recipe: Recipe, folder: Path, device: str) -> ImplicitLM:

@@ -18,7 +18,7 @@ __all__ = ["Recipe"]
 class Recipe(Options):
     """One training and how it is tested.
 
-    Rows and length of the windows are those of the stage of the loop.
+    Rows and length of the windows are those of the stages of the loop.
 
     Args:
         label: what tables and pictures call it.
@@ -26,10 +26,12 @@ class Recipe(Options):
         mode: "qm" trains answers, "lm" every token. Tests ask for answers in either.
         carried: windows go on from each other, and the state goes with them, as in the loop's option ``carry``; False
             packs whole stories into independent windows.
+        openings: cut each story of the training to what fits a window, up to an answer, so that a first stage of short
+            windows holds the beginnings of all stories. Windows must be independent.
         model: what is trained, with one row per word of the vocabulary.
-        loop: how, with one stage.
+        loop: how, with one stage; with ``openings`` there can be several.
         test_rows: rows of a test, at least 1.
-        test_length: tokens of its windows; None is that of the training.
+        test_length: tokens of its windows; None is that of the last stage.
 
     Raises:
         ValueError, TypeError: a value that breaks its rule, or options that contradict each other.
@@ -39,6 +41,7 @@ class Recipe(Options):
     tasks: tuple[int, ...] | None
     mode: Literal["qm", "lm"] = "qm"
     carried: bool = False
+    openings: bool = False
     model: LMOptions
     loop: LoopOptions
     test_rows: int = 32
@@ -55,8 +58,11 @@ class Recipe(Options):
         require(self.mode in ("qm", "lm"), "mode", self.mode, "'qm' or 'lm'")
         require(isinstance(self.carried, bool), "carried", self.carried, "True or False")
         require(self.loop.carry == self.carried, "carry of the loop", self.loop.carry, f"carried={self.carried}")
+        require(isinstance(self.openings, bool), "openings", self.openings, "True or False")
+        require(not (self.openings and self.carried), "openings", self.openings, "False where carried=True")
         stages = self.loop.curriculum.stages
-        require(len(stages) == 1, "stages", len(stages), "1: windows of stories have one length")
+        rule = "1 where openings=False: windows of whole stories have one length"
+        require(self.openings or len(stages) == 1, "stages", len(stages), rule)
         require(self.model.labels == "aligned", "labels of the model", self.model.labels, "'aligned', as the targets")
         whole("test_rows", self.test_rows, 1)
         if self.test_length is not None:
@@ -64,13 +70,13 @@ class Recipe(Options):
 
     @property
     def length(self) -> int:
-        """Tokens of a window in training."""
-        return self.loop.curriculum.stages[0].length
+        """Tokens of a window in the last stage of the training."""
+        return self.loop.curriculum.stages[-1].length
 
     @property
     def rows(self) -> int:
-        """Windows per step."""
-        return self.loop.curriculum.stages[0].rows
+        """Windows per step of that stage."""
+        return self.loop.curriculum.stages[-1].rows
 
     def check_corpus(self, corpus: Corpus) -> None:
         """Raise unless the model has a row for every word of a corpus, and no other.

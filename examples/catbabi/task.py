@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deqlm.training import Stage
-from examples.catbabi.data import PAD, Corpus, Windows
+from examples.catbabi.data import PAD, Corpus, Stories, Windows
 from examples.catbabi.evaluate import score
 from examples.loop import Batch, accuracy
 
@@ -23,11 +23,15 @@ class CatbAbI:
         corpus: with the splits "train" and, to be looked at during training, "valid".
         mode: "qm" or "lm", see `Windows`.
         carried: likewise.
+        openings: cut each story to what fits a window of the stage, see `Stories.openings`.
         watched: batches of validation stories that every evaluation during training looks at; 0 looks at none.
     """
 
-    def __init__(self, corpus: Corpus, *, mode: str = "qm", carried: bool = False, watched: int = 0) -> None:
+    def __init__(
+        self, corpus: Corpus, *, mode: str = "qm", carried: bool = False, openings: bool = False, watched: int = 0
+    ) -> None:
         self.corpus, self.mode, self.carried, self.watched = corpus, mode, carried, watched
+        self.openings = openings
         self._windows: Windows | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -36,6 +40,7 @@ class CatbAbI:
             "task": "catbabi",
             "mode": self.mode,
             "carried": self.carried,
+            "openings": self.openings,
             "stories": {str(task): count.stories for task, count in stories.counts().items()},
             "words": len(self.corpus.vocabulary),
             "tokens": hashlib.sha256(stories.tokens.tobytes()).hexdigest()[:16],
@@ -53,7 +58,7 @@ class CatbAbI:
         if self._windows is None or not self.watched or "valid" not in self.corpus.splits:
             return {}
         rows, length = self._windows.batch, self._windows.length
-        valid = self.corpus.splits["valid"]
+        valid = self._stories("valid", length)
         found = score(model, valid, rows=rows, length=length, carried=self.carried, batches=self.watched)
         return {"accuracy": found["accuracy"], **{f"task {task}": t["accuracy"] for task, t in found["tasks"].items()}}
 
@@ -71,6 +76,10 @@ class CatbAbI:
         held = self._windows
         if held is None or (held.seed, held.batch, held.length) != (seed, stage.rows, stage.length):
             given = {"batch": stage.rows, "length": stage.length, "mode": self.mode, "carried": self.carried}
-            held = Windows(stories=self.corpus.splits["train"], seed=seed, **given)
+            held = Windows(stories=self._stories("train", stage.length), seed=seed, **given)
             self._windows = held
         return held
+
+    def _stories(self, split: str, length: int) -> Stories:
+        stories = self.corpus.splits[split]
+        return stories.openings(length) if self.openings else stories

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deqlm_solvers.checks import require
+from deqlm_solvers.checks import require, whole
 from examples.catbabi.data.stories import SPLITS, Story, read_folder
 from examples.state_tracking.data.vocabulary import Vocabulary
 
@@ -56,6 +56,28 @@ class Stories:
 
     def __repr__(self) -> str:
         return f"Stories({len(self)} stories, {len(self.tokens)} tokens)"
+
+    def openings(self, length: int) -> Stories:
+        """Return of each story what fits: its beginning up to the last answer within ``length`` tokens, <eos> counted.
+
+        A story whose first answer comes later is left out.
+
+        Args:
+            length: most tokens of an opening, at least 1.
+
+        Raises:
+            ValueError: no story has an answer so early.
+        """
+        whole("length", length, 1)
+        names = self.vocabulary.names
+        found = []
+        for start, most, task in zip(self.starts.tolist(), self.lengths.tolist(), self.tasks.tolist(), strict=True):
+            tokens = self.tokens[start : start + min(length, most)]
+            asked = (tokens[:-1] == self.question).nonzero()[0]
+            if len(asked):
+                found.append(Story(task, tuple(names[token] for token in tokens[1 : asked[-1] + 2])))
+        require(len(found) > 0, "length", length, "long enough for the first answer of a story")
+        return Stories(found, self.vocabulary)
 
     def counts(self) -> dict[int, Count]:
         """Return the counts by task."""

@@ -84,6 +84,34 @@ def test_the_joint_corpus(folder):
     assert counts[19].questions == 7
 
 
+@pytest.mark.parametrize(
+    ("length", "texts"),
+    [
+        (12, [FIRST[: FIRST.index(" john")]]),
+        (19, [FIRST[: FIRST.index(" john")], LAST[: LAST.index(" how")]]),
+        (100, [FIRST[: FIRST.index(" john")], LAST]),
+    ],
+)
+def test_openings_end_with_an_answer(file, length, texts):
+    held = load(file.parent, splits=("train",)).splits["train"]
+    found = held.openings(length)
+    words = held.vocabulary.names
+    parts = [found.tokens[start : start + n] for start, n in zip(found.starts, found.lengths, strict=True)]
+    assert [" ".join(words[token] for token in part[1:]) for part in parts] == texts
+    assert all(part[0] == EOS for part in parts)
+    assert found.lengths.max() <= length
+    assert found.tasks.tolist() == [3] * len(texts)
+
+
+def test_all_fits_into_long_openings_and_nothing_into_short_ones(folder):
+    held = load(folder, tasks=(1, 6)).splits["train"]
+    whole = held.openings(int(held.lengths.max()))
+    assert whole.tokens.tolist() == held.tokens.tolist()
+    assert whole.counts() == held.counts()
+    with pytest.raises(ValueError, match="length must be long enough for the first answer of a story, got 4"):
+        held.openings(4)
+
+
 def test_a_table_of_counts(folder):
     lines = table(load(folder)).splitlines()
     assert len(lines) == 2 + 5

@@ -8,7 +8,8 @@ import pytest
 
 from examples.catbabi.paper import estimate
 from examples.catbabi.recipe import Recipe
-from examples.catbabi.recipes import RATES_TRIED, cpu_recipes, found_rate, own_recipe, paper_recipes
+from examples.catbabi.recipes import RATES, RATES_TRIED, cpu_recipes, found_rate, own_recipe, paper_recipes
+from examples.state_tracking.experiment import read_json
 
 
 def test_the_paper_is_that_of_the_paper():
@@ -28,11 +29,31 @@ def test_the_paper_is_that_of_the_paper():
 
 def test_the_twin_of_the_cpu_size_is_the_same_block_with_more_steps():
     solved, twin, fewer = cpu_recipes(80)
-    assert fewer == twin.with_loop(steps=solved.loop.steps).replace(label=fewer.label)
+    equal = {name: getattr(solved.loop, name) for name in ("steps", "curriculum")}
+    assert fewer == twin.with_loop(**equal).replace(label=fewer.label)
     assert twin.model == solved.model.replace(implicit=False, eval_max_iter=None)
     assert twin.loop.steps > solved.loop.steps
     assert (twin.tasks, twin.length, twin.rows) == (solved.tasks, solved.length, solved.rows)
-    assert twin.loop.lr == found_rate() in RATES_TRIED
+
+
+@pytest.mark.parametrize("recipe", cpu_recipes(80), ids=lambda recipe: recipe.label)
+def test_the_cpu_size_begins_with_openings(recipe):
+    openings, whole = recipe.loop.curriculum.stages
+    assert recipe.openings
+    assert openings.steps * 5 == recipe.loop.steps * 3
+    assert openings.length < whole.length == recipe.length
+    assert openings.length * openings.rows <= whole.length * whole.rows
+
+
+def test_the_rate_of_the_twin_was_searched_for_its_own_steps():
+    twin = cpu_recipes(80)[1]
+    found = read_json(RATES)
+    tried = {row["lr"]: row["valid"] for row in found["tried"]}
+    assert tuple(tried) == RATES_TRIED
+    assert {row["steps"] for row in found["tried"]} == {twin.loop.steps}
+    assert found["seed"] != twin.loop.seed
+    assert twin.loop.lr == found_rate() == max(tried, key=tried.__getitem__)
+    assert min(tried) < twin.loop.lr < max(tried)
 
 
 @pytest.mark.parametrize("recipe", [*paper_recipes(30), *cpu_recipes(30), own_recipe(30, (2, 1), carried=True)])
@@ -63,6 +84,16 @@ def test_contradictions_are_refused(changes, message):
     recipe = own_recipe(30, (1,))
     with pytest.raises(ValueError, match=message):
         recipe.replace(**changes)
+
+
+def test_openings_need_independent_windows_and_allow_stages():
+    recipe = cpu_recipes(30)[0]
+    with pytest.raises(ValueError, match="openings must be False where carried=True"):
+        recipe.replace(carried=True, loop=recipe.loop.replace(carry=True))
+    with pytest.raises(ValueError, match="stages must be 1 where openings=False"):
+        recipe.replace(openings=False)
+    with pytest.raises(ValueError, match="openings must be True or False"):
+        recipe.replace(openings=1)
 
 
 def test_labels_must_be_aligned():

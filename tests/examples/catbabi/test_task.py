@@ -71,6 +71,22 @@ def test_a_carried_training_resumes_to_the_bit(corpus, tmp_path):
     assert all(torch.equal(a, b) for a, b in weights)
 
 
+def test_a_short_stage_holds_openings_and_is_watched_on_openings(corpus):
+    longest = int(corpus.splits["train"].lengths.max())
+    stages = Curriculum((Stage(length=24, rows=4, steps=2), Stage(length=longest, rows=3)))
+    task = CatbAbI(corpus, openings=True, watched=8)
+    run = train(mamba(corpus, implicit=False), task, OPTIONS.replace(curriculum=stages, evaluate_every=1))
+    assert (run.steps, run.stage) == (4, 1)
+    short, whole = (task.batch(0, 0, stage) for stage in stages.stages)
+    assert short.ids.shape == (4, 24)
+    answers = corpus.splits["train"].openings(24)
+    assert {tuple(row[row != PAD].tolist()) for row in short.ids} <= {
+        tuple(answers.tokens[start : start + n].tolist())
+        for start, n in zip(answers.starts, answers.lengths, strict=True)
+    }
+    assert torch.equal(whole.ids, CatbAbI(corpus).batch(0, 0, stages.stages[1]).ids)
+
+
 def test_batches_without_a_question_teach_nothing(corpus):
     # windows of three tokens seldom hold a "?"
     options = OPTIONS.replace(steps=12, carry=True, curriculum=Curriculum((Stage(length=3, rows=2),)))
