@@ -82,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--problem", default="S3", help="groups Z<n>, S<n>, A<n> and monoids M, F joined by x: A5xM")
     train.add_argument("--family", default="implicit", choices=("implicit", "explicit"))
     train.add_argument("--mixer", default="mamba2", choices=("mamba2", "attention"))
+    train.add_argument(
+        "--sliding-window", type=int, metavar="W", help="of attention: a token sees itself and the W - 1 before it"
+    )
     train.add_argument("--layers", type=int, default=1)
     train.add_argument("--width", type=int, default=32)
     train.add_argument("--length", type=int, default=16, help="longest trained length; shorter ones come first")

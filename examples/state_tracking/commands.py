@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deqlm.models import AttentionOptions, ImplicitLM
+from deqlm.models import ImplicitLM
 from deqlm.modes import Chunked, Sequential, Simultaneous
 from examples.state_tracking import demo as minute
 from examples.state_tracking import full as hours
@@ -20,7 +20,7 @@ from examples.state_tracking.evaluate import agreement, by_budget, frontier, pre
 from examples.state_tracking.experiment import load, run, write_json
 from examples.state_tracking.page import copy_records, illustrate, redraw
 from examples.state_tracking.recipe import Test
-from examples.state_tracking.recipes import DEMO, RATES, explicit, general, implicit
+from examples.state_tracking.recipes import DEMO, RATES, general, implicit, transformer
 from examples.state_tracking.search import search as search_rates
 
 DEMO_GROUPS = tuple(DEMO)
@@ -127,17 +127,14 @@ def _try_out(recipe: Any, args: Namespace) -> None:
 
 
 def train(args: Namespace) -> None:
-    sizes: dict[str, Any] = {"width": args.width, "n_layer": args.layers}
     attends = args.mixer == "attention"
-    if attends:
-        sizes |= {"mixer": AttentionOptions(n_head=max(1, args.width // 16)), "d_hidden": 2 * args.width}
-        sizes |= {"vocab_size": len(word_problem(args.problem)) + 1}
-    if args.family == "explicit":
-        model = explicit(args.problem, args.layers, width=args.width).replace(
-            **{name: value for name, value in sizes.items() if name in ("mixer", "d_hidden", "vocab_size")}
-        )
-    else:
-        model = implicit(args.problem, **sizes, max_iter=args.max_iter)
+    given: dict[str, Any] = {"width": args.width, "n_layer": args.layers}
+    given |= {"max_iter": args.max_iter} if args.family == "implicit" else {"implicit": False}
+    if args.sliding_window is not None:
+        if not attends:
+            raise ValueError(f"--sliding-window must be left away for --mixer {args.mixer}, got {args.sliding_window}")
+        given["window"] = args.sliding_window
+    model = (transformer if attends else implicit)(args.problem, **given)
     label = f"{args.family} {args.mixer}, {args.layers} layer{'s' * (args.layers > 1)}"
     settings = {name: getattr(args, name) for name in GENERAL}
     recipe = general(args.problem, model=model, label=label, **settings, start=attends, checkpoint_every=100)
@@ -181,9 +178,7 @@ def evaluate(args: Namespace) -> None:
     tell([path, *drawn(lambda: evaluation_pictures(data, args.folder))])
 
 
-def _cut_off(
-    model: ImplicitLM, problem: WordProblem, lengths: list[int], *, rows: int, start: bool
-) -> dict[str, Any]:
+def _cut_off(model: ImplicitLM, problem: WordProblem, lengths: list[int], *, rows: int, start: bool) -> dict[str, Any]:
     given: dict[str, Any] = {"budgets": (1, 2, 4, 8, 16, 32, 64, 128), "rows": rows, "start": start}
     return {
         "budgets": {str(n): by_budget(model, problem, length=n, **given) for n in lengths[:3]},

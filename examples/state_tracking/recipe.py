@@ -123,6 +123,7 @@ def by_length(
     max_iter: int | None = None,
     phantom: int = 6,
     damping: float = 1.0,
+    start: bool = False,
 ) -> Curriculum:
     """Return stages of growing length, each until the running accuracy of the last token is above ``until``.
 
@@ -139,6 +140,7 @@ def by_length(
         max_iter: most evaluations of a solve; None for a model that solves nothing.
         phantom: its phantom steps.
         damping: of these.
+        start: a start token takes part, so that unrolled stages have one evaluation more.
 
     Raises:
         ValueError: a number of ``until`` that is not that of the stages but the last.
@@ -152,7 +154,7 @@ def by_length(
         phase = None
         if max_iter is not None:
             solved = free(max_iter=max_iter, phantom=phantom, damping=damping)
-            phase = solved if last or length > unroll else warm_up(iterations=length, damping=1.0)
+            phase = solved if last or length > unroll else warm_up(iterations=length + start, damping=1.0)
         limit = None if last else most
         rows = max(1, tokens // length)
         stages.append(Stage(length=length, rows=rows, p=p, until=accuracy, steps=limit, phase=phase))

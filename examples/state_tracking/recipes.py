@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from deqlm.models import LMOptions, Mamba2Options
+from deqlm.models import AttentionOptions, LMOptions, Mamba2Options
 from deqlm.modes import Chunked
 from deqlm.training import Curriculum
 from deqlm_solvers.checks import suggest
@@ -27,6 +27,7 @@ __all__ = [
     "general",
     "implicit",
     "tests",
+    "transformer",
     "twin",
 ]
 
@@ -65,6 +66,20 @@ def implicit(problem: str, *, width: int = 32, **changes: Any) -> LMOptions:
 def explicit(problem: str, layers: int, *, width: int = 32) -> LMOptions:
     """Return the explicit twin: so many layers of the same block."""
     return implicit(problem, width=width, n_layer=layers, implicit=False)
+
+
+def transformer(problem: str, *, width: int = 64, window: int | None = None, **changes: Any) -> LMOptions:
+    """Return one implicit Llama layer for a problem, with heads of width 16 and a row for a start token.
+
+    Args:
+        problem: what to learn.
+        width: of the model.
+        window: tokens that a token sees, itself included; None is all before it.
+        changes: other options.
+    """
+    mixer = AttentionOptions(n_head=max(1, width // 16), sliding_window=window)
+    rows = len(word_problem(problem)) + 1
+    return implicit(problem, width=width, **{"mixer": mixer, "d_hidden": 2 * width, "vocab_size": rows, **changes})
 
 
 def tests(lengths: tuple[int, ...], **more: Any) -> tuple[Test, ...]:
@@ -116,7 +131,7 @@ def general(
     """
     lengths = tuple(2**k for k in range(1, 20) if 2**k < length)
     solving = {"max_iter": max_iter} if model.implicit else {"most": max(1, steps // (2 * max(1, len(lengths))))}
-    curriculum = by_length((*lengths, length), tokens=tokens, p=p, until=until, target=target, **solving)
+    curriculum = by_length((*lengths, length), tokens=tokens, p=p, until=until, target=target, start=start, **solving)
     loop = LoopOptions(steps=steps, curriculum=curriculum, lr=lr, seed=seed, **{"warm_up": min(50, steps - 1), **more})
     tested = tests(tuple(length * n for n in times), p=p)
     return Recipe(label=label, problem=problem, model=model, loop=loop, tests=tested, start=start)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deqlm.models import AttentionOptions, ImplicitLM
+from deqlm.models import ImplicitLM
 from deqlm.modes import Chunked, Frontier, Sequential, Simultaneous
 from deqlm_solvers.checks import suggest
 from examples.state_tracking.data import word_problem
@@ -14,15 +14,18 @@ from examples.state_tracking.evaluate import agreement, by_budget, frontier, pre
 from examples.state_tracking.experiment import load, read_json, write_json
 from examples.state_tracking.jobs import Job, run_jobs
 from examples.state_tracking.recipe import Recipe, Test
-from examples.state_tracking.recipes import demo_recipes, general, implicit
+from examples.state_tracking.recipes import demo_recipes, general, implicit, transformer
 
 __all__ = ["PARTS", "jobs_of", "part_recipes", "prepare", "run_part"]
 
-PARTS = ("Z2", "Z3", "S3", "A5", "transformer-Z2", "transformer-S3", "modes")
+PARTS = ("Z2", "Z3", "S3", "A5", "S5", "transformer-Z2", "transformer-S3", "modes")
 """What the size consists of, each runnable on its own; "modes" looks at the first model of "Z2"."""
 
 MODES = (Sequential(), Chunked(8), Chunked(16), Chunked(32), Chunked(64), Frontier(8), Simultaneous())
 MODE_LENGTHS = (256, 1024, 4096)
+UNSEEN = ("A5", "S5", "transformer-Z2", "transformer-S3")
+"""Parts whose settings were chosen by looking at tests: they are tested on other sequences."""
+
 BUDGETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -58,21 +61,31 @@ def part_recipes(part: str, *, quick: bool = False) -> list[Recipe]:
             general("A5", model=implicit("A5", width=64), label="implicit, 1 layer, width 64", seed=seed, **settings)
             for seed in range(2)
         ]
-        # not the sequences by which these settings were chosen
-        recipes = [r.replace(tests=tuple(test.replace(seed=1) for test in r.tests)) for r in recipes]
+    elif part == "S5":
+        settings = {"steps": 4500, "tokens": 1024, "max_iter": 56, "checkpoint_every": 100}
+        recipes = [general("S5", model=implicit("S5", width=64), label="implicit, 1 layer, width 64", **settings)]
     elif part in ("transformer-Z2", "transformer-S3"):
-        group = part.partition("-")[2]
-        sizes: dict[str, Any] = {"width": 64, "mixer": AttentionOptions(n_head=4), "d_hidden": 128}
-        sizes["vocab_size"] = len(word_problem(group)) + 1
-        label = "implicit transformer, 1 layer"
-        settings = {"steps": 2000, "lr": 3e-3} if group == "S3" else {"steps": 900, "lr": 1e-3}
-        settings |= {"start": True, "checkpoint_every": 100}
-        recipes = [general(group, model=implicit(group, **sizes), label=label, **settings)]
+        recipes = _transformers(part.partition("-")[2])
     elif part == "modes":
         recipes = []
     else:
         raise KeyError(f"unknown part {part!r}: {suggest(part, PARTS)}")
+    if part in UNSEEN:
+        recipes = [r.replace(tests=tuple(test.replace(seed=1) for test in r.tests)) for r in recipes]
     return [_shortened(recipe) for recipe in recipes] if quick else recipes
+
+
+def _transformers(group: str) -> list[Recipe]:
+    """Return a layer that sees itself and the token before, for three seeds, and one that sees all tokens."""
+    near = {"steps": 500, "lr": 1e-3} if group == "Z2" else {"steps": 1500, "lr": 2e-3, "max_iter": 40}
+    wide = {"steps": 900, "lr": 1e-3} if group == "Z2" else {"steps": 2000, "lr": 3e-3}
+
+    def one(label: str, window: int | None, **settings: Any) -> Recipe:
+        model = transformer(group, window=window)
+        label = f"implicit transformer, {label}"
+        return general(group, model=model, label=label, start=True, checkpoint_every=100, **settings)
+
+    return [*(one("window of 2", 2, seed=seed, **near) for seed in range(3)), one("all tokens", None, **wide)]
 
 
 def _shortened(recipe: Recipe) -> Recipe:

@@ -126,10 +126,16 @@ def test_train_and_evaluate(tmp_path, capsys):
 @pytest.mark.slow
 def test_an_explicit_transformer_is_trained_and_evaluated(tmp_path, capsys):
     settings = ["--problem", "Z2", "--family", "explicit", "--mixer", "attention", "--layers", "2", "--steps", "2"]
+    settings += ["--sliding-window", "3"]
     assert main(["train", *settings, "--length", "4", "--tokens", "32", "--out", str(tmp_path), "--no-progress"]) == 0
     (folder,) = tmp_path.iterdir()
     assert main(["evaluate", str(folder), "--lengths", "4", "--p", "0", "--rows", "2", "--no-progress"]) == 0
     assert "L=4 p=0: last" in capsys.readouterr().out
+
+
+def test_a_window_needs_attention(tmp_path, capsys):
+    assert main(["train", "--sliding-window", "2", "--out", str(tmp_path)]) == 2
+    assert "--sliding-window must be left away for --mixer mamba2, got 2" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path, capsys):

@@ -59,6 +59,12 @@ def test_a5_gets_to_its_longest_length_when_it_is_sure_of_the_shorter_ones():
     assert last.phase.stop.max_iter >= last.length
 
 
+@pytest.mark.parametrize(("start", "evaluations"), [(False, [2, 8, 24]), (True, [3, 9, 24])])
+def test_an_unrolled_stage_reaches_from_its_first_token_to_the_last(start, evaluations):
+    course = by_length((2, 8, 16), max_iter=24, start=start)
+    assert [stage.phase.stop.max_iter for stage in course.stages] == evaluations
+
+
 def test_the_demo_gives_its_baselines_more_steps_and_their_own_rate():
     solved, *twins = demo_recipes("S3", seed=4)
     assert [recipe.model.n_layer for recipe in (solved, *twins)] == [1, 1, 2]
@@ -86,7 +92,7 @@ def test_every_baseline_of_the_demo_has_a_stored_rate():
 
 
 def test_a_start_token_stands_before_every_sequence_and_has_no_target():
-    (recipe,) = small.part_recipes("transformer-Z2")
+    recipe, *_ = small.part_recipes("transformer-Z2")
     problem, stage = word_problem("Z2"), recipe.loop.curriculum.stages[1]
     ids, targets, *_ = StateTracking(problem, start=recipe.start).batch(0, 3, stage)
     words = problem.draw(stage.rows, stage.length, step=3)
@@ -97,7 +103,7 @@ def test_a_start_token_stands_before_every_sequence_and_has_no_target():
 
 
 def test_rotary_attention_cannot_count_equal_tokens_without_a_start_token():
-    (recipe,) = small.part_recipes("transformer-Z2")
+    recipe, *_ = small.part_recipes("transformer-Z2")
     torch.manual_seed(0)
     model, ids = recipe.model.make().eval(), torch.ones(1, 6, dtype=torch.int64)
     stop = model.no_grad.stop.replace(max_iter=9, rtol=0)
