@@ -62,8 +62,16 @@ def part_recipes(part: str, *, quick: bool = False) -> list[Recipe]:
             for seed in range(2)
         ]
     elif part == "S5":
-        settings = {"steps": 4500, "tokens": 1024, "max_iter": 56, "checkpoint_every": 100}
-        recipes = [general("S5", model=implicit("S5", width=64), label="implicit, 1 layer, width 64", **settings)]
+        settings = {"steps": 4500, "length": 32, "tokens": 1024, "max_iter": 64, "until": (0.9, 0.9, 0.9, 0.98)}
+        recipes = [
+            general(
+                "S5",
+                model=implicit("S5", width=64),
+                label="implicit, 1 layer, width 64",
+                checkpoint_every=100,
+                **settings,
+            )
+        ]
     elif part in ("transformer-Z2", "transformer-S3"):
         recipes = _transformers(part.partition("-")[2])
     elif part == "modes":
