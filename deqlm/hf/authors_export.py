@@ -106,6 +106,7 @@ def _mamba2(config: Any) -> dict[str, Any]:
 def _llama(config: Any) -> dict[str, Any]:
     heads, pairs = config.num_attention_heads, config.num_key_value_heads
     require(pairs in (None, heads), "num_key_value_heads", pairs, f"num_attention_heads, {heads}, {WORDS}")
+    require(config.sliding_window is None, "sliding_window", config.sliding_window, f"None {WORDS}")
     rare = {} if config.rope_theta == 5e5 else {"rope_theta": config.rope_theta}
     return {"n_head": heads, **rare}
 

@@ -286,6 +286,7 @@ def test_a_changed_model_exports_the_change():
     [
         ({"labels": "aligned"}, "labels must be 'shifted'"),
         ({"num_key_value_heads": 1}, "num_key_value_heads must be num_attention_heads"),
+        ({"sliding_window": 2}, "sliding_window must be None for the authors' code"),
         ({"deq": {"grad": {"solver": "anderson", "stop": {}}}}, "deq.grad.solver must be FixedPoint"),
         ({"deq": {"grad": {"stop": {"max_iter": 9}}}}, "keep='best_f'"),
         ({"deq": {"no_grad": {"stop": {"rtol": 0.01, "per": "token"}}}}, "deq.no_grad.stop must be"),
