@@ -14,6 +14,8 @@ SHOWN = 8
 def differences(there: Any, here: Any) -> str:
     """Return the fields whose values differ, in words; empty where none does.
 
+    A field that is missing on one side and null or false on the other does not differ: it is an option that came later.
+
     Args:
         there: JSON data: what was saved.
         here: JSON data: what it is compared with. Tuples are lists.
@@ -29,10 +31,14 @@ def differences(there: Any, here: Any) -> str:
     found = [
         f"{name or 'the experiment'} is {old.get(name, 'missing')} there and {new.get(name, 'missing')} here"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        if not _alike(old.get(name), new.get(name))
     ]
     more = f"; and {len(found) - SHOWN} more fields" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
+
+
+def _alike(one: str | None, other: str | None) -> bool:
+    return one == other or {one, other} in ({None, "null"}, {None, "false"})
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:

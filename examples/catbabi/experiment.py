@@ -12,6 +12,7 @@ import torch
 
 from deqlm.models import ImplicitLM
 from deqlm.training import checkpoints, load_checkpoint
+from deqlm.training.experiment import differences
 from examples.catbabi.data import Corpus, load, write_folder
 from examples.catbabi.evaluate import guesses, score
 from examples.catbabi.recipe import Recipe
@@ -71,9 +72,10 @@ def run(
     path = folder / RESULT
     if path.exists():
         found = read_json(path)
-        if (found["recipe"], found["data"]) == (wanted, stories):
+        settings, data_differ = differences(found["recipe"], wanted), differences(found["data"], stories)
+        if not settings and not data_differ:
             return found
-        what = "stories" if found["recipe"] == wanted else "settings"
+        what = "settings" if settings else "stories"
         raise ValueError(f"{path} is the result of other {what}: choose another folder with --out, or remove it")
     model, training = trained(recipe, folder, corpus, device=device, progress=progress)
     tested = corpus.splits["test"]

@@ -10,6 +10,7 @@ import torch
 
 from deqlm.models import ImplicitLM
 from deqlm.training import write_atomically
+from deqlm.training.experiment import differences
 from examples.loop import train
 from examples.loop.log import environment
 from examples.state_tracking.data import word_problem
@@ -41,7 +42,7 @@ def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | N
     path = folder / RESULT
     if path.exists():
         found = read_json(path)
-        if found["recipe"] == wanted:
+        if not differences(found["recipe"], wanted):
             return found
         raise ValueError(f"{path} is the result of other settings: choose another folder with --out, or remove it")
     model, training = trained(recipe, folder, device=device, progress=progress)

@@ -110,9 +110,9 @@ def test_another_experiment_is_refused_by_the_names_of_its_fields(tmp_path):
     there = {"options": {"lr": 0.1, "betas": (0.9, 0.95)}, "stages": [{"length": 2}, {"length": 4}], "seed": 0}
     path = save_checkpoint(tmp_path, 1, {}, experiment=there)
     assert load_checkpoint(path, experiment=there) == (1, {})
-    here = {"options": {"lr": 0.2, "betas": (0.9, 0.95)}, "stages": [{"length": 2}, {"length": 8}], "clip": None}
+    here = {"options": {"lr": 0.2, "betas": (0.9, 0.95)}, "stages": [{"length": 2}, {"length": 8}], "clip": 1}
     message = (
-        r"another experiment: clip is missing there and null here; options.lr is 0.1 there and 0.2 here; "
+        r"another experiment: clip is missing there and 1 here; options.lr is 0.1 there and 0.2 here; "
         r"seed is 0 there and missing here; stages\[1\].length is 4 there and 8 here$"
     )
     with pytest.raises(CheckpointError, match=message):
@@ -123,6 +123,13 @@ def test_many_differences_are_counted():
     text = differences({str(i): 0 for i in range(20)}, {})
     assert text.endswith("; and 13 more fields")  # the empty mapping is a field of its own
     assert differences({"a": [1, [2]], "b": {}}, {"a": (1, (2,)), "b": {}}) == ""
+
+
+def test_an_option_that_came_later_is_no_difference_while_it_is_off():
+    assert differences({"a": 1}, {"a": 1, "window": None, "data": {"openings": False}}) == ""
+    assert differences({"a": 1, "window": None}, {"a": 1}) == ""
+    assert "window is missing there and 2 here" in differences({"a": 1}, {"a": 1, "window": 2})
+    assert "window is null there and false here" in differences({"window": None}, {"window": False})
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
