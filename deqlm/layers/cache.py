@@ -64,7 +64,9 @@ class KVCache(NamedTuple):
         surplus = self.k.shape[2] - count
         if surplus <= 0 or self.mask is not None:
             return self
-        return KVCache(self.k[:, :, surplus:], self.v[:, :, surplus:], None, self.forgotten + surplus)
+        # a view would keep what is forgotten alive
+        k, v = (t[:, :, surplus:].clone() for t in (self.k, self.v))
+        return KVCache(k, v, None, self.forgotten + surplus)
 
     def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> KVCache:
         """Return the cache with further tokens, ``k`` and ``v`` (B, KV, L, P), ``mask`` (B, L) or None."""

@@ -148,6 +148,7 @@ def test_a_window_forgets_what_no_later_token_sees():
         got, cache = attention.forward_chunk(z[:, start:stop], u[:, start:stop], cache)
         assert_near(got, want[:, start:stop])
         assert (cache.k.shape[2], cache.length) == (2, stop)
+        assert cache.k.untyped_storage().nbytes() == cache.k.numel() * 4
     # with padding nothing is forgotten, but for what was before
     mask = torch.tensor([[True, False, True]] * 3)
     context = Context.open(attention, z[:, :3], mask=mask, offset=9, committed=cache.committed)
