@@ -98,7 +98,8 @@ class Context:
                 weights[part] = part.weight
             elif isinstance(part, VariationalDropout) and part.active:
                 noise[part] = part.draw(batch, like.device, like.dtype)
-            if unhooked(part, nn.Linear):
+            if unhooked(part, nn.Linear) and type(part.weight) is nn.Parameter:
+                # shards that are gathered by hooks of an outer module are of another type
                 linears[part] = (part.weight, part.bias)
             elif unhooked(part, NormedLinear):
                 linears[part] = (weights[part], part.bias)

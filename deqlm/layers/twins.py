@@ -30,7 +30,7 @@ def twin_of(part: nn.Module, weights: Mapping[nn.Module, Tensor], build: Build) 
     """Return the compiled twin of ``part`` with its parameters of now, or None if it has none.
 
     A twin says by ``takes(x)`` whether it may stand for the layer at an input. Layers other than ``nn.RMSNorm`` make
-    their own by a method ``twin(weights, build)``.
+    their own by a method ``twin(weights, build)`` of their class.
 
     Args:
         part: a layer.

@@ -51,7 +51,7 @@ class Measure:
 
     def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
         self.stop = stop
-        self.leaves = frame.leaves or (tuple(z.shape[1:]),)
+        self.leaves = tuple(map(tuple, frame.leaves or ())) or (tuple(z.shape[1:]),)
         self.scale = _scale(frame.scale, z)
         self.floor: float | Tensor = stop.atol + SMALLEST
         if frame.unit is not None:

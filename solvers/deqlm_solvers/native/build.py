@@ -137,7 +137,7 @@ def _compile(compiler: list[str], flags: tuple[str, ...], source: Path, path: Pa
 def _sound(path: Path) -> bool:
     """Say whether a library is there and whole: one that was cut short can crash the process that loads it."""
     digest = path.with_suffix(DIGEST)
-    return path.exists() and digest.exists() and digest.read_text() == _digest_of(path)
+    return path.exists() and digest.exists() and digest.read_bytes() == _digest_of(path).encode()
 
 
 def _compiler() -> list[str]:
