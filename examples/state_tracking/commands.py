@@ -136,6 +136,7 @@ def train(args: Namespace) -> None:
         given["window"] = args.sliding_window
     model = (transformer if attends else implicit)(args.problem, **given)
     label = f"{args.family} {args.mixer}, {args.layers} layer{'s' * (args.layers > 1)}"
+    label += "" if args.sliding_window is None else f", window of {args.sliding_window}"
     settings = {name: getattr(args, name) for name in GENERAL}
     recipe = general(args.problem, model=model, label=label, **settings, start=attends, checkpoint_every=100)
     folder = args.out / f"{args.problem}-{label.replace(', ', '-').replace(' ', '')}-{args.seed}"

@@ -62,7 +62,7 @@ def part_recipes(part: str, *, quick: bool = False) -> list[Recipe]:
             for seed in range(2)
         ]
     elif part == "S5":
-        settings = {"steps": 4500, "length": 32, "tokens": 1024, "max_iter": 64, "until": (0.9, 0.9, 0.9, 0.98)}
+        settings = {"steps": 6500, "length": 32, "tokens": 1024, "max_iter": 64, "until": (0.9, 0.9, 0.9, 0.97)}
         recipes = [
             general(
                 "S5",

@@ -195,6 +195,8 @@ def test_full_compares_at_equal_steps_and_equal_time(tmp_path, capsys):
     assert main(["full", "--quick", "--groups", "Z2", "--workers", "1", "--no-progress", "--out", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "quick/Z2.json").read_text())
     assert len(data["search"]) == 4 * len(full.RATES)
+    seeds = {kind: {t["seed"] for r in data[kind] for t in r["recipe"]["tests"]} for kind in ("search", "equal_time")}
+    assert seeds == {"search": {0}, "equal_time": {1}}
     steps = {r["training"]["steps"] for r in data["equal_steps"]}
     assert steps == {4}
     assert {t["length"] for r in data["equal_time"] for t in r["tests"]} == set(recipes.LENGTHS)
