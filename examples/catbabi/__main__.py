@@ -24,13 +24,11 @@ from pathlib import Path
 from examples.catbabi import commands
 from examples.catbabi.recipes import (
     CPU_OPENINGS,
-    CPU_STEPS,
     CPU_TASKS,
     PAPER_RATES,
     PAPER_ROWS,
     RATES,
     RATES_TRIED,
-    TWIN_STEPS,
 )
 from examples.loop.command import add_command, add_workers, commands_of, run_command
 
@@ -114,15 +112,12 @@ def parser() -> argparse.ArgumentParser:
     )
     look.add_argument("--device", default="cpu", help="where to run (default %(default)s)")
 
-    tried = ", ".join(f"{rate:g}" for rate in RATES_TRIED)
-    search = add_command(
-        names, "search", commands.search, f"train the twin of `cpu` at the rates {tried} and keep the best", out=OUT
-    )
+    counts = " and ".join(f"{steps:,}" for steps in RATES_TRIED)
+    about = f"train the twin of `cpu` at four rates for {counts} steps each, and keep the best of each"
+    search = add_command(names, "search", commands.search, about, out=OUT)
     _stories(search, CPU_DEFAULT)
     add_workers(search)
-    search.add_argument(
-        "--steps", type=int, default=CPU_STEPS * TWIN_STEPS, help="optimizer steps (default %(default)s, as in cpu)"
-    )
+    search.add_argument("--quick", action="store_true", help="three steps of each, to see that it runs")
     search.add_argument("--rates", type=Path, default=RATES, metavar="FILE", help="where to store what was found")
     return made
 

@@ -49,24 +49,32 @@ def cpu(args: Namespace) -> None:
 
 def search(args: Namespace) -> None:
     data, tasks = stories(args, CPU_TASKS)
-    words, steps = _words(data, tasks), args.steps
-    recipes = [cpu_twin(words, tasks, lr=lr, seed=SEARCH_SEED, steps=steps) for lr in RATES_TRIED]
-    jobs = [(recipe, args.out / f"{_slug(recipe)}-{recipe.loop.lr:g}-{steps}") for recipe in recipes]
+    words = _words(data, tasks)
+    cases = [(steps, lr) for steps, rates in RATES_TRIED.items() for lr in rates]
+    recipes = [cpu_twin(words, tasks, lr=lr, seed=SEARCH_SEED, steps=steps) for steps, lr in cases]
+    if args.quick:
+        recipes = [_shortened(recipe) for recipe in recipes]
+    out = args.out / "quick" if args.quick else args.out
+    jobs = [(r, out / f"{_slug(r)}-{lr:g}-{steps}") for r, (steps, lr) in zip(recipes, cases, strict=True)]
     results = run_jobs(jobs, workers=args.workers, progress=args.progress, do=partial(run, data=data))
     print(report.comparison(results))
     found = [
         {
-            "lr": r["recipe"]["loop"]["lr"],
+            "steps": steps,
+            "lr": lr,
             "valid": r["valid"]["accuracy"],
-            "steps": r["training"]["steps"],
             "cpu_seconds": round(r["training"]["seconds"]["cpu"], 1),
         }
-        for r in results
+        for r, (steps, lr) in zip(results, cases, strict=True)
     ]
-    best = max(found, key=lambda row: row["valid"])["lr"]
+    best = {
+        steps: max((row for row in found if row["steps"] == steps), key=lambda row: row["valid"])["lr"]
+        for steps in RATES_TRIED
+    }
     where = {"tasks": None if tasks is None else list(tasks), "seed": SEARCH_SEED}
-    write_json(args.rates, {"best": best, "tried": found, **where, "environment": results[0]["environment"]})
-    tell([args.rates])
+    path = out / "rates.json" if args.quick else args.rates
+    write_json(path, {"best": best, "tried": found, **where, "environment": results[0]["environment"]})
+    tell([path])
 
 
 def paper(args: Namespace) -> None:

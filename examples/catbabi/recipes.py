@@ -45,7 +45,8 @@ CPU_OPENINGS = Stage(length=40, rows=22)
 RATES = Path(__file__).with_name("rates.json")
 """What the search of the twin's learning rate tried and found; ``search`` writes it."""
 
-RATES_TRIED = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES_TRIED = {CPU_STEPS * TWIN_STEPS: (3e-4, 1e-3, 3e-3, 1e-2), CPU_STEPS: (1e-3, 3e-3, 1e-2, 3e-2)}
+"""Learning rates of the twin that are tried, for each number of steps that it takes; fewer steps bear larger ones."""
 
 PAPER_STEPS, PAPER_UNROLLED = 15_000, 5_000
 PAPER_ITERATIONS = 32
@@ -55,7 +56,7 @@ PAPER_ROWS = (128, 256)
 
 
 def cpu_recipes(words: int, tasks: tuple[int, ...] | None = CPU_TASKS, *, seed: int = 0) -> list[Recipe]:
-    """Return one implicit layer, and the same block as an explicit layer at its best stored rate.
+    """Return one implicit layer, and the same block as an explicit layer at its best stored rates.
 
     The twin is trained twice: with more steps, so that it has the time of the implicit model, and with equal steps.
     Windows are independent; in the first three fifths of the steps they hold openings of stories, then whole ones.
@@ -69,8 +70,7 @@ def cpu_recipes(words: int, tasks: tuple[int, ...] | None = CPU_TASKS, *, seed: 
     loop = _cpu_loop(CPU_STEPS, lr=3e-3, seed=seed, phases=phases, curriculum=_openings_first(CPU_STEPS))
     model = _small(words, eval_max_iter=100)
     solved = Recipe(label="implicit, 1 layer", tasks=tasks, openings=True, model=model, loop=loop)
-    twin = cpu_twin(words, tasks, lr=found_rate(), seed=seed)
-    fewer = cpu_twin(words, tasks, lr=found_rate(), seed=seed, steps=CPU_STEPS)
+    twin, fewer = (cpu_twin(words, tasks, lr=found_rate(n), seed=seed, steps=n) for n in RATES_TRIED)
     return [solved, twin, fewer.replace(label=f"{fewer.label}, equal steps")]
 
 
@@ -79,8 +79,8 @@ def cpu_twin(
     tasks: tuple[int, ...] | None = CPU_TASKS,
     *,
     lr: float,
+    steps: int,
     seed: int = 0,
-    steps: int = CPU_STEPS * TWIN_STEPS,
 ) -> Recipe:
     """Return the explicit twin of `cpu_recipes`.
 
@@ -88,17 +88,17 @@ def cpu_twin(
         words: of the vocabulary.
         tasks: numbers; None is all there are.
         lr: highest learning rate.
-        seed: of weights and batches.
         steps: optimizer steps, at least 2.
+        seed: of weights and batches.
     """
     loop = _cpu_loop(steps, lr=lr, seed=seed, curriculum=_openings_first(steps))
     model = _small(words, implicit=False)
     return Recipe(label="explicit, 1 layer", tasks=tasks, openings=True, model=model, loop=loop)
 
 
-def found_rate() -> float:
-    """Return the learning rate of the explicit twin that the stored search found best."""
-    return read_json(RATES)["best"]
+def found_rate(steps: int) -> float:
+    """Return the learning rate of the explicit twin that the stored search found best for so many ``steps``."""
+    return read_json(RATES)["best"][str(steps)]
 
 
 def paper_recipes(

@@ -9,6 +9,7 @@ import pytest
 from examples.catbabi import commands, experiment
 from examples.catbabi.__main__ import main
 from examples.catbabi.data import write_folder
+from examples.catbabi.recipes import RATES_TRIED
 
 TINY = ["--steps", "2", "--unrolled", "1", "--max-iter", "2", "--width", "16", "--length", "60", "--rows", "2"]
 
@@ -148,3 +149,16 @@ def test_help_names_every_command(capsys):
     out = capsys.readouterr().out
     for command in ("cpu", "paper", "train", "evaluate", "search"):
         assert f"examples.catbabi {command}" in out
+
+
+@pytest.mark.slow
+def test_search_tries_every_rate_at_both_numbers_of_steps(stories, tmp_path, capsys):
+    arguments = ["search", "--quick", "--data", stories, "--workers", "1", "--no-progress", "--out", tmp_path]
+    status, _, _ = call(capsys, *arguments, "--rates", tmp_path / "untouched.json")
+    assert status == 0
+    found = json.loads((tmp_path / "quick/rates.json").read_text())
+    assert {(row["steps"], row["lr"]) for row in found["tried"]} == {
+        (steps, lr) for steps, rates in RATES_TRIED.items() for lr in rates
+    }
+    assert set(found["best"]) == {str(steps) for steps in RATES_TRIED}
+    assert not (tmp_path / "untouched.json").exists()
