@@ -18,7 +18,7 @@ GROUPS = {"S3": 1000, "Z2": 600, "Z3": 600, "A4": 2000}
 
 WIDTHS = {"S3": 32, "Z2": 32}
 WIDER = 64
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = (0, 1, 2, 3, 4)
 SEARCH_SEED = 1000
 """Not one of those that are shown."""
