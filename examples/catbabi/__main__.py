@@ -29,6 +29,7 @@ from examples.catbabi.recipes import (
     PAPER_ROWS,
     RATES,
     RATES_TRIED,
+    TWINS,
 )
 from examples.loop.command import add_command, add_workers, commands_of, run_command
 
@@ -112,8 +113,8 @@ def parser() -> argparse.ArgumentParser:
     )
     look.add_argument("--device", default="cpu", help="where to run (default %(default)s)")
 
-    counts = " and ".join(f"{steps:,}" for steps in RATES_TRIED)
-    about = f"train the twin of `cpu` at four rates for {counts} steps each, and keep the best of each"
+    counts = " and ".join(f"{steps:,}" for steps in TWINS)
+    about = f"train the twin of `cpu` at {len(RATES_TRIED)} rates for {counts} steps each, and keep the best of each"
     search = add_command(names, "search", commands.search, about, out=OUT)
     _stories(search, CPU_DEFAULT)
     add_workers(search)

@@ -15,7 +15,7 @@ from examples.catbabi import report
 from examples.catbabi.evaluate import guesses, score
 from examples.catbabi.experiment import how_to_test, made_up, read_corpus, read_run, run
 from examples.catbabi.recipe import Recipe
-from examples.catbabi.recipes import CPU_TASKS, RATES_TRIED, cpu_recipes, cpu_twin, own_recipe, paper_recipes
+from examples.catbabi.recipes import CPU_TASKS, RATES_TRIED, TWINS, cpu_recipes, cpu_twin, own_recipe, paper_recipes
 from examples.state_tracking.commands import drawn, tell
 from examples.state_tracking.experiment import write_json
 from examples.state_tracking.jobs import run_jobs
@@ -50,7 +50,7 @@ def cpu(args: Namespace) -> None:
 def search(args: Namespace) -> None:
     data, tasks = stories(args, CPU_TASKS)
     words = _words(data, tasks)
-    cases = [(steps, lr) for steps, rates in RATES_TRIED.items() for lr in rates]
+    cases = [(steps, lr) for steps in TWINS for lr in RATES_TRIED]
     recipes = [cpu_twin(words, tasks, lr=lr, seed=SEARCH_SEED, steps=steps) for steps, lr in cases]
     if args.quick:
         recipes = [_shortened(recipe) for recipe in recipes]
@@ -69,7 +69,7 @@ def search(args: Namespace) -> None:
     ]
     best = {
         steps: max((row for row in found if row["steps"] == steps), key=lambda row: row["valid"])["lr"]
-        for steps in RATES_TRIED
+        for steps in TWINS
     }
     where = {"tasks": None if tasks is None else list(tasks), "seed": SEARCH_SEED}
     path = out / "rates.json" if args.quick else args.rates

@@ -19,6 +19,7 @@ __all__ = [
     "PAPER_ROWS",
     "RATES",
     "RATES_TRIED",
+    "TWINS",
     "TWIN_STEPS",
     "cpu_recipes",
     "cpu_twin",
@@ -45,8 +46,9 @@ CPU_OPENINGS = Stage(length=40, rows=22)
 RATES = Path(__file__).with_name("rates.json")
 """What the search of the twin's learning rate tried and found; ``search`` writes it."""
 
-RATES_TRIED = {CPU_STEPS * TWIN_STEPS: (3e-4, 1e-3, 3e-3, 1e-2), CPU_STEPS: (1e-3, 3e-3, 1e-2, 3e-2)}
-"""Learning rates of the twin that are tried, for each number of steps that it takes; fewer steps bear larger ones."""
+RATES_TRIED = (1e-3, 3e-3, 1e-2, 3e-2)
+TWINS = (CPU_STEPS * TWIN_STEPS, CPU_STEPS)
+"""Steps of the twin in its two trainings; each has a learning rate of its own."""
 
 PAPER_STEPS, PAPER_UNROLLED = 15_000, 5_000
 PAPER_ITERATIONS = 32
@@ -70,7 +72,7 @@ def cpu_recipes(words: int, tasks: tuple[int, ...] | None = CPU_TASKS, *, seed: 
     loop = _cpu_loop(CPU_STEPS, lr=3e-3, seed=seed, phases=phases, curriculum=_openings_first(CPU_STEPS))
     model = _small(words, eval_max_iter=100)
     solved = Recipe(label="implicit, 1 layer", tasks=tasks, openings=True, model=model, loop=loop)
-    twin, fewer = (cpu_twin(words, tasks, lr=found_rate(n), seed=seed, steps=n) for n in RATES_TRIED)
+    twin, fewer = (cpu_twin(words, tasks, lr=found_rate(n), seed=seed, steps=n) for n in TWINS)
     return [solved, twin, fewer.replace(label=f"{fewer.label}, equal steps")]
 
 
