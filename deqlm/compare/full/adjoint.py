@@ -82,7 +82,7 @@ def measure_adjoint(
             both, forward = taken[2 * i : 2 * i + 2]
             entry["forward_ms"], entry["backward_ms"] = 1e3 * forward, 1e3 * (both - forward)
         for entry in entries:
-            entry.pop("run"), entry.pop("forward")
+            del entry["run"], entry["forward"]
         records.append(
             {
                 "map": m.name,
