@@ -46,7 +46,7 @@ CPU_OPENINGS = Stage(length=40, rows=22)
 RATES = Path(__file__).with_name("rates.json")
 """What the search of the twin's learning rate tried and found; ``search`` writes it."""
 
-RATES_TRIED = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES_TRIED = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TWINS = (CPU_STEPS * TWIN_STEPS, CPU_STEPS)
 """Steps of the twin in its two trainings; each has a learning rate of its own."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from deqlm.models import LMOptions
-from examples.state_tracking.experiment import write_json
+from examples.loop.train import TrainingError
+from examples.state_tracking.experiment import run, write_json
 from examples.state_tracking.jobs import run_jobs
 from examples.state_tracking.recipe import Recipe
 from examples.state_tracking.recipes import LENGTHS, explicit, general, implicit, tests
 
-__all__ = ["GROUPS", "RATES", "SEEDS", "best_run", "compare"]
+__all__ = ["GROUPS", "RATES", "SEEDS", "attempt", "best_run", "compare"]
 
 GROUPS = {"S3": 1000, "Z2": 600, "Z3": 600, "A4": 2000}
 """Groups, and the steps of every model at equal steps."""
@@ -55,11 +57,11 @@ def compare(
         few = {"rows": 8, "batch": 8, "max_iter": 8} if quick else {}
         return made.replace(tests=tests(LENGTHS, seed=sequences, **few))
 
-    def runs(recipes: list[Recipe], stage: str) -> list[dict[str, Any]]:
+    def runs(recipes: list[Recipe], stage: str, do: Callable[..., dict[str, Any]] = run) -> list[dict[str, Any]]:
         jobs = [(r, out / group / stage / f"{_slug(r.label)}-{r.loop.lr:g}-{r.loop.seed}") for r in recipes]
-        return run_jobs(jobs, workers=workers, progress=progress)
+        return run_jobs(jobs, workers=workers, progress=progress, do=do)
 
-    tried = runs([recipe(label, lr, SEARCH_SEED, steps, TRIED) for label in models for lr in RATES], "search")
+    tried = runs([recipe(label, lr, SEARCH_SEED, steps, TRIED) for label in models for lr in RATES], "search", attempt)
     best = {label: best_run([r for r in tried if r["label"] == label]) for label in models}
     rates = {label: result["recipe"]["loop"]["lr"] for label, result in best.items()}
     equal_steps = runs([recipe(label, rates[label], seed, steps) for label in models for seed in seeds], "equal_steps")
@@ -81,6 +83,14 @@ def compare(
     return data
 
 
+def attempt(recipe: Recipe, folder: Path, **how: Any) -> dict[str, Any]:
+    """Run a recipe as `run` does; a training that breaks down is a result without tests, which says why."""
+    try:
+        return run(recipe, folder, **how)
+    except TrainingError as error:
+        return {"label": recipe.label, "recipe": recipe.to_dict(), "tests": [], "failed": str(error)}
+
+
 def best_run(tried: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the run with the highest accuracy over all tokens at the trained length, the middle one of equal runs.
 
@@ -99,7 +109,7 @@ def _models(group: str) -> dict[str, LMOptions]:
 
 
 def _trained_accuracy(result: dict[str, Any]) -> float:
-    return next(test["mean"] for test in result["tests"] if test["length"] == TRAINED)
+    return next((test["mean"] for test in result["tests"] if test["length"] == TRAINED), -1.0)
 
 
 def _seconds_per_step(result: dict[str, Any]) -> float:

@@ -89,6 +89,8 @@ def spread_table(results: Sequence[Data], *, metric: str = "last", solved: float
 def rate_table(tried: Sequence[Data], *, length: int, markdown: bool = False) -> str:
     """Return one line per label: accuracy over all tokens of ``length`` that each learning rate reached.
 
+    "broke" is a training that ended with numbers that are not finite.
+
     Args:
         tried: results of one seed, the same rates for every label.
         length: the trained one.
@@ -98,8 +100,8 @@ def rate_table(tried: Sequence[Data], *, length: int, markdown: bool = False) ->
     rows = []
     for label in dict.fromkeys(r["label"] for r in tried):
         found = {r["recipe"]["loop"]["lr"]: r for r in tried if r["label"] == label}
-        means = [next(t["mean"] for t in found[rate]["tests"] if t["length"] == length) for rate in rates]
-        rows.append([label, *(f"{accuracy:.3f}" for accuracy in means)])
+        means = [next((t["mean"] for t in found[rate]["tests"] if t["length"] == length), None) for rate in rates]
+        rows.append([label, *("broke" if accuracy is None else f"{accuracy:.3f}" for accuracy in means)])
     return table(["model", *(f"lr={rate:g}" for rate in rates)], rows, markdown=markdown)
 
 

@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from examples.loop.train import TrainingError
 from examples.state_tracking import commands, demo, full, page, plots, recipes, report, search, small
 from examples.state_tracking.__main__ import main
 
@@ -217,6 +218,18 @@ def tried(lr, mean, label="a"):
 def test_the_best_rate_is_the_middle_one_of_equals(means, best):
     runs = [tried(lr, mean) for lr, mean in zip((0.001, 0.01, 0.1), means, strict=True)]
     assert full.best_run(runs)["recipe"]["loop"]["lr"] == best
+
+
+def test_a_training_that_breaks_is_the_worst_of_a_search(monkeypatch, tmp_path):
+    def breaks(recipe, folder, **how):
+        raise TrainingError("grad_norm is nan at step 3")
+
+    monkeypatch.setattr(full, "run", breaks)
+    broken = full.attempt(recipes.demo_recipes("S3")[0], tmp_path, progress=False)
+    assert broken["failed"] == "grad_norm is nan at step 3"
+    other = tried(0.001, 0.0, broken["label"])
+    assert full.best_run([other, broken]) is other
+    assert report.rate_table([other, broken], length=full.TRAINED).split()[-1] == "broke"
 
 
 def test_the_table_of_rates_has_a_line_per_model():
