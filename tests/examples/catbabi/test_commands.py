@@ -153,7 +153,20 @@ def test_help_names_every_command(capsys):
 
 @pytest.mark.slow
 def test_search_tries_every_rate_at_both_numbers_of_steps(stories, tmp_path, capsys):
-    arguments = ["search", "--quick", "--data", stories, "--workers", "1", "--no-progress", "--out", tmp_path]
+    arguments = [
+        "search",
+        "--quick",
+        "--data",
+        stories,
+        "--tasks",
+        "1",
+        "6",
+        "--workers",
+        "1",
+        "--no-progress",
+        "--out",
+        tmp_path,
+    ]
     status, _, _ = call(capsys, *arguments, "--rates", tmp_path / "untouched.json")
     assert status == 0
     found = json.loads((tmp_path / "quick/rates.json").read_text())
