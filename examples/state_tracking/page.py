@@ -158,7 +158,7 @@ def _part(part: str, data: Data) -> str:
 
 def _full(group: str, data: Data) -> str:
     rates = ", ".join(f"{label} {rate:g}" for label, rate in data["rates"].items())
-    parts = [f"#### {group}", f"Rates by search: {rates}. Accuracy over all of {TRAINED} tokens, one seed:"]
+    parts = [f"### {group}, every model", f"Rates by search: {rates}. Accuracy over all of {TRAINED} tokens, one seed:"]
     parts.append(report.rate_table(data["search"], length=TRAINED, markdown=True))
     for kind in ("equal_steps", "equal_time"):
         for metric, words in (("last", "last token"), ("last10", "last ten tokens")):
