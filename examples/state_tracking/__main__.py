@@ -4,7 +4,7 @@ A sequence of group elements goes in, and at every position the product of all e
 implicit layer learns that on short sequences and goes on with longer ones; see README.md for what to expect.
 
     python -m examples.state_tracking demo              a minute: S3, one implicit layer against explicit ones
-    python -m examples.state_tracking cpu               half an hour: Z2, Z3, S3, A5, transformers, modes
+    python -m examples.state_tracking cpu               half an hour: Z2, Z3, S3, A5, S5, transformers, modes
     python -m examples.state_tracking full              hours: rates, equal steps, equal time, five seeds
     python -m examples.state_tracking paper --help      the authors' size, on one GPU
     python -m examples.state_tracking train --help      a model of your own
