@@ -169,6 +169,15 @@ class StepSolver(Solver):
         """Return `Solution.picked` and `Solution.choices` for the last state, or None where there was no choice."""
         return None
 
+    def final(self, state: Any) -> Tensor | None:
+        """Return the rows, (B,) bool, that a bad point ends now: one that is not finite, or beyond `Stop.divergence`.
+
+        A rule that refuses such a point and tries another one from where it was says False for the rows that have
+        another one to try; the loop then takes the point for no point of theirs. ``state`` is that before the point is
+        seen. None, the default, is every row.
+        """
+        return None
+
     def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
         from deqlm_solvers.driver import drive
 

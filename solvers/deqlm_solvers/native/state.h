@@ -32,6 +32,7 @@ struct Row {
     double first_norm, norm, last_norm, plain_below, best_norm, base_norm, unit, damping, length;
     int64_t steps, since, due, gap, prefix, count, newest, idle;
     uint8_t active, stalled, plain, best_pending, restart_pending, started;
+    uint8_t final;  // a point that is not finite, or beyond the divergence limit, ends the row: no other one is left to try
 };
 
 struct Solve {

@@ -186,7 +186,7 @@ void open(Solve& s, const void* z) {
         row.limit = row.best_ratio = row.best_residual = row.best_relative = infinity;
         row.residual = row.relative = row.mark = row.half_residual = row.half_relative = infinity;
         row.before = std::numeric_limits<double>::quiet_NaN();
-        row.gap = row.active = 1;
+        row.gap = row.active = row.final = 1;
         row.damping = s.damping;
         row.newest = -1 + s.pairs;
         row.plain = s.plain_rate > 0;
