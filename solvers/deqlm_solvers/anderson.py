@@ -97,8 +97,14 @@ class Anderson(Secant):
         if self.memory == 1 or not self.plain_rate:
             return None
         if state.watch is None:
-            return torch.zeros(state.damping.shape[0], dtype=torch.int8, device=state.damping.device), CHOICES
+            return torch.zeros(len(state.unit), dtype=torch.int8, device=state.unit.device), CHOICES
         return (~state.watch.plain[:, 0]).to(torch.int8), CHOICES
+
+    def fits_scale(self) -> bool:
+        return True
+
+    def final(self, state: SecantState) -> Tensor | None:
+        return None if self.memory == 1 else super().final(state)
 
     def plain_below(self) -> float:
         return self.plain_rate

@@ -88,6 +88,9 @@ class Broyden(Secant):
     def initial_damping(self) -> float:
         return self.damping
 
+    def fits_scale(self) -> bool:
+        return self.update == "bad"
+
     def product_names(self) -> tuple[str, ...]:
         return ("ss", "sy") if self.update == "good" else ("yy",)
 
@@ -114,27 +117,38 @@ class Broyden(Secant):
         return _scaled_solve(yy.tril(), pairs.products(pairs.y, r), yy.diagonal(dim1=1, dim2=2), pairs)
 
     def _advance(
-        self, at: Evaluation, norm: Tensor, sound: Tensor, state: SecantState, skip: Tensor | None = None
+        self,
+        at: Evaluation,
+        norm: Tensor,
+        sound: Tensor,
+        state: SecantState,
+        back: Tensor | None = None,
+        held: Tensor | None = None,
     ) -> Tensor:
         if self.line_search is None:
-            return super()._advance(at, norm, sound, state, skip)
+            return super()._advance(at, norm, sound, state, back, held)
         before = replace(state)
         assert before.direction is not None and before.length is not None
         count = before.pairs.count
         enough = norm <= (1 - 1e-4 * before.length) * before.base_norm
         shorten = ~enough & (before.length > self.SHORTEST)
-        z_next = super()._advance(at, norm, sound, state, shorten)
+        z_next = super()._advance(at, norm, sound, state, back, shorten)
         assert state.direction is not None and state.length is not None
         half = 0.5 * before.length
         state.base_norm = torch.where(shorten, before.base_norm, _base_norm(state))
         state.pairs.count = torch.where(shorten, count + 1, state.pairs.count)
         state.base_z = torch.where(shorten, before.base_z, state.base_z)
         state.base_r = torch.where(shorten, before.base_r, state.base_r)
-        state.damping = torch.where(shorten, before.damping, state.damping)
         state.direction = torch.where(shorten, before.direction, state.direction)
         state.length = torch.where(shorten, half, state.length)
         shortened = before.base_z + half.to(z_next.dtype) * before.direction
         return torch.where(shorten, shortened, z_next)
+
+    def final(self, state: SecantState) -> Tensor | None:
+        final = super().final(state)
+        if final is None or state.length is None:
+            return final
+        return final & ~(state.length[:, 0] > self.SHORTEST)
 
     def _propose(self, state: SecantState, step: Tensor) -> None:
         if self.line_search is not None:
