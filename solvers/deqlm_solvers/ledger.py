@@ -35,7 +35,7 @@ class Ledger(ABC):
         self.trace: list[Tensor] = []
 
     @abstractmethod
-    def record(self, k: int, at: Evaluation, last: bool) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
         """Take evaluation number ``k`` (from 0), the last one if ``last``."""
 
     def finished(self, k: int, last: bool) -> bool:
@@ -102,7 +102,7 @@ class RowLedger(Ledger):
             self.best_prefix = torch.zeros_like(self.steps)
             self.token_steps: Tensor | None = None
 
-    def record(self, k: int, at: Evaluation, last: bool) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
         self.k, self.count = k, None
         if not self.schedule.tests(k, last):
             self._trace(None, self.active)
@@ -113,6 +113,9 @@ class RowLedger(Ledger):
             self.first_ratio = reading.ratio
         self.reading = reading
         tested = self.schedule.narrow(k, self.active, last)
+        if final is not None and not last:
+            bad = ~(reading.residual <= self.limit) | ~reading.residual.isfinite()
+            tested = tested & ~(bad & ~final)
         self._trace(reading, tested | ~self.active)
         self.steps.masked_fill_(tested, k + 1)
         now = torch.stack((reading.residual, reading.relative))
@@ -247,7 +250,7 @@ class BudgetLedger(Ledger):
         super().__init__(stop, frame, z)
         self.start = z.detach()
 
-    def record(self, k: int, at: Evaluation, last: bool) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
         self.last = (at.fz, at.r)
         if self.stop.trace:
             self.trace.append(self.measure(*self.last).residual)
@@ -285,7 +288,7 @@ class BestMapLedger(Ledger):
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
         self.count = torch.zeros((), dtype=torch.int64, device=z.device)
 
-    def record(self, k: int, at: Evaluation, last: bool) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
         reading = self.measure(at.fz, at.r)
         size = self.measure.size(at.fz)
         relative = reading.residual / (size + 1e-9)

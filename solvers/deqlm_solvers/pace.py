@@ -94,7 +94,7 @@ class TorchPace(Pace):
             z = self.whole.z.index_copy(0, self.rows, at.z)
             at = Evaluation(z, self.whole.fz.index_copy(0, self.rows, at.fz))
         self.whole = at
-        self.ledger.record(k, at.detached(), last)
+        self.ledger.record(k, at.detached(), last, self.solver.final(self.state))
         if self.ledger.finished(k, last) or (last and not self.ledger.steps_after_last):
             return at.z, False
         z_next, self.state = self.solver.step(self.evaluate.call, at, self.state)

@@ -126,6 +126,17 @@ void record(Solve& s, int64_t i, const T* z, const T* fz, int64_t k, int64_t fla
     bool have_norm = false;
     if (due) {
         const Reading at = read(s, i, z, fz, sums);
+        if (!row.final && !(flags & LAST) && !(std::isfinite(at.residual) && at.residual <= row.limit)) {
+            row.due = k + 1;
+            if (row.best_pending) {
+                copy<T>(slot<T>(s, s.ring_s, i, pending_slot(s, row)), 0, s.best_z, i, s.unknowns);
+                row.best_pending = 0;
+            }
+            double residual, size;
+            both_square_sums(z, fz, s.unknowns, residual, size);
+            row.norm = std::sqrt(residual);
+            return;
+        }
         if (!row.started) row.limit = at.residual * s.divergence, row.first_ratio = at.ratio, row.started = 1;
         row.steps = k + 1;
         row.residual = at.residual, row.relative = at.relative, row.ratio = at.ratio;
