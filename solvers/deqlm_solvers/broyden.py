@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class Broyden(Secant):
     floating dtype; small systems in float64.
 
     Args:
-        memory: secant pairs kept, >= 1; memory of the solver is 2 memory states.
+        memory: secant pairs kept, >= 1; memory of the solver is 2 memory states. More than 4 N or ``max_iter``, or than
+            one where N is 1, are not kept.
         update: "good" (secant equation for the Jacobian, least change of it) or "bad" (least change of its inverse).
         damping: the initial inverse Jacobian of r is -damping times the identity, in (0, 1].
         line_search: None, or "armijo": a row's step is halved until ||r|| falls below (1 - 1e-4 t) times its value at
@@ -63,6 +64,7 @@ class Broyden(Secant):
 
     SHORTEST: ClassVar[float] = 1 / 16
     GROWTH: ClassVar[float] = 1e8
+    HISTORY: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         whole("memory", self.memory, 1)
@@ -87,6 +89,14 @@ class Broyden(Secant):
 
     def initial_damping(self) -> float:
         return self.damping
+
+    def fitted(self, unknowns: int, max_iter: int) -> Self:
+        """Keep ``HISTORY`` pairs per unknown, or one for a single unknown, which the newest pair solves.
+
+        Pairs beyond N depend on each other, but N alone take nearly twice the evaluations of 4 N, and more gain nothing.
+        """
+        most = max(1, min(self.HISTORY * unknowns if unknowns > 1 else 1, max_iter))
+        return self if self.memory <= most else self.replace(memory=most)
 
     def fits_scale(self) -> bool:
         return self.update == "bad"

@@ -181,7 +181,7 @@ class StepSolver(Solver):
     def fitted(self, unknowns: int, max_iter: int) -> Self:
         """Return the solver with buffers no longer than a solve can use; self, the default, where none are too long.
 
-        The loop asks for it before `init` and `kernel`, so it may change no answer.
+        The loop asks for it before `init` and `kernel`. What it leaves out must help no solve of that size.
 
         Args:
             unknowns: N, >= 0.
