@@ -25,7 +25,8 @@ class Reading:
         return max(self.sizes, default=0.0)
 
     def within(self, slack: float = 0.0) -> bool:
-        return all(r <= t * (1 + slack) + 1e-300 for r, t in zip(self.residuals, self.tolerances, strict=True))
+        pairs = zip(self.residuals, self.tolerances, strict=True)
+        return all(math.isfinite(r) and r <= t * (1 + slack) + 1e-300 for r, t in pairs)
 
     def clearly(self, slack: float) -> bool | None:
         """Say whether it is within tolerance, or None where rounding decides."""

@@ -69,9 +69,9 @@ def readings(case: Case, z: Tensor) -> list[Reading]:
         for p in parts:
             point, image = here[0][p], here[1][p]
             unit = math.sqrt(max(1, point.numel())) if stop.norm == "rms" else 1.0
-            norms.append(float(image.norm()) / unit)
-            residuals.append(float((image - point).norm()) / unit)
-            sizes.append(max(norms[-1], float(point.norm()) / unit))
+            norms.append(math.hypot(*image.tolist()) / unit)
+            residuals.append(math.hypot(*(image - point).tolist()) / unit)
+            sizes.append(max(norms[-1], math.hypot(*point.tolist()) / unit))
         out.append(Reading(residuals, sizes, [stop.atol + stop.rtol * max(n, s) for n in norms]))
     return out
 
@@ -155,7 +155,7 @@ def check_backends(case: Case, sol: Solution) -> None:
     twin = replace(case, solver=case.solver.replace(impl=other_impl))
     other, f = run(twin)
     check_truth(twin, other, f)
-    if case.solver.name != "fixed_point" or slack_of(case) > 1e-6:
+    if case.solver.name != "fixed_point" or case.kind == "wild" or slack_of(case) > 1e-6:
         return
     assert torch.equal(sol.status, other.status), f"statuses {sol.status} and {other.status} of torch and cpp"
     assert torch.equal(sol.steps, other.steps), "steps of torch and cpp"
