@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -283,6 +284,17 @@ def test_env_says_whether_the_step_is_compiled(capsys, monkeypatch):
     monkeypatch.setattr(env, "load", lambda: Outcome(None, "no C++ compiler found"))
     assert main(["env"]) == 0
     assert "fused step none: no C++ compiler found; solvers run on torch operations" in capsys.readouterr().out
+
+
+def test_env_says_what_a_strange_compiler_does(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_bytes(b"#!/bin/sh\nprintf '\\377 caf\\351'\nexit 1\n")
+    compiler.chmod(0o755)
+    environment = {**os.environ, "CXX": str(compiler), "DEQLM_CACHE": os.fsdecode(bytes(tmp_path) + b"/caf\xe9")}
+    command = [sys.executable, "-m", "deqlm", "env"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    for part in ("fused step", "layers    "):
+        assert f"{part} none: {compiler} could not build the kernel: \ufffd caf\ufffd; " in text
 
 
 def test_env_names_what_is_missing_and_what_it_would_give(capsys, monkeypatch):
