@@ -145,7 +145,7 @@ void record(Solve& s, int64_t i, const T* z, const T* fz, int64_t k, int64_t fla
         const bool steps = stays && !(flags & LAST);
         if (better) {
             row.best_pending = secant(s) && steps;
-            if (!row.best_pending) std::memcpy(static_cast<T*>(s.best_z) + i * s.unknowns, z, s.unknowns * sizeof(T));
+            if (!row.best_pending) std::copy_n(z, s.unknowns, static_cast<T*>(s.best_z) + i * s.unknowns);
         } else if (row.best_pending) {
             copy<T>(slot<T>(s, s.ring_s, i, pending_slot(s, row)), 0, s.best_z, i, s.unknowns);
             row.best_pending = 0;

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -99,7 +100,8 @@ int64_t layout(Solve& s) {
 
 template <typename T>
 void copy(const void* from, int64_t from_row, void* to, int64_t to_row, int64_t n) {
-    std::memcpy(static_cast<T*>(to) + to_row * n, static_cast<const T*>(from) + from_row * n, n * sizeof(T));
+    // no memcpy: without unknowns both are null, which it may not see
+    std::copy_n(static_cast<const T*>(from) + from_row * n, n, static_cast<T*>(to) + to_row * n);
 }
 
 template <typename T>

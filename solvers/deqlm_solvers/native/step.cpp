@@ -18,7 +18,7 @@ namespace {
 template <typename T>
 void picard_step(const Solve& s, const T* z, const T* fz, T* z_next, double damping) {
     if (damping == 1) {
-        std::memcpy(z_next, fz, s.unknowns * sizeof(T));
+        std::copy_n(fz, s.unknowns, z_next);
         return;
     }
     const T beta = static_cast<T>(damping);
@@ -97,7 +97,7 @@ int64_t advance(Solve& s, const void* z_, const void* fz_, void* z_next_, int64_
             }
             if (!go_on) continue;
             if (!row.active) {
-                std::memcpy(z_next + p * n, z + p * n, n * sizeof(T));
+                std::copy_n(z + p * n, n, z_next + p * n);
             } else if (secant(s)) {
                 position[held] = p, which[held++] = i;
             } else {
@@ -192,7 +192,7 @@ void open(Solve& s, const void* z) {
         row.plain = s.plain_rate > 0;
         row.plain_below = s.plain_rate;
     }
-    if (!s.budget) std::memcpy(s.best_z, z, s.rows * s.unknowns * sizeof(T));
+    if (!s.budget) std::copy_n(static_cast<const T*>(z), s.rows * s.unknowns, static_cast<T*>(s.best_z));
     for (int64_t i = 0; s.token && i < s.rows * s.groups; ++i) s.token_steps[i] = 1;
     s.next = 0, s.halfway = 0, s.active = s.rows, s.remaining = 0;
 }
