@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -97,6 +98,53 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     blocked.write_text("")
     assert main([*TINY, "--solvers", "fixed_point", "--no-plots", "--out", str(blocked / "below")]) == 2
     assert "cannot write into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blocked", ["parent", "compare.json", "profile.png", "full disk"])
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, capsys, monkeypatch, blocked):
+    import deqlm.cli.compare as command
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "compare", lambda *_, **__: pytest.fail("it ran"))
+    out = tmp_path / "out"
+    if blocked == "parent":
+        out.write_text("")
+        out = out / "below"
+    elif blocked == "full disk":
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    else:
+        (out / blocked).mkdir(parents=True)
+    assert main([*TINY, "--solvers", "fixed_point", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"deqlm: error: cannot write into {out}: ")
+
+
+SETTINGS = '"record": "deqlm compare", "settings": {"dtype": 1, "seed": 2}, "problems": []'
+MALFORMED = [
+    '{"record": "deqlm compare", "files": null}',
+    '{"record": "deqlm compare", "files": [["profile.svg"], 1, "profile.svg"]}',
+    f'{{{SETTINGS}, "environment": {{"argv": [1, 2]}}}}',
+    '{"record": "deqlm compare", "settings": [], "environment": 1, "problems": null, "files": {"profile.svg": 1}}',
+    f'{{{SETTINGS}, "environment": {{"argv": ["\\ud800"]}}}}',
+]
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_a_malformed_record_of_a_former_run_is_replaced(tmp_path, capsys, text):
+    (tmp_path / "compare.json").write_text(text)
+    assert main([*TINY, "--solvers", "fixed_point", "--no-plots", "--out", str(tmp_path)]) == 0
+    assert ("a record that is malformed" in capsys.readouterr().out) is ("ud800" not in text)
+    assert len(json.loads((tmp_path / "compare.json").read_text())["problems"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "\xff", '{"record": "another"}', "[]", '{"record": ["deqlm compare"]}']
+)
+def test_a_file_that_is_no_record_is_replaced(tmp_path, capsys, text):
+    (tmp_path / "compare.json").write_text(text, encoding="latin-1")
+    assert main([*TINY, "--solvers", "fixed_point", "--no-plots", "--out", str(tmp_path)]) == 0
+    assert "in place of" not in capsys.readouterr().out
 
 
 def test_a_run_replaces_the_former_one_and_says_so(tmp_path, capsys):

@@ -134,6 +134,23 @@ def test_the_command_prints_verdicts_and_paths(tmp_path, capsys):
     assert str(tmp_path / "records/comparison.json") in out
 
 
+@pytest.mark.parametrize(
+    "part", [{"measured": None}, {"speed": 1}, {"overhead": [{}]}, {"quality": [1]}, {"growth": {"a": 1}}]
+)
+def test_a_malformed_record_or_page_is_found_before_the_work(tmp_path, capsys, monkeypatch, part):
+    monkeypatch.setattr("deqlm.compare.full.run._measure", lambda *_: pytest.fail("it measured"))
+    stored = tmp_path / "records/comparison.json"
+    stored.parent.mkdir()
+    stored.write_text(json.dumps({"record": "deqlm compare --full", **part}))
+    argv = ["compare", "--full", "--parts", "adjoint", "--no-plots", "--out", str(tmp_path)]
+    assert main(argv) == 2
+    assert f"the record {stored} is malformed" in capsys.readouterr().err
+    stored.unlink()
+    (tmp_path / "how_it_compares.md").write_text("no markers")
+    assert main(argv) == 2
+    assert "has no block 'machine'" in capsys.readouterr().err
+
+
 def test_causes_are_diagnosed_anew_and_drawn_into_their_page(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     page = tmp_path / "guides/not_converging.md"
