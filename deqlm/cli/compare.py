@@ -66,6 +66,7 @@ your own map
           layer = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Tanh())
           return layer.to(dtype).eval(), torch.zeros(batch, width, dtype=dtype)
 
+  Of (deq, x), a DEQ and its input, solvers are compared on the equation z = layer(z + x) that the DEQ solves.
   Return an nn.Module as f where you can: it is then copied to float64 for the true residual and for --gradients. Any
   other f is called with a float64 z; where that does not work, the table says so.
 
