@@ -134,6 +134,11 @@ def test_the_command_prints_verdicts_and_paths(tmp_path, capsys):
     assert str(tmp_path / "records/comparison.json") in out
 
 
+def test_a_cost_below_zero_is_not_printed():
+    overhead = [{"solver": "broyden", "per_evaluation_us": 130.3, "per_solve_us": -745.1, "f_us": 5.0}]
+    assert "| broyden | 130.3 us | not resolved |" in blocks({"environment": {}, "overhead": overhead})["overhead"]
+
+
 @pytest.mark.parametrize(
     "part", [{"measured": None}, {"speed": 1}, {"overhead": [{}]}, {"quality": [1]}, {"growth": {"a": 1}}]
 )

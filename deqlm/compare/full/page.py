@@ -198,10 +198,15 @@ def _solvers(record: dict[str, Any]) -> str:
 
 def _overhead(record: dict[str, Any]) -> str:
     rows = [
-        [one["solver"], f"{one['per_evaluation_us']:.1f} us", f"{one['per_solve_us']:.0f} us"]
+        [one["solver"], _cost(one["per_evaluation_us"], 1), _cost(one["per_solve_us"], 0)]
         for one in record.get("overhead") or []
     ]
     return table(["solver", "per evaluation", "per solve"], rows) if rows else MISSING
+
+
+def _cost(microseconds: float, digits: int) -> str:
+    """Return a cost; one below zero says that its evaluations do not cost the same, and no more."""
+    return f"{microseconds:.{digits}f} us" if microseconds > 0 else "not resolved"
 
 
 def _rows(record: dict[str, Any]) -> str:
