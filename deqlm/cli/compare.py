@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from deqlm.compare.full.run import PAGE, RECORD
 from deqlm.compare.full.verdicts import verdicts
 from deqlm.compare.problems import DIFFERENTIABLE
 from deqlm.compare.problems.sequences import STANDARD, to_sequence
-from deqlm.compare.record import former_run
+from deqlm.compare.record import check_folder, former_run
 from deqlm.compare.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
 from deqlm.compare.starts import SOLVED_BY
 
@@ -64,6 +66,7 @@ your own map
           layer = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Tanh())
           return layer.to(dtype).eval(), torch.zeros(batch, width, dtype=dtype)
 
+  Of (deq, x), a DEQ and its input, solvers are compared on the equation z = layer(z + x) that the DEQ solves.
   Return an nn.Module as f where you can: it is then copied to float64 for the true residual and for --gradients. Any
   other f is called with a float64 z; where that does not work, the table says so.
 
@@ -152,6 +155,8 @@ def run(arguments: argparse.Namespace) -> int:
     _only_with_full(arguments)
     if arguments.full:
         return _full(arguments)
+    with _writing_into(arguments.out):
+        check_folder(arguments.out, _kind(arguments))
     result = _compare(arguments)
     print(result)
     print(f"\n{result.seconds:.1f} s in all")
@@ -188,7 +193,7 @@ def _full(arguments: argparse.Namespace) -> int:
     with user_input():
         asked = _list(arguments.parts, "--parts") or [*PARTS, CAUSES]
     measured = [part for part in asked if part != CAUSES]
-    try:
+    with _writing_into(arguments.out):
         if measured:
             with user_input():
                 record = run_full(
@@ -204,9 +209,15 @@ def _full(arguments: argparse.Namespace) -> int:
             from deqlm.diagnostics.gallery import write_gallery
 
             print("\n".join(f"wrote {path}" for path in write_gallery(arguments.out, plots)))
-    except OSError as error:
-        raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
     return 0
+
+
+@contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
 
 
 def _show(record: dict[str, Any]) -> None:
@@ -222,11 +233,9 @@ def _kind(arguments: argparse.Namespace) -> str:
 
 
 def _write(result: Comparison | GradientComparison | StartComparison, arguments: argparse.Namespace) -> None:
-    try:
+    with _writing_into(arguments.out):
         former = former_run(arguments.out, _kind(arguments))
         written = result.save(arguments.out, plots=_plots(arguments))
-    except OSError as error:
-        raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
     print("\n".join(f"wrote {path}" for path in written))
     if former is not None:
         print(f"in place of the run {former}")
