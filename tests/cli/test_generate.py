@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deqlm.cli.main import main
+from models.families import contract
 
 hf = pytest.importorskip("deqlm.hf")
 
@@ -31,6 +32,8 @@ def save(folder, *, tokenizer, **options):
     if sizes.get("implicit", True):
         sizes["deq"] = {"no_grad": {"stop": {"max_iter": 5, "rtol": 0.05, "per": "token"}}}
     model = hf.ImplicitLlamaForCausalLM(hf.ImplicitLlamaConfig(vocab_size=256 if tokenizer else 13, **sizes))
+    if model.config.implicit:
+        contract(model.lm)
     model.save_pretrained(folder)
     if tokenizer:
         byte_tokenizer().save_pretrained(folder)
