@@ -110,7 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     (tokens,) = out.sequences
     print(" ".join(map(str, tokens.tolist())) if tokenizer is None else tokenizer.decode(tokens))
     for each in told:
-        print(f"warning: {each.message}. Here Stop is --max-iter and --rtol", file=sys.stderr)
+        here = ". Here Stop is --max-iter and --rtol" if issubclass(each.category, ConvergenceWarning) else ""
+        print(f"warning: {each.message}{here}", file=sys.stderr)
     if arguments.stats:
         print(_stats(out, ids.shape[1], seconds), file=sys.stderr)
     return 0

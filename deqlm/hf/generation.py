@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
 
 import torch
@@ -17,6 +18,7 @@ from deqlm.hf.cache import DecodeCache
 from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import Start
 from deqlm.models.failing import WhenFailed, check_when_failed
+from deqlm.models.inputs import require_tensor
 from deqlm.modes import MODES, Mode
 from deqlm_solvers import Solve, Stop
 from deqlm_solvers.checks import require
@@ -100,10 +102,10 @@ class ImplicitGenerationMixin(GenerationMixin):
         Raises:
             ValueError: no token, padding on the right or within a prompt, ids out of range, a cache of another batch
                 size, or an option that would be ignored.
-            TypeError: a cache of another kind.
+            TypeError: a cache of another kind, or prompts or a mask that are no tensors.
         """
         held = one_cache(past_key_values, cache)
-        _check_prompt(inputs, kwargs)
+        _check_prompt(inputs, held, kwargs)
         require(start is None or start in get_args(Start), "start", start, f"one of {get_args(Start)}")
         require(
             start is None or self.config.implicit, "start", start, "None for an explicit model, which solves nothing"
@@ -125,7 +127,8 @@ class ImplicitGenerationMixin(GenerationMixin):
         given["on_failure"] = None if policy is None else "raise" if policy == "raise" else "ignore"
         record = SolveRecord()
         options = {name: value for name, value in given.items() if value is not None}
-        result: Any = super().generate(inputs, generation_config, record=record, **options, **kwargs)  # type: ignore[misc]
+        with _home(self.device):
+            result: Any = super().generate(inputs, generation_config, record=record, **options, **kwargs)  # type: ignore[misc]
         if not record.steps:
             return result
         if isinstance(result, ModelOutput):
@@ -232,21 +235,36 @@ class ImplicitGenerationMixin(GenerationMixin):
         return model_kwargs
 
 
+def _home(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which transformers' helper tensors lie on ``device``, where torch's default is elsewhere."""
+    default = torch.get_default_device()
+    return nullcontext() if default.type in ("cpu", device.type) else torch.device(device)
+
+
 def _option(name: str, *given: GenerationConfig | Mapping[str, Any] | None) -> Any:
     """Return an option of ``generate`` by the last of ``given`` that has it, or None."""
     found = (each.get(name) if isinstance(each, Mapping) else getattr(each, name, None) for each in reversed(given))
     return next((value for value in found if value is not None), None)
 
 
-def _check_prompt(inputs: Tensor | None, kwargs: Mapping[str, Any]) -> None:
+def _check_prompt(inputs: Tensor | None, held: DecodeCache | None, kwargs: Mapping[str, Any]) -> None:
     require(kwargs.get("position_ids") is None, "position_ids", "given", "None: positions follow from attention_mask")
     ids = kwargs.get("input_ids") if inputs is None else inputs
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        require_tensor("attention_mask", mask)
     if ids is None:
         return
+    require_tensor("the prompts", ids)
     require(ids.dim() == 2, "the prompts", tuple(ids.shape), "tokens of shape (B, L)")
     least = 0 if kwargs.get("inputs_embeds") is not None else 1
     ok = ids.shape[0] >= 1 and ids.shape[1] >= least
     require(ok, "the prompts", tuple(ids.shape), "of shape (B, L) with at least one row and at least one token")
+    if mask is not None and least:
+        # transformers drops a mask of ones without a look at its shape
+        past = 0 if held is None else held.get_seq_length()
+        fitting = sorted({tuple(ids.shape), (ids.shape[0], past + ids.shape[1])})
+        require(tuple(mask.shape) in fitting, "attention_mask", tuple(mask.shape), f"of a shape in {fitting}")
 
 
 def _check_padding(mask: Tensor) -> None:

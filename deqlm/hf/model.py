@@ -126,7 +126,7 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
         held = None if before is None else before.value
         tokens = input_ids if input_ids is not None else inputs_embeds
         mask = None
-        if tokens is not None and tokens.dim() > 1:
+        if isinstance(tokens, Tensor) and tokens.dim() > 1:
             mask = real_tokens(attention_mask, tokens, held)
             check_positions(position_ids, cache_position, tokens, mask, held)
         if use_cache is None:

@@ -86,7 +86,8 @@ class _CallFailures(Failures):
         # no numbers, so that Python shows it once per place
         names = ", ".join(kind.name for kind in _kinds(sol.status))
         text = f"the model's solve: some rows ended {names}; out.solution.summary() says which. "
-        warnings.warn(text + self._advice(sol.status), ConvergenceWarning, stacklevel=user_level())
+        text = f"{text}{self._advice(sol.status)} deqlm.diagnose(model, ids) says why"
+        warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
 
     def _advice(self, status: Tensor) -> str:
         return advice(status, self.how, self.mode)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deqlm_solvers.checks import require, whole
 
-__all__ = ["check_count", "check_mask", "embedded", "targets", "tokens", "wanted"]
+__all__ = ["check_count", "check_mask", "embedded", "require_tensor", "targets", "tokens", "wanted"]
 
 
 def tokens(ids: Any, size: int) -> Tensor:
@@ -27,7 +27,7 @@ def tokens(ids: Any, size: int) -> Tensor:
         >>> tokens(torch.tensor([[3, 1]], dtype=torch.uint8), 5).dtype
         torch.int64
     """
-    _tensor("ids", ids)
+    require_tensor("ids", ids)
     ok = ids.dim() == 2 and _is_whole(ids)
     require(ok, "ids", f"{ids.dtype} {tuple(ids.shape)}", "whole numbers of shape (B, L)")
     require(ids.shape[1] >= 1, "the length of ids", ids.shape[1], ">= 1")
@@ -49,7 +49,7 @@ def embedded(embeddings: Any, width: int) -> Tensor:
         TypeError: no tensor.
         ValueError: another dtype or shape.
     """
-    _tensor("embeddings", embeddings)
+    require_tensor("embeddings", embeddings, values=False)
     ok = embeddings.dim() == 3 and embeddings.shape[2] == width and embeddings.shape[1] >= 1
     require(ok, "embeddings", tuple(embeddings.shape), f"of shape (B, L, {width}) with L >= 1")
     require(embeddings.is_floating_point(), "embeddings", embeddings.dtype, "floating point")
@@ -63,7 +63,7 @@ def check_mask(mask: Any, batch: int, length: int) -> None:
         TypeError: no tensor.
         ValueError: another dtype or shape.
     """
-    _tensor("mask", mask)
+    require_tensor("mask", mask)
     ok = mask.shape == (batch, length) and mask.dtype == torch.bool
     require(ok, "mask", f"{mask.dtype} {tuple(mask.shape)}", f"bool of shape {(batch, length)}")
 
@@ -81,7 +81,7 @@ def targets(labels: Any, shape: torch.Size, size: int, *, shifted: bool) -> Tens
         TypeError: no tensor.
         ValueError: another dtype or shape, a value out of range, or a single label that is left away.
     """
-    _tensor("labels", labels)
+    require_tensor("labels", labels)
     require(labels.shape == shape, "labels", tuple(labels.shape), f"of shape {tuple(shape)}")
     require(_is_whole(labels), "labels", labels.dtype, "whole numbers")
     if shifted:
@@ -130,9 +130,23 @@ def wanted(state: Tensor, keep: Any) -> Tensor:
     return state[:, keep.long()]
 
 
-def _tensor(name: str, value: Any) -> None:
+def require_tensor(name: str, value: Any, *, values: bool = True) -> None:
+    """Raise unless ``value`` is a dense tensor.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        values: whether its numbers are read, so that it may not lie on the device "meta".
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: a sparse or nested one, or one without numbers.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    dense = value.layout is torch.strided and not value.is_nested
+    require(dense, name, "nested" if value.is_nested else value.layout, "a dense tensor")
+    require(not (values and value.is_meta), name, "a tensor on the device meta", "a tensor that holds numbers")
 
 
 def _is_whole(t: Tensor) -> bool:

@@ -186,17 +186,9 @@ class ImplicitLM(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 return self.forward(**map_tensors(_ordinary, given), **options)
         e = self._embed(ids, embeddings)
-        batch, length = e.shape[:2]
-        if mask is not None:
-            check_mask(mask, batch, length)
-        if cache is not None:
-            if not isinstance(cache, LMCache):
-                raise TypeError(f"cache must be the LMCache of an earlier call, got {type(cache).__name__}")
-            cache.check_fits(self.backbone, batch)
         if not isinstance(stop, Stop | None):
             raise TypeError(f"stop must be a Stop, got {type(stop).__name__}")
-        before = LMCache.empty(self.backbone, batch) if cache is None else cache
-        before.check_next(mask)
+        before = self._before(e, mask, cache)
         context = self.backbone.open(e, mask, offset=before.length, committed=before.committed)
         how = MODES.make(self.mode if mode is None else mode)
         if self.backbone.implicit:
@@ -207,11 +199,25 @@ class ImplicitLM(nn.Module):
             state, layers = self._explicit(e, context, before, how)
             solution = None
         logits = self.head(wanted(state, logits_to_keep).to(self.head.weight.dtype))
-        after = None if not use_cache or layers is None else before.extend(layers, length, mask)
+        after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask)
         return LMOutput(logits, self._loss(logits, labels, mask, label_count), solution, state, after)
 
+    def _before(self, e: Tensor, mask: Tensor | None, cache: LMCache | None) -> LMCache:
+        """Return the cache of earlier tokens, checked against embeddings and mask of the next ones."""
+        batch, length = e.shape[:2]
+        if mask is not None:
+            check_mask(mask, batch, length)
+        if cache is not None:
+            if not isinstance(cache, LMCache):
+                raise TypeError(f"cache must be the LMCache of an earlier call, got {type(cache).__name__}")
+            cache.check_fits(self.backbone, batch)
+        before = LMCache.empty(self.backbone, batch) if cache is None else cache
+        before.check_next(mask)
+        return before
+
     def _embed(self, ids: Tensor | None, embeddings: Tensor | None) -> Tensor:
-        require((ids is None) != (embeddings is None), "ids", ids, "given, or embeddings in their place")
+        got = "neither" if ids is None else "both"
+        require((ids is None) != (embeddings is None), "ids", got, "given, or embeddings in their place")
         if ids is not None:
             embeddings = self.embedding(tokens(ids, self.embedding.num_embeddings))
         return self.dropout(embedded(embeddings, self.backbone.d_model))
