@@ -281,7 +281,7 @@ def apply_policy(policy: OnFailure, status: Tensor, relative: Tensor, steps: Ten
     names = ", ".join(kind.name for kind in seen)
     where = _WHERE[what]
     text = f"{what}: some rows ended {names}; {where} says which. " + " ".join(f"{k.name}: {k.hint}." for k in seen)
-    warnings.warn(text, ConvergenceWarning, stacklevel=_user_level())
+    warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
 
 
 _WHERE = {
@@ -290,7 +290,7 @@ _WHERE = {
 }
 
 
-def _user_level() -> int:
+def user_level() -> int:
     """Return the stacklevel of the nearest caller outside this library and torch."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
