@@ -25,13 +25,19 @@ __all__ = [
 VERSION = 1
 """Version of the record's layout."""
 
-RECORDS = {"compare": "deqlm compare", "gradients": "deqlm compare --gradients", "starts": "deqlm compare --starts"}
+RECORDS = {
+    "compare": "deqlm compare",
+    "gradients": "deqlm compare --gradients",
+    "starts": "deqlm compare --starts",
+    "literature": "deqlm compare --suite literature",
+}
 """Name of a record's file -> what it says of itself."""
 
 PLOTS = {
     "compare": ("residual_evaluations", "residual_time", "profile"),
     "gradients": ("gradients",),
     "starts": ("starts",),
+    "literature": (),
 }
 """Name of a record's file -> names of its plots."""
 
@@ -60,7 +66,7 @@ def save(comparison: Result[Any], folder: Path, plots: bool) -> list[Path]:
     kind = comparison.kind
     folder.mkdir(parents=True, exist_ok=True)
     former = _former(folder, kind) or {}
-    plots = plots and any(problem.entries for problem in comparison.problems)
+    plots = plots and bool(PLOTS[kind]) and any(problem.entries for problem in comparison.problems)
     drawn = [f"{name}.{form}" for name in PLOTS[kind] for form in ("svg", "png")]
     names = [f"{kind}.json", f"{kind}.txt", *(drawn if plots else ())]
     write_json({**comparison.to_dict(), "files": names}, folder / names[0])
@@ -77,7 +83,7 @@ def former_run(folder: Path, kind: str) -> str | None:
 
     Args:
         folder: where `save` writes.
-        kind: "compare", "gradients" or "starts".
+        kind: "compare", "gradients", "starts" or "literature".
     """
     former = _former(folder, kind)
     if former is None:

@@ -15,7 +15,7 @@ from deqlm.compare.spec import to_list, to_rows
 from deqlm_solvers import SOLVERS, Map, Solve, Solver, Status, Stop
 from deqlm_solvers.adapters.extra import load_extra
 
-__all__ = ["PEERS", "TOLERANCE", "Contender", "contenders", "own"]
+__all__ = ["PEERS", "TOLERANCE", "Contender", "contenders", "is_peer", "own"]
 
 TOLERANCE = 1e-8
 """Largest ||F(z)|| of a solved problem, in the units in which it is published."""
@@ -70,6 +70,16 @@ def own() -> tuple[str, ...]:
     """Return the names of our solvers, and of plugins, that take any map; those of other libraries have a dot."""
     names = [name for name in SOLVERS if "." not in name and name not in NEEDS_TOKENS]
     return tuple(sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)))
+
+
+def is_peer(label: str) -> bool:
+    """Say whether a label is that of another library: its name has a dot.
+
+    Examples:
+        >>> is_peer("scipy.hybr"), is_peer("anderson:damping=0.5")
+        (True, False)
+    """
+    return "." in label.partition(":")[0]
 
 
 def contenders(given: Iterable[str | Mapping[str, Any] | Solver] | str | None = None) -> list[Contender]:

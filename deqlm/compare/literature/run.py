@@ -92,7 +92,7 @@ def within_tolerance(problem: LiteratureProblem, z: Tensor) -> bool:
 def _entry(rival: Contender, problem: LiteratureProblem, form: str) -> LiteratureEntry:
     entry = LiteratureEntry(rival.label, form)
     counted = CountingMap(problem.system if rival.takes_system else problem.map(form))
-    begun = time.perf_counter()
+    begun = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -105,5 +105,5 @@ def _entry(rival: Contender, problem: LiteratureProblem, form: str) -> Literatur
         entry.outcome = "solved" if within_tolerance(problem, z) else "unsolved"
         entry.residual = problem.residual(z).max().item()
     entry.evaluations = counted.evaluations
-    entry.seconds = time.perf_counter() - begun
+    entry.seconds = time.process_time() - begun
     return entry

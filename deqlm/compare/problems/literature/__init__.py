@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
+from deqlm.compare.problems.literature.algorithms import algorithm_problems
 from deqlm.compare.problems.literature.base import FORMS, Form, LiteratureProblem
 from deqlm.compare.problems.literature.boundary_value import boundary_values
-from deqlm.compare.problems.literature.classics import classics
+from deqlm.compare.problems.literature.classics import classic_problems
 from deqlm.compare.problems.literature.integral import h_equations
-from deqlm.compare.problems.literature.iterations import iterations
-from deqlm.compare.problems.literature.minpack import minpack
-from deqlm.compare.problems.literature.scipy_tests import scipy_tests
-from deqlm.compare.problems.literature.spectral import spectral
+from deqlm.compare.problems.literature.minpack import minpack_problems
+from deqlm.compare.problems.literature.scipy_tests import scipy_problems
+from deqlm.compare.problems.literature.spectral import spectral_problems
 from deqlm.compare.problems.literature.systems import small_systems
 from deqlm_solvers.checks import suggest
 
 __all__ = ["FORMS", "Form", "LiteratureProblem", "literature", "literature_problems"]
 
-FAMILIES = (minpack, small_systems, spectral, scipy_tests, boundary_values, h_equations, iterations, classics)
+FAMILIES = (
+    *(minpack_problems, small_systems, spectral_problems, scipy_problems),
+    *(boundary_values, h_equations, algorithm_problems, classic_problems),
+)
 
 
 def literature_problems() -> Iterator[LiteratureProblem]:

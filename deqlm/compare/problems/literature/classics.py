@@ -10,10 +10,10 @@ from torch import Tensor
 
 from deqlm.compare.problems.literature.base import LiteratureProblem, map_of
 
-__all__ = ["classics"]
+__all__ = ["classic_problems"]
 
 
-def classics() -> Iterator[LiteratureProblem]:
+def classic_problems() -> Iterator[LiteratureProblem]:
     """Yield equations of one to a few dozen unknowns, with what makes each awkward."""
     yield map_of("dottie", "z = cos z", torch.cos, [0], [0.7390851332151607])
     yield map_of("lambert", "z = exp(-z)", lambda z: torch.exp(-z), [0], [0.5671432904097838])

@@ -30,4 +30,3 @@ def chandrasekhar(x: Tensor, c: float) -> Tensor:
     mu = (torch.arange(n, dtype=x.dtype, device=x.device) + 0.5) / n
     kernel = mu[:, None] / (mu[:, None] + mu)
     return 1 / (1 - c / (2 * n) * x @ kernel.mT)
-

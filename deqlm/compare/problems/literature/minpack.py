@@ -11,12 +11,12 @@ from torch.nn.functional import pad
 
 from deqlm.compare.problems.literature.base import LiteratureProblem, system
 
-__all__ = ["minpack"]
+__all__ = ["minpack_problems"]
 
 MGH = "Moré, Garbow, Hillstrom 1981"
 
 
-def minpack() -> Iterator[LiteratureProblem]:
+def minpack_problems() -> Iterator[LiteratureProblem]:
     """Yield the problems at 1, 10 and 100 times their start, as often as MINPACK's test does, and two extended ones.
 
     Reference:
@@ -78,9 +78,7 @@ def extended_rosenbrock(x: Tensor) -> Tensor:
 def powell_singular(x: Tensor) -> Tensor:
     """A root at which the Jacobian has rank 2 of 4."""
     a, b, c, d = x.unbind(1)
-    return torch.stack(
-        (a + 10 * b, math.sqrt(5) * (c - d), (b - 2 * c) ** 2, math.sqrt(10) * (a - d) ** 2), 1
-    )
+    return torch.stack((a + 10 * b, math.sqrt(5) * (c - d), (b - 2 * c) ** 2, math.sqrt(10) * (a - d) ** 2), 1)
 
 
 def extended_powell_singular(x: Tensor) -> Tensor:
@@ -95,7 +93,7 @@ def powell_badly_scaled(x: Tensor) -> Tensor:
 
 
 def wood(x: Tensor) -> Tensor:
-    """Half the gradient of Wood's function."""
+    """The gradient of Wood's function, its first and third component halved."""
     a, b, c, d = x.unbind(1)
     first, second = b - a**2, d - c**2
     return torch.stack(
@@ -144,13 +142,13 @@ def chebyquad(x: Tensor) -> Tensor:
 
 
 def brown_almost_linear(x: Tensor) -> Tensor:
-    """n - 1 linear equations, and the product of all unknowns."""
+    """N - 1 linear equations, and the product of all unknowns."""
     n = x.shape[1]
     return torch.cat((x[:, :-1] + x.sum(1, keepdim=True) - (n + 1), x.prod(1, keepdim=True) - 1), 1)
 
 
 def discrete_boundary_value(x: Tensor) -> Tensor:
-    """u'' = (u + t + 1)^3 / 2 with u(0) = u(1) = 0, by differences."""
+    """U'' = (u + t + 1)^3 / 2 with u(0) = u(1) = 0, by differences."""
     t, h = _grid(x)
     return 2 * x - _before(x) - _after(x) + 0.5 * h**2 * (x + t + 1) ** 3
 
@@ -165,7 +163,7 @@ def discrete_integral(x: Tensor) -> Tensor:
 
 
 def trigonometric(x: Tensor) -> Tensor:
-    """n - sum cos x_j + i (1 - cos x_i) - sin x_i."""
+    """N - sum cos x_j + i (1 - cos x_i) - sin x_i."""
     i = _indices(x.shape[1], x)
     return x.shape[1] - x.cos().sum(1, keepdim=True) + i * (1 - x.cos()) - x.sin()
 

@@ -11,16 +11,14 @@ from torch.nn.functional import pad
 from deqlm.compare.problems.literature.base import LiteratureProblem, system
 from deqlm.compare.problems.literature.minpack import POWELL_ROOT, powell_badly_scaled
 
-__all__ = ["scipy_tests"]
+__all__ = ["scipy_problems"]
 
 
-def scipy_tests() -> Iterator[LiteratureProblem]:
+def scipy_problems() -> Iterator[LiteratureProblem]:
     """Yield systems of scipy's tests of `root` and of its documentation, at their starts."""
     yield system("weak_cubic", "scipy, test_nonlin F", weak_cubic, torch.ones(5), torch.zeros(5))
     yield system("second_difference", "scipy, test_nonlin F3", second_difference, [1, 2, 3], [-2.5, -4, -3.5])
-    yield system(
-        "powell_badly_scaled_negative", "scipy, test_nonlin F4", powell_badly_scaled, [-1, -2], POWELL_ROOT
-    )
+    yield system("powell_badly_scaled_negative", "scipy, test_nonlin F4", powell_badly_scaled, [-1, -2], POWELL_ROOT)
     yield system("pressure_network", "scipy, test_minpack", pressure_network, [2, 0, 2, 0], torch.ones(4))
     yield system("preconditioned_pair", "scipy, test_nonlin F6", preconditioned_pair, [-0.5, 1.4])
     yield system("quadratic_pair", "scipy, test__root", quadratic_pair, [0, 0])
@@ -64,20 +62,20 @@ def quadratic_pair(x: Tensor) -> Tensor:
 
 
 def cubic_pair(x: Tensor) -> Tensor:
-    """a + (a - b)^3 / 2 - 1 and b - (a - b)^3 / 2."""
+    """A + (a - b)^3 / 2 - 1 and b - (a - b)^3 / 2."""
     a, b = x.unbind(1)
     cube = 0.5 * (a - b) ** 3
     return torch.stack((a + cube - 1, b - cube), 1)
 
 
 def cosine_pair(x: Tensor) -> Tensor:
-    """a cos b = 4 and a b = b + 5."""
+    """A cos b = 4 and a b = b + 5."""
     a, b = x.unbind(1)
     return torch.stack((a * b.cos() - 4, a * b - b - 5), 1)
 
 
 def reversed_cosines(x: Tensor) -> Tensor:
-    """cos x_i + x_(n+1-i) = i."""
+    """Cos x_i + x_(n+1-i) = i."""
     i = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
     return x.cos() + x.flip(1) - i
 

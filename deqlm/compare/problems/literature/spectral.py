@@ -11,12 +11,12 @@ from torch.nn.functional import pad
 from deqlm.compare.problems.literature.base import LiteratureProblem, system
 from deqlm.compare.problems.literature.integral import chandrasekhar
 
-__all__ = ["spectral"]
+__all__ = ["spectral_problems"]
 
 SOURCE = "La Cruz, Martínez, Raydan 2006"
 
 
-def spectral() -> Iterator[LiteratureProblem]:
+def spectral_problems() -> Iterator[LiteratureProblem]:
     """Yield the functions that scipy's test of DF-SANE has, and five more of the same papers.
 
     Reference:

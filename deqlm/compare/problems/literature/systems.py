@@ -52,7 +52,7 @@ def matrix_root(x: Tensor) -> Tensor:
 
 
 def line_and_circle(x: Tensor) -> Tensor:
-    """a + b = 3 and a^2 + b^2 = 9."""
+    """A + b = 3 and a^2 + b^2 = 9."""
     return torch.stack((x.sum(1) - 3, (x**2).sum(1) - 9), 1)
 
 
@@ -68,12 +68,12 @@ def _bump(t: Tensor) -> Tensor:
 
 
 def cubic_root(x: Tensor) -> Tensor:
-    """x |x|^2: a root of third order."""
+    """X |x|^2: a root of third order."""
     return x * (x**2).sum(1, keepdim=True)
 
 
 def double_root(x: Tensor) -> Tensor:
-    """x (x - 5)^2."""
+    """X (x - 5)^2."""
     return x * (x - 5) ** 2
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from deqlm.compare.problems.literature.base import LiteratureProblem, map_of
 
-__all__ = ["iterations"]
+__all__ = ["algorithm_problems"]
 
 F64 = torch.float64
 
 
-def iterations() -> Iterator[LiteratureProblem]:
+def algorithm_problems() -> Iterator[LiteratureProblem]:
     """Yield the iterations; what is random in them is drawn from one seed.
 
     Reference:
