@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deqlm.cli.main import main
-from deqlm.compare import compare_literature
+from deqlm.compare import PROBLEMS, Setting, compare_literature
 from deqlm.compare.literature.contenders import PEERS, contenders, is_peer, own
 from deqlm.compare.literature.page import draw_literature, literature_blocks
 from deqlm.compare.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
@@ -138,6 +138,20 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert [len(problem["entries"]) for problem in record["problems"]] == [4, 2, 4]
     assert main([*argv, "--out", str(tmp_path)]) == 0
     assert "in place of the run" in capsys.readouterr().out
+
+
+def test_one_of_them_is_a_problem_of_the_plain_comparison():
+    plus, minus = (PROBLEMS["literature"](case="wood", sign=sign) for sign in ("plus", "minus"))
+    assert plus.label == "literature:case=wood,sign=plus"
+    case = minus.build(Setting(dtype=torch.float64, batch=2))
+    wood = literature("wood")
+    assert torch.equal(case.z0, wood.start.expand(2, 4))
+    assert torch.equal(case.f(case.z0), case.z0 - wood.system(case.z0))
+    assert torch.equal(plus.build(Setting(dtype=torch.float64)).f(wood.start), wood.start + wood.system(wood.start))
+    with pytest.raises(KeyError, match="did you mean 'wood'"):
+        PROBLEMS["literature"](case="wod")
+    with pytest.raises(ValueError, match="sign='plus' is not used for dottie, which is a map"):
+        PROBLEMS["literature"](case="dottie", sign="plus")
 
 
 def test_the_command_lists_the_problems(capsys):
