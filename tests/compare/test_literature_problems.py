@@ -224,7 +224,7 @@ def test_bratus_residual_and_picards_iteration_are_one_equation(dimension, side)
 
 def test_the_square_of_the_tutorial_is_held_at_one_above():
     value = by_numpy("integro_differential_8", np.zeros(64)).reshape(8, 8)
-    np.testing.assert_allclose(value[0], 49 - 10)
+    np.testing.assert_allclose(value[0], 81 - 10)
     np.testing.assert_allclose(value[1:], -10)
 
 

@@ -33,17 +33,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "lm": {"options": {"xtol": TIGHT, "ftol": TIGHT}},
     "df-sane": {"options": {"fatol": TOLERANCE, "ftol": 0.0}},
     "krylov": {"options": {"fatol": TOLERANCE / 10}},
-    "broyden1": {"options": {"fatol": TOLERANCE / 10}},
 }
 """Methods of scipy.optimize.root, and how each is told our tolerance; all else is its default."""
 
-PEERS = (*(f"scipy.{method}" for method in METHODS), *TORCHDEQ)
+LEAST_SQUARES = "scipy.trf"
+"""scipy.optimize.least_squares, a trust region for min ||F||, told the tight tolerance; it does not speak of roots."""
+
+SYSTEMS = (*(f"scipy.{method}" for method in METHODS), LEAST_SQUARES)
+PEERS = (*SYSTEMS, *TORCHDEQ)
 
 FIRST = ("fixed_point", "anderson", "broyden", "newton", "newton_krylov", "fallback")
 NEEDS_TOKENS = ("deer",)
 
-MOST = 20_000
+MOST = 10_000
 """Evaluations after which a peer is ended whose own budget is larger."""
+
+TORCHDEQ_MOST = 500
+"""The same for torchdeq, whose own budget is 40, and whose time and memory grow with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +100,14 @@ def contenders(given: Iterable[str | Mapping[str, Any] | Solver] | str | None = 
         ['anderson', 'scipy.lm']
     """
     asked: list[Any] = [*own(), *PEERS] if given is None else to_list(given) or []
-    systems = [f"scipy.{method}" for method in METHODS]
-    maps = iter(to_rows(SOLVERS, [item for item in asked if item not in systems]))
-    return [_on_system(item) if item in systems else _on_map(*next(maps)) for item in asked]
+    maps = iter(to_rows(SOLVERS, [item for item in asked if item not in SYSTEMS]))
+    return [_on_system(item) if item in SYSTEMS else _on_map(*next(maps)) for item in asked]
 
 
 def _on_map(label: str, make: Callable[[], Solver]) -> Contender:
     def solve(problem: LiteratureProblem, f: Map) -> tuple[Tensor, str]:
-        stop = Stop(max_iter=problem.max_iter, rtol=0.0, atol=TOLERANCE)
+        most = min(problem.max_iter, TORCHDEQ_MOST) if label.startswith("torchdeq.") else problem.max_iter
+        stop = Stop(max_iter=most, rtol=0.0, atol=TOLERANCE)
         with torch.no_grad():
             sol = Solve(make(), stop)(f, problem.start)
         # one row
@@ -111,8 +117,6 @@ def _on_map(label: str, make: Callable[[], Solver]) -> Contender:
 
 
 def _on_system(label: str) -> Contender:
-    method = label.partition(".")[2]
-
     def solve(problem: LiteratureProblem, F: Map) -> tuple[Tensor, str]:
         optimize = load_extra("scipy.optimize", "compare", label)
         calls = 0
@@ -125,8 +129,17 @@ def _on_system(label: str) -> Contender:
             return F(torch.from_numpy(np.array(x, dtype=np.float64))[None])[0].numpy()
 
         with torch.no_grad(), np.errstate(all="ignore"):
-            found = optimize.root(vector, problem.start[0].numpy(), method=method, **METHODS[method])
-        z = torch.as_tensor(np.array(found.x, dtype=np.float64)).reshape(1, -1)
-        return z, "CONVERGED" if found.success else "FAILED"
+            found, word = _call(optimize, label, vector, problem.start[0].numpy())
+        return torch.as_tensor(np.array(found.x, dtype=np.float64)).reshape(1, -1), word
 
     return Contender(label, solve, takes_system=True)
+
+
+def _call(optimize: Any, label: str, F: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> tuple[Any, str]:
+    """Return what a method of scipy returns, and its word."""
+    if label == LEAST_SQUARES:
+        found = optimize.least_squares(F, start, xtol=TIGHT, ftol=TIGHT, gtol=TIGHT)
+        return found, "MINIMUM" if found.success else "FAILED"
+    method = label.partition(".")[2]
+    found = optimize.root(F, start, method=method, **METHODS[method])
+    return found, "CONVERGED" if found.success else "FAILED"

@@ -18,7 +18,7 @@ class LiteratureEntry:
     Attributes:
         solver, form: its label, and "z - F", "z + F", "f", or "F" for a solver of F(z) = 0.
         outcome: "solved" or "unsolved" by the true residual, "raised", "not installed".
-        word: what the solver says: a `Status`, or "FAILED" where a peer says no more.
+        word: what the solver says: a `Status`, or "FAILED" or "MINIMUM" where a peer says no more.
         residual: ||F(z)||_2 of the returned point, in float64.
         evaluations: calls of the function; what a dense Jacobian takes is not a call for each product.
         seconds: of the solve.

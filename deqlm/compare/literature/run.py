@@ -41,8 +41,8 @@ def compare_literature(
 
     Args:
         problems: names, problems, or one name; None takes all.
-        solvers: specs, dicts or objects, "scipy.hybr", "scipy.lm", "scipy.df-sane", "scipy.krylov", "scipy.broyden1";
-            None takes ours and all peers.
+        solvers: specs, dicts or objects, "scipy.hybr", "scipy.lm", "scipy.df-sane", "scipy.krylov", "scipy.trf"; None
+            takes ours and all peers.
         threads: threads of torch for the run; None leaves torch's setting.
         progress: draw a progress bar on stderr; None when that is a terminal.
 

@@ -88,4 +88,4 @@ def integro_differential(x: Tensor) -> Tensor:
     tall = torch.cat((upper, P, 0 * upper), 1)
     second = tall[:, :-2] - 2 * P + tall[:, 2:] + pad(P[:, :, :-1], (1, 0)) - 2 * P + pad(P[:, :, 1:], (0, 1))
     mean = P.cosh().mean((1, 2), keepdim=True)
-    return (second * (n - 1) ** 2 - 10 * mean**2).reshape(x.shape)
+    return (second * (n + 1) ** 2 - 10 * mean**2).reshape(x.shape)
