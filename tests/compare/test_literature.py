@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,26 @@ def test_peers_have_their_own_defaults_and_options_can_be_told():
         contenders("andersn")
     with pytest.raises(ValueError, match="asked for twice"):
         contenders("anderson,anderson")
+
+
+def test_peers_are_held_to_their_own_words():
+    """lm calls a minimum that is no root a success; a method of least squares speaks of minima only."""
+    pytest.importorskip("scipy")
+    result = compare_literature("chebyquad_8,boggs", "scipy.lm,scipy.trf,scipy.df-sane", progress=False)
+    assert [(e.outcome, e.word, e.false) for e in result["chebyquad_8"].entries] == [
+        ("unsolved", "CONVERGED", True), ("unsolved", "MINIMUM", False), ("unsolved", "FAILED", False)
+    ]  # fmt: skip
+    assert [(e.form, e.outcome) for e in result["boggs"].entries] == [("F", "solved")] * 3
+    assert all(e.evaluations > 10 for e in result["boggs"].entries)
+
+
+def test_a_peer_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    result = compare_literature("dottie", "newton,scipy.hybr", progress=False)
+    assert [e.outcome for e in result["dottie"].entries] == ["solved", "not installed"]
+    assert "not installed" in str(result)
+    assert "Not installed here: scipy.hybr." in literature_blocks(result.to_dict())["scores"]
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
