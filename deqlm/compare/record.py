@@ -29,13 +29,19 @@ __all__ = [
 VERSION = 1
 """Version of the record's layout."""
 
-RECORDS = {"compare": "deqlm compare", "gradients": "deqlm compare --gradients", "starts": "deqlm compare --starts"}
+RECORDS = {
+    "compare": "deqlm compare",
+    "gradients": "deqlm compare --gradients",
+    "starts": "deqlm compare --starts",
+    "literature": "deqlm compare --suite literature",
+}
 """Name of a record's file -> what it says of itself."""
 
 PLOTS = {
     "compare": ("residual_evaluations", "residual_time", "profile"),
     "gradients": ("gradients",),
     "starts": ("starts",),
+    "literature": (),
 }
 """Name of a record's file -> names of its plots."""
 
@@ -87,7 +93,7 @@ def save(comparison: Result[Any], folder: Path, plots: bool) -> list[Path]:
     kind = comparison.kind
     folder.mkdir(parents=True, exist_ok=True)
     former = _former(folder, kind) or {}
-    plots = plots and any(problem.entries for problem in comparison.problems)
+    plots = plots and bool(PLOTS[kind]) and any(problem.entries for problem in comparison.problems)
     drawn = _drawn(kind)
     names = [f"{kind}.json", f"{kind}.txt", *(drawn if plots else ())]
     write_json({**comparison.to_dict(), "files": names}, folder / names[0])
@@ -106,7 +112,7 @@ def former_run(folder: Path, kind: str) -> str | None:
 
     Args:
         folder: where `save` writes.
-        kind: "compare", "gradients" or "starts".
+        kind: "compare", "gradients", "starts" or "literature".
     """
     former = _former(folder, kind)
     if former is None:
