@@ -39,7 +39,7 @@ class DEQ(nn.Module):
             u = module(x) once per call, which is added; an `deqlm.inject.Inject` decides itself.
         solver: registered name, dict with ``name`` and options, or object.
         gradient: likewise, of `GRADIENTS`.
-        stop: a `Stop`, a dict of its fields, or None for the default.
+        stop: a `Stop`, a dict of its fields, or None for ``Stop(rtol="auto")``.
         start: where to start: None is zeros like u; a tensor of the state's shape, with or without the batch dimensions
             (a parameter gets a gradient from `Unrolled` only); or a callable u -> state.
         batch_dims: leading dimensions that index independent rows; 0 makes one problem of the batch, which is right for
@@ -96,7 +96,7 @@ class DEQ(nn.Module):
             raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
         self.layer = layer
         self.inject = make_inject(inject)
-        self.solve = Solve(solver, {} if stop is None else stop)  # type: ignore[arg-type]
+        self.solve = Solve(solver, {"rtol": "auto"} if stop is None else stop)  # type: ignore[arg-type]
         self.gradient = GRADIENTS.make(gradient)
         self.gradient.check(self.solve)
         self.failures = Failures(on_failure, failed_grad)

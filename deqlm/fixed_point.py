@@ -107,6 +107,7 @@ def solve_rows(
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
     """
     rows = f.rows
+    how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:
         tokens = _tokens(how.stop, rows)
     frame = Frame(
