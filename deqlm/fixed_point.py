@@ -10,10 +10,12 @@ from torch import Tensor
 
 from deqlm.failures import Failures
 from deqlm.gradients.base import GRADIENTS, Forward, Gradient
+from deqlm.held import Held
 from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require
+from deqlm_solvers.measure import Measure
 from deqlm_solvers.solution import OnFailure
 
 __all__ = ["STOP_HINTS", "solve", "solve_rows"]
@@ -120,15 +122,19 @@ def solve_rows(
     if cap is not None:
         how, gradient = cap.apply(how, gradient, rows, frame)
     forward = Forward(how, frame)
+    z0 = rows.z0
+    if frame.token_mask is not None and (masked := Measure(how.stop, frame, z0).masked) is not None:
+        f.held = Held(masked, z0)
+        z0 = f.held.point(z0)
     if torch.is_grad_enabled():
-        sol = gradient.attach(forward, f, rows.z0, failures)
+        sol = gradient.attach(forward, f, z0, failures)
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = forward(_inferring(f), rows.z0)
+            sol = forward(_inferring(f), z0)
         failures.report(sol, how.stop)
     else:
-        sol = forward(f, rows.z0)
+        sol = forward(f, z0)
         failures.report(sol, how.stop)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from deqlm.held import Held
 from deqlm_solvers.checks import require
 
 __all__ = ["RowMap", "Rows", "start_like", "tree_add", "zeros_like_tree"]
@@ -155,6 +156,7 @@ class RowMap:
         prepare: Callable[..., tuple[Any, ...]] | None = None,
         prepared: tuple[Any, ...] | None = None,
         fixed: Callable[[], bool] | None = None,
+        held: Held | None = None,
     ) -> None:
         self.rows = rows
         self.f = f
@@ -164,6 +166,7 @@ class RowMap:
             prepared = inputs if prepare is None else prepare(*inputs)
         self.prepared = prepared
         self.fixed = fixed
+        self.held = held
         self._counter = [0, 0]
 
     @property
@@ -177,6 +180,9 @@ class RowMap:
         return self._counter[1]
 
     def __call__(self, z: Tensor) -> Tensor:
+        return self._evaluate(z) if self.held is None else self.held.evaluate(self._evaluate, z)
+
+    def _evaluate(self, z: Tensor) -> Tensor:
         rows, counter = self.rows, self._counter
         counter[0] += 1
         counter[1] += rows.count
@@ -202,6 +208,7 @@ class RowMap:
             return leaf.index_select(0, rows) if leaf.dim() and leaf.shape[0] == count else leaf
 
         made = RowMap(self.rows.narrow(rows.shape[0]), self.f, map_tensors(select, self.prepared), fixed=self.fixed)
+        made.held = None if self.held is None else self.held.select(rows)
         made._counter = self._counter
         return made
 
@@ -219,10 +226,11 @@ class RowMap:
         """
         leaves, spec = tree_flatten(self.inputs)
         source = healthy_source(bad)
+        held = None if self.held is None else self.held.select(source)
 
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
             tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
-            made = RowMap(self.rows, self.f, tree, self.prepare)
+            made = RowMap(self.rows, self.f, tree, self.prepare, held=held)
             made._counter = self._counter
             return made
 

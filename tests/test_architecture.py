@@ -17,12 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ARROWS = {
     "deqlm_solvers": set(),
-    "rows": {"deqlm_solvers"},
+    "graph": set(),
+    "held": {"graph", "deqlm_solvers"},
+    "rows": {"held"},
     "noise": {"deqlm_solvers"},
     "failures": {"deqlm_solvers"},
     "inject": {"rows"},
     "memory_cap": {"rows"},
-    "gradients": {"failures", "rows"},
+    "gradients": {"failures", "rows", "graph"},
     "fixed_point": {"gradients", "memory_cap"},
     "modes": {"deqlm_solvers"},
     "pieces": {"rows", "noise"},
