@@ -120,7 +120,7 @@ def solve_rows(
         snap=rows.snap if len(set(rows.dtypes)) > 1 else None,
     )
     if cap is not None:
-        how, gradient = cap.apply(how, gradient, rows, frame)
+        how, gradient = cap.apply(how, gradient.for_solve(how), rows, frame)
     forward = Forward(how, frame)
     z0 = rows.z0
     if frame.token_mask is not None and (masked := Measure(how.stop, frame, z0).masked) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,14 @@ class Forward:
 
     def __call__(self, f: Map, z0: Tensor) -> Solution:
         return self.solve(f, z0, self.frame)
+
+    def select(self, rows: Tensor) -> Forward:
+        """Return the same of some rows (K,), int64."""
+        frame = self.frame
+        scale, mask, unit = (
+            t if t is None else t.index_select(0, rows) for t in (frame.scale, frame.token_mask, frame.unit)
+        )
+        return Forward(self.solve, replace(frame, scale=scale, token_mask=mask, unit=unit))
 
 
 class Gradient(Options, ABC):
@@ -56,6 +64,10 @@ class Gradient(Options, ABC):
         """
         return
 
+    def for_solve(self, solve: Solve) -> Gradient:
+        """Return the method with every choice made that it leaves to the forward ``solve``."""
+        return self
+
     def truncation(self) -> tuple[int, float] | None:
         """Return (k, tau) of a method whose error is a series cut after k terms, ((1 - tau) I + tau J^T)^k of it.
 
@@ -77,6 +89,10 @@ class Gradient(Options, ABC):
             adjoint: report to fill in, in backward or at once.
         """
 
+    def join(self, forward: Forward, f: RowMap, z: Tensor, adjoint: Adjoint) -> Tensor:
+        """Return what `connect` does, for methods that look at how the point was found."""
+        return self.connect(f, z, adjoint)
+
     def attach(self, forward: Forward, f: RowMap, z0: Tensor, failures: Failures) -> Solution:
         """Solve from ``z0`` (B, N) and connect the result; rows that failed are kept out of the graph."""
         sol = forward(f, z0)
@@ -86,11 +102,12 @@ class Gradient(Options, ABC):
             sol = sol.replace(residual_of="previous")
         bad = failures.bad_rows(sol, forward.solve.stop)
         if bad is None:
-            return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
+            return sol.replace(z=self.join(forward, f, sol.z, adjoint), adjoint=adjoint)
         if bool(bad.all()):
             return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
-        healthy = sol.z.index_select(0, healthy_source(bad))
-        z = self.connect(f.without(bad, healthy), healthy, adjoint)
+        source = healthy_source(bad)
+        healthy = sol.z.index_select(0, source)
+        z = self.join(forward.select(source), f.without(bad, healthy), healthy, adjoint)
         return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
 
 
