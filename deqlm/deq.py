@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deqlm.causal import CausalCall
 from deqlm.chunks import per_token, solve_chunks
+from deqlm.eager import eagerly
 from deqlm.failures import Failures
 from deqlm.fixed_point import STOP_HINTS, solve_rows
 from deqlm.gradients.base import GRADIENTS, Gradient
@@ -119,6 +120,7 @@ class DEQ(nn.Module):
         else:
             raise TypeError(f"start must be None, a tensor or a callable, got {type(start).__name__}")
 
+    @eagerly
     def forward(
         self,
         x: Any,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqlm.eager import eagerly
 from deqlm.failures import Failures
 from deqlm.gradients.base import GRADIENTS, Forward, Gradient
 from deqlm.held import Held
@@ -26,6 +27,7 @@ STOP_HINTS = {
 }
 
 
+@eagerly
 @explain_options(STOP_HINTS)
 def solve(
     f: Callable[..., Any],

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ARROWS = {
     "deqlm_solvers": set(),
+    "eager": set(),
     "graph": set(),
     "held": {"graph", "deqlm_solvers"},
     "rows": {"held"},
@@ -25,7 +26,7 @@ ARROWS = {
     "inject": {"rows"},
     "memory_cap": {"rows"},
     "gradients": {"failures", "rows", "graph"},
-    "fixed_point": {"gradients", "memory_cap"},
+    "fixed_point": {"gradients", "memory_cap", "eager"},
     "modes": {"deqlm_solvers"},
     "pieces": {"rows", "noise"},
     "prefix": {"deqlm_solvers"},
