@@ -199,7 +199,11 @@ class DEQ(nn.Module):
         def f(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self.inject.join(layer, z, u, args, kwargs)
 
-        made = RowMap(rows, f, (x, args, kwargs), prepare, (u, args, kwargs), fixed=lambda: inject.noisy or layer.noisy)
+        made = RowMap(
+            *(rows, f, (x, args, kwargs), prepare, (u, args, kwargs)),
+            fixed=lambda: inject.noisy or layer.noisy,
+            module=self.layer if isinstance(self.layer, nn.Module) else None,
+        )
         return made, layer
 
     def extra_repr(self) -> str:

@@ -27,7 +27,8 @@ def eagerly(function: Callable[P, R]) -> Callable[P, R]:
         >>> double(3)
         6
     """
-    apart = torch._disable_dynamo(function)  # torch.compiler.disable, loaded when a compiler first meets it
+    # torch.compiler.disable, but loaded when a compiler first meets it
+    apart = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateImportUsage]
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

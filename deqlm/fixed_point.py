@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from deqlm.eager import eagerly
 from deqlm.failures import Failures
@@ -91,7 +92,7 @@ def solve(
     method.check(how)
     failures = Failures(on_failure, failed_grad)  # type: ignore[arg-type]
     cap = MemoryCap.of(memory_cap, on_cap)
-    rowmap = RowMap(Rows(z0, batch_dims), f, tuple(args))
+    rowmap = RowMap(Rows(z0, batch_dims), f, tuple(args), module=f if isinstance(f, torch.nn.Module) else None)
     return solve_rows(rowmap, how, method, failures, scale=scale, token_mask=token_mask, cap=cap)
 
 
@@ -129,14 +130,17 @@ def solve_rows(
         f.held = Held(masked, z0)
         z0 = f.held.point(z0)
     if torch.is_grad_enabled():
+        if parametrize._cache_enabled:
+            # inside parametrize.cached() the first evaluation makes the weights of all, and the solver's has no graph
+            f(z0)
         sol = gradient.attach(forward, f, z0, failures)
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = forward(_inferring(f), z0)
+            sol = gradient.settle(_inferring(f), forward(_inferring(f), z0), failures)
         failures.report(sol, how.stop)
     else:
-        sol = forward(f, z0)
+        sol = gradient.settle(f, forward(f, z0), failures)
         failures.report(sol, how.stop)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from deqlm.held import Held
@@ -157,6 +157,7 @@ class RowMap:
         prepared: tuple[Any, ...] | None = None,
         fixed: Callable[[], bool] | None = None,
         held: Held | None = None,
+        module: nn.Module | None = None,
     ) -> None:
         self.rows = rows
         self.f = f
@@ -167,6 +168,7 @@ class RowMap:
         self.prepared = prepared
         self.fixed = fixed
         self.held = held
+        self.module = module
         self._counter = [0, 0]
 
     @property
@@ -230,7 +232,7 @@ class RowMap:
 
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
             tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
-            made = RowMap(self.rows, self.f, tree, self.prepare, held=held)
+            made = RowMap(self.rows, self.f, tree, self.prepare, held=held, module=self.module)
             made._counter = self._counter
             return made
 

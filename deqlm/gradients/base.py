@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqlm.failures import Failures
 from deqlm.rows import RowMap, healthy_source
-from deqlm_solvers import Adjoint, Frame, Map, Options, Registry, Solution, Solve, Stop
+from deqlm_solvers import Adjoint, Frame, Map, Options, Registry, Solution, Solve, Status, Stop
 
 __all__ = ["GRADIENTS", "Forward", "Gradient", "register_gradient"]
 
@@ -79,6 +79,10 @@ class Gradient(Options, ABC):
         """Return how many evaluations of f a call keeps in its graph, at most; None where that is unknown."""
         return None
 
+    def settle(self, f: Map, sol: Solution, failures: Failures) -> Solution:
+        """Return the solution of a call without grad; ``sol`` is the solver's."""
+        return sol
+
     @abstractmethod
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         """Return (B, N) with the value of ``z`` (or close to it) whose graph carries the gradient.
@@ -124,6 +128,26 @@ class _Nothing(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
         return None, None
+
+
+class Steps(Gradient):
+    """A method that returns a point some steps behind the solved one.
+
+    Attributes:
+        same_value: take the steps without grad too.
+    """
+
+    same_value: bool
+
+    keeps_point: ClassVar[bool] = False
+
+    def settle(self, f: Map, sol: Solution, failures: Failures) -> Solution:
+        if not self.same_value:
+            return sol
+        z = self.connect(f, sol.z, failures.adjoint())
+        if failures.failed_grad != "keep":
+            z = torch.where((sol.status >= int(Status.DIVERGED))[:, None], sol.z, z)
+        return sol.replace(z=z, residual_of="previous")
 
 
 GRADIENTS: Registry[Gradient] = Registry("gradient", Gradient, "deqlm.gradients")

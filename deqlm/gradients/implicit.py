@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deqlm.gradients.adjoint import System
 from deqlm.gradients.base import Forward, Gradient, register_gradient
-from deqlm.graph import begin, reaches_leaf
+from deqlm.graph import begin, depends, left_on, reaches_leaf
 from deqlm.rows import RowMap
 from deqlm_solvers import Adjoint, Anderson, Frame, Map, Newton, NewtonKrylov, Solve, Solver, StepSolver, Stop, options
 from deqlm_solvers.checks import require
@@ -123,6 +123,8 @@ class Implicit(Gradient):
         y = _Chord.apply(fz, None, z, system, self.second_order)
         if self.second_order:
             return _Chord.apply(f(y), y, z, system, True)  # type: ignore[no-any-return]
+        if isinstance(f, RowMap) and any(depends(t, source) for t in left_on(f.module)):
+            f(y)  # what it leaves is tied to y now, and not to a source where gradients end
         return y  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,8 @@ __all__ = ["LinearSystem", "solve_cotangent"]
 
 SMALL = 256
 """Unknowns of a row up to which GMRES keeps a space of all of them."""
+LOST = 1e-3
+"""Rounding of a residual, relative to ||g||, up to which a direct method answers."""
 SPACE = 40
 """Largest space of GMRES for more unknowns."""
 
@@ -60,25 +62,28 @@ def solve_cotangent(how: Solve, system: LinearSystem, *, rescue: bool) -> Soluti
         The solution, with ``residual`` relative to ||g|| (worst token or leaf: to ||A w + g||), and products counted as
         evaluations.
     """
-    sol = _solve(how, system)
+    sol = _solve(how, system).replace(picked=None, choices=())
     return _rescued(how, system, sol) if rescue and bool(sol.failed.any()) else sol
 
 
 def _solve(how: Solve, system: LinearSystem) -> Solution:
+    sol = _attempt(how, system)
+    lost = sol.status == int(Status.NONFINITE)
+    if system.narrow or not bool(lost.any()):
+        return sol
+    # float16 inside f overflows at cotangents that float32 holds: once more with the largest of length one
+    again = _attempt(how, replace(system, narrow=True))
+    return _merged(sol, again, lost).replace(cost=sol.cost + again.cost)
+
+
+def _attempt(how: Solve, system: LinearSystem) -> Solution:
     solver, stop = how.solver, how.stop
     if isinstance(solver, Newton):
         return _by_lu(stop, system)
     if isinstance(solver, NewtonKrylov):
         return _by_gmres(stop, system, solver.krylov)
-    if not isinstance(solver, StepSolver) and stop.per == "row":
-        return _in_units(how, system)
-    sol = _by_steps(how, system)
-    lost = sol.status == int(Status.NONFINITE)
-    if system.narrow or not bool(lost.any()):
-        return sol
-    # float16 inside f overflows at cotangents that float32 holds: once more with the largest of length one
-    again = _by_steps(how, replace(system, narrow=True))
-    return _merged(sol, again, lost).replace(cost=sol.cost + again.cost)
+    steps = isinstance(solver, StepSolver) or stop.per != "row"
+    return _by_steps(how, system) if steps else _in_units(how, system)
 
 
 def _rescued(how: Solve, system: LinearSystem, sol: Solution) -> Solution:
@@ -87,9 +92,9 @@ def _rescued(how: Solve, system: LinearSystem, sol: Solution) -> Solution:
     Rows that do not depend on each other are solved each in a space of its own; where that fails, all are one system.
     """
     failed = sol.failed
-    again = _by_gmres(how.stop, replace(system, g=torch.where(failed[:, None], system.g, 0.0)))
+    again = _by_gmres(how.stop, replace(system, g=torch.where(failed[:, None], system.g, 0.0), narrow=True))
     cost = sol.cost + again.cost
-    use = failed & ~(again.residual >= sol.residual)
+    use = failed & (again.residual < sol.residual.nan_to_num(nan=torch.inf))
     if bool((failed & again.failed).any()) and system.g.shape[0] > 1:
         joined = _joined(how.stop, system)
         cost = cost + joined.cost
@@ -126,7 +131,7 @@ def _by_gmres(stop: Stop, system: LinearSystem, size: int = SPACE) -> Solution:
         left = scaled.product(tried) + g - tried
         after = _norm(left)[:, None]
         spent += 1
-        better = active & (after < norm)
+        better = active & ((after < norm) | ~after.isfinite())
         x, r = torch.where(better, tried, x), torch.where(better, left, r)
         active = better & (after > goal) & (after < 0.9 * norm)
         norm = torch.where(better, after, norm)
@@ -169,7 +174,7 @@ def _by_lu(stop: Stop, system: LinearSystem) -> Solution:
     steps = torch.full((w.shape[0],), products + 1, dtype=torch.int64, device=w.device)
     # what the dtype of the products can resolve of I - A; the w of a singular one is no answer
     floor = 64 * torch.finfo(scaled.g.dtype).eps * torch.linalg.matrix_norm(matrix) * _norm(w)
-    return scaled.judge(stop, w, r, steps, products + 1, torch.minimum(floor, 1e-3 * scaled.unit))
+    return scaled.judge(stop, w, r, steps, products + 1, torch.minimum(floor, LOST * scaled.unit))
 
 
 def _joined(stop: Stop, system: LinearSystem) -> Solution:
@@ -241,6 +246,9 @@ class _Scaled:
             spent: products.
             floor: residual that no row need fall below, (B,).
         """
+        # beside a w of that length g is lost in rounding, as in a singular system: a residual of it means nothing
+        lost = ~(torch.finfo(self.g.dtype).eps * _norm(w) <= LOST * self.unit) & w.isfinite().all(1)
+        w, r = torch.where(lost[:, None], 0.0, w), torch.where(lost[:, None], self.g.to(r.dtype), r)
         residual = _norm(r)
         relative = residual / self.unit
         passed = residual <= torch.clamp_min(stop.rtol * self.unit, floor)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.chunks import per_token, solve_chunks
+from deqlm.eager import eagerly
 from deqlm.failures import Failures
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.layers import Context
@@ -209,6 +210,7 @@ class ImplicitLM(nn.Module):
         require(ok, "embeddings", tuple(embeddings.shape), f"of shape (B, L, {self.backbone.d_model}) with L >= 1")
         return self.dropout(embeddings)
 
+    @eagerly
     def _solved(
         self,
         e: Tensor,

@@ -36,7 +36,7 @@ class Model(nn.Module):
         self.first, self.deq, self.last = nn.Linear(5, 5), DEQ(layer, stop=TIGHT, **options), nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y, sol = self.deq(torch.relu(self.first(x)), with_stats=True)
+        y, _ = self.deq(torch.relu(self.first(x)), with_stats=True)
         return self.last(y)
 
 
