@@ -146,6 +146,11 @@ class RowMap:
         prepare: makes f's inputs of ``inputs``, once; None takes them as they are.
         prepared: its result, where the caller has it already.
         fixed: says, once f has been evaluated, that no row may be left out because f draws noise for the whole batch.
+        held: unknowns that stay where they are, or None.
+        module: on which f may leave tensors, or None.
+
+    Attributes:
+        found: how a solved point was found, for the gradient method that connects it; None elsewhere.
     """
 
     def __init__(
@@ -169,6 +174,7 @@ class RowMap:
         self.fixed = fixed
         self.held = held
         self.module = module
+        self.found: Any = None
         self._counter = [0, 0]
 
     @property

@@ -88,14 +88,11 @@ class Gradient(Options, ABC):
         """Return (B, N) with the value of ``z`` (or close to it) whose graph carries the gradient.
 
         Args:
-            f: the map on rows; what it captures is reached through its graph.
+            f: the map on rows; what it captures is reached through its graph. A `RowMap` says in ``found`` how the
+                point was found.
             z: solved point, (B, N), without a graph.
             adjoint: report to fill in, in backward or at once.
         """
-
-    def join(self, forward: Forward, f: RowMap, z: Tensor, adjoint: Adjoint) -> Tensor:
-        """Return what `connect` does, for methods that look at how the point was found."""
-        return self.connect(f, z, adjoint)
 
     def attach(self, forward: Forward, f: RowMap, z0: Tensor, failures: Failures) -> Solution:
         """Solve from ``z0`` (B, N) and connect the result; rows that failed are kept out of the graph."""
@@ -106,12 +103,15 @@ class Gradient(Options, ABC):
             sol = sol.replace(residual_of="previous")
         bad = failures.bad_rows(sol, forward.solve.stop)
         if bad is None:
-            return sol.replace(z=self.join(forward, f, sol.z, adjoint), adjoint=adjoint)
+            f.found = forward
+            return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
         if bool(bad.all()):
             return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
         source = healthy_source(bad)
         healthy = sol.z.index_select(0, source)
-        z = self.join(forward.select(source), f.without(bad, healthy), healthy, adjoint)
+        sound = f.without(bad, healthy)
+        sound.found = forward.select(source)
+        z = self.connect(sound, healthy, adjoint)
         return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
 
 

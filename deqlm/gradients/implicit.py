@@ -98,18 +98,14 @@ class Implicit(Gradient):
         return 2 if self.second_order else 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
-        return self._chord(f, z, adjoint, None, Frame())
-
-    def join(self, forward: Forward, f: RowMap, z: Tensor, adjoint: Adjoint) -> Tensor:
-        return self._chord(f, z, adjoint, forward.solve.solver, forward.frame)
-
-    def _chord(self, f: Map, z: Tensor, adjoint: Adjoint, forward: Solver | None, frame: Frame) -> Tensor:
+        found: Forward | None = f.found if isinstance(f, RowMap) else None
+        frame = Frame() if found is None else found.frame
         source = begin(z)
         fz = f(source)
         if not reaches_leaf(fz, beyond=source):
             return z
         computed = evaluated_dtype(z)
-        how = self.backward(forward)
+        how = self.backward(None if found is None else found.solve.solver)
         system = System(
             how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
             rescue=self.solve == "auto",

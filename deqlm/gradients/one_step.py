@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from deqlm.gradients.base import Forward, Steps, register_gradient
+from deqlm.gradients.base import Steps, register_gradient
 from deqlm.graph import left_on
 from deqlm.rows import RowMap
 from deqlm_solvers import Adjoint, Map, Stop, options
@@ -53,11 +53,9 @@ class OneStep(Steps):
         return 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
-        return f(z)
-
-    def join(self, forward: Forward, f: RowMap, z: Tensor, adjoint: Adjoint) -> Tensor:
-        before = left_on(f.module)
+        module = f.module if isinstance(f, RowMap) else None
+        before = left_on(module)
         y = f(z)
-        if y.requires_grad and any(all(t is not old for old in before) for t in left_on(f.module)):
+        if y.requires_grad and any(all(t is not old for old in before) for t in left_on(module)):
             f(y)  # what it leaves is tied to y now, and not to a point without a graph
         return y

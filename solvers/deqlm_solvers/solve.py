@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Self
 
 import torch
@@ -86,4 +87,6 @@ class Solve(Options):
         if self.stop.rtol != "auto":
             return self
         check_start(z0)
-        return self.replace(stop=self.stop.resolve(evaluated_dtype(z0), *dtypes))
+        made = copy.copy(self)  # checked before, and to check all again costs as much as an evaluation of a small f
+        object.__setattr__(made, "stop", self.stop.resolve(evaluated_dtype(z0), *dtypes))
+        return made
