@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.chunks import per_token, solve_chunks
+from deqlm.eager import eagerly
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
@@ -222,6 +223,7 @@ class ImplicitLM(nn.Module):
             embeddings = self.embedding(tokens(ids, self.embedding.num_embeddings))
         return self.dropout(embedded(embeddings, self.backbone.d_model))
 
+    @eagerly
     def _solved(
         self,
         e: Tensor,

@@ -19,7 +19,7 @@ from deqlm_solvers.solution import Cost
 from deqlm_solvers.solver import Evaluation, Map
 from deqlm_solvers.transforms import refuse_transforms
 
-__all__ = ["HALF", "CountedMap", "InnerMap", "check_start", "inner_dtype"]
+__all__ = ["HALF", "CountedMap", "InnerMap", "check_start", "evaluated_dtype", "inner_dtype"]
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -42,6 +42,11 @@ def check_start(z0: Tensor) -> None:
     refuse_transforms(z0)
     require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
     require(z0.is_floating_point(), "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
+
+
+def evaluated_dtype(z: Tensor) -> torch.dtype:
+    """Return the dtype that a map of ``z`` computes in: that of autocast where it is on, else that of ``z``."""
+    return _autocast(z.device.type) or z.dtype
 
 
 class CountedMap:

@@ -201,6 +201,9 @@ class Adjoint:
         cost: summed over all backward solves of this solution; the pass that carries a solved cotangent on to
             parameters and inputs, one per backward, is not in it.
         batch_shape: shape of the entries above; None is (B,).
+        picked: index into ``choices`` of the method that solved the row, int8, where one stood in for another; else
+            None.
+        choices: names of the methods; empty where ``picked`` is None.
 
     Examples:
         >>> import deqlm, torch
@@ -221,6 +224,8 @@ class Adjoint:
     growth: Tensor | None = None
     cost: Cost = field(default_factory=Cost)
     batch_shape: tuple[int, ...] | None = None
+    picked: Tensor | None = None
+    choices: tuple[str, ...] = ()
 
     def reshape(self, batch_shape: tuple[int, ...]) -> None:
         """Give what is and what will be recorded one entry per row in the batch shape."""
@@ -247,6 +252,7 @@ class Adjoint:
         if not report:
             return
         self.status, self.steps, self.residual = (self._shaped(t) for t in (sol.status, sol.steps, sol.residual))
+        self.picked, self.choices = None if sol.picked is None else self._shaped(sol.picked), sol.choices
         if self.failed_grad == "raise":
             apply_policy(
                 "raise",
@@ -260,7 +266,9 @@ class Adjoint:
 
     def __repr__(self) -> str:
         if self.status is not None and self.residual is not None and self.steps is not None:
-            return f"{_summary('backward solve', self.status, self.residual, self.steps)}; its cost: {self.cost}"
+            text = _summary("backward solve", self.status, self.residual, self.steps)
+            chosen = _chosen(self.picked, self.choices)
+            return "; ".join(part for part in (text, chosen, f"its cost: {self.cost}") if part)
         if self.growth is not None:
             worst = f"{self.growth.max().item():.2g}" if self.growth.numel() else "none"
             return f"gradient: truncated series, largest growth per term {worst}"
