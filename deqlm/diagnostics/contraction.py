@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm.diagnostics.jacobian import Jacobian
-from deqlm.diagnostics.krylov import arnoldi, dense, largest_gain, smallest_gain
+from deqlm.diagnostics.krylov import arnoldi, dense, eigenvalue_size, largest_gain, smallest_gain
 from deqlm_solvers import Map
 
 __all__ = ["Contraction", "measure_contraction"]
@@ -190,7 +190,7 @@ def _token_radius(
     rows = J.shape[0]
     if matrix is not None:
         blocks = torch.stack([matrix[:, index][:, :, index] for index in tokens], dim=1)
-        return float(torch.linalg.eigvals(blocks).abs().max()), length
+        return eigenvalue_size(blocks), length
     chosen = sorted({round(i) for i in torch.linspace(0, length - 1, min(most, length)).tolist()})
     largest = 0.0
     for t in chosen:
@@ -203,7 +203,7 @@ def _token_radius(
         first = torch.ones(rows, width, dtype=inner, device=J.z.device)
         first = first + torch.linspace(-0.5, 0.5, width, dtype=inner, device=J.z.device)
         block, *_ = arnoldi(product, first, min(width, 12))
-        largest = max(largest, float(torch.linalg.eigvals(block).abs().max()))
+        largest = max(largest, eigenvalue_size(block))
     return largest, len(chosen)
 
 

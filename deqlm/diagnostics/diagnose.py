@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deqlm.deq import DEQ
+from deqlm.diagnostics.attempts import solves
 from deqlm.diagnostics.cause import Cause, character, classify
 from deqlm.diagnostics.examine import Examined, Probes, examine
 from deqlm.diagnostics.findings import Findings
@@ -110,7 +111,7 @@ def _advise(cause: Cause, examined: Examined, subject: Subject, probes: Probes) 
     best: Suggestion | None = None
     failed: list[Suggestion] = []
     deadline = time.monotonic() + probes.seconds
-    for each in candidates(cause, examined.found, subject.how):
+    for each in candidates(cause, examined.found, subject.how, subject.normed):
         if not each.options and each.wrap is None:
             best = best or each
         elif not probes.suggest:
@@ -130,19 +131,20 @@ def _advise(cause: Cause, examined: Examined, subject: Subject, probes: Probes) 
 
 
 def _try(suggestion: Suggestion, subject: Subject, examined: Examined) -> Suggestion | None:
-    """Solve with the suggestion, forward or backward; None where it does not apply here."""
+    """Solve with the suggestion, forward or backward or both; None where it does not apply here."""
+    worked, spent = True, []
     try:
+        if suggestion.wrap is not None or suggestion.options.keys() - {"gradient"}:
+            sol = subject.solve(suggestion)
+            worked = solves(subject, sol, examined.begun)
+            spent.append(f"{int(sol.steps.max())} evaluations")
         if "gradient" in suggestion.options:
             backward = examined.backward(suggestion.options["gradient"])
             if backward is None:
                 return None
-            worked, steps = backward.converged, max(backward.steps, default=0)
-            what = "products with J^T"
-        else:
-            sol = subject.solve(suggestion)
-            worked, steps = bool(sol.converged.all()), int(sol.steps.max())
-            what = "evaluations"
+            worked = worked and backward.converged
+            spent.append(f"{max(backward.steps, default=0)} products with J^T")
     except Exception:  # refused by a gradient, a solver, or f itself
         return None
-    text = f"tried: converged in {steps} {what}" if worked else f"tried: not converged after {steps} {what}"
+    text = f"tried: {'converged in' if worked else 'not converged after'} {' and '.join(spent)}"
     return replace(suggestion, tried=text, worked=worked)

@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deqlm.deq import DEQ
 from deqlm.diagnostics.suggestion import Suggestion, changed
 from deqlm.diagnostics.unchanged import Snapshot
+from deqlm.diagnostics.wraps import Norm, norm_named
 from deqlm.failures import Failures
 from deqlm.gradients import GRADIENTS, Gradient
+from deqlm.inject import Add
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import FixedPoint, Frame, Map, Solution, Solve, Stop
 
@@ -73,6 +75,19 @@ class Subject(ABC):
             trace: keep residuals where the solver can.
         """
 
+    def normed(self, norm: Norm) -> str | None:
+        """Return the line of code that puts a norm behind f; None where this one does not apply.
+
+        A norm of groups is for the channels of images, (B, C, H, W), the others are for the last dimension.
+        """
+        shape = self.rows.shapes[0]
+        if any(dtype.is_complex for dtype in self.rows.dtypes) or (norm == "group_norm" and len(shape) != 4):
+            return None
+        return self._line(norm_named(norm, shape))
+
+    @abstractmethod
+    def _line(self, norm: str) -> str: ...
+
     @property
     def is_plain(self) -> bool:
         """The solve under examination is plain iteration."""
@@ -128,6 +143,13 @@ class DEQSubject(Subject):
         self.held = Watched(held)
         self.frame = self._frame(token_mask)
 
+    def _line(self, norm: str) -> str:
+        _, args, kwargs = self.call
+        one_argument = isinstance(self.deq.inject, Add) and not args and not kwargs and len(self.rows.shapes) == 1
+        if one_argument and isinstance(self.deq.layer, nn.Module):
+            return f"deqlm.DEQ(nn.Sequential(layer, {norm}))"
+        return f"end the layer's forward with `return self.norm(z)`, where self.norm = {norm}"
+
     def solve(self, tried: Suggestion, start: Tensor | None = None, trace: bool = False) -> Solution:
         deq = copy.copy(tried.apply(self.deq))
         deq.failures = IGNORE
@@ -159,6 +181,9 @@ class MapSubject(Subject):
         self.raw = RowMap(self.rows, f, tuple(settings.get("args", ())))
         self.held = Watched(self.raw)
         self.frame = self._frame(settings.get("token_mask"), settings.get("scale"))
+
+    def _line(self, norm: str) -> str:
+        return f"norm = {norm}; deqlm.solve(lambda z: norm(f(z)), z0)"
 
     def solve(self, tried: Suggestion, start: Tensor | None = None, trace: bool = False) -> Solution:
         how = Solve(tried.options.get("solver", self.how.solver), tried.options.get("stop", self.how.stop))

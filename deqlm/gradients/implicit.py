@@ -69,7 +69,6 @@ class Implicit(Gradient):
         stop = self.solve.stop  # pyright: ignore[reportAttributeAccessIssue]
         require(stop.atol == 0, "solve.stop.atol", stop.atol, "0, lest gradients depend on the scale of the loss")
         require(stop.keep == "best", "solve.stop.keep", stop.keep, "'best'")
-        require(stop.per == "row", "solve.stop.per", stop.per, "'row'")
         require(stop.norm == "l2", "solve.stop.norm", stop.norm, "'l2', the norm of the tolerance rtol ||g||")
         self.unit_solve()
 

@@ -110,6 +110,8 @@ class Solution:
         picked: index into ``choices`` of the method that produced the row's answer, int8; None where there was nothing
             to choose from.
         choices: names of the methods that were to choose from; empty where ``picked`` is None.
+        runaway: True for rows that are within tolerance only because the state grew, (B,) bool; they end DIVERGED. None
+            for solvers that cannot tell.
 
     Examples:
         >>> import torch
@@ -131,6 +133,7 @@ class Solution:
     adjoint: Adjoint | None = None
     picked: Tensor | None = None
     choices: tuple[str, ...] = ()
+    runaway: Tensor | None = None
 
     @property
     def converged(self) -> Tensor:
