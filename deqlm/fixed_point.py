@@ -181,4 +181,5 @@ def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
         trace=None if trace is None else trace.reshape(trace.shape[0], *rows.batch_shape),
         token_steps=None if token_steps is None else rows.per_row(token_steps),
         picked=None if sol.picked is None else rows.per_row(sol.picked),
+        runaway=None if sol.runaway is None else rows.per_row(sol.runaway),
     )

@@ -110,8 +110,8 @@ class Solution:
         picked: index into ``choices`` of the method that produced the row's answer, int8; None where there was nothing
             to choose from.
         choices: names of the methods that were to choose from; empty where ``picked`` is None.
-        runaway: True for rows that are within tolerance only because the state grew, (B,) bool; they end DIVERGED. None
-            for solvers that cannot tell.
+        runaway: True for rows that are DIVERGED because the state ran away: ||f(z) - z|| is within a tolerance relative
+            to ||f(z)|| only because z grew, as on layers z + F(z). None where nothing was tested.
 
     Examples:
         >>> import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,6 +20,10 @@ class Stop(Options):
     A point z of a row passes when ``||f(z) - z|| <= atol + rtol * max(||f(z)||, s)``, with s a scale that the caller
     may give per row (default 0). This bounds the residual, not the error. The row returns the first tested point that
     passes, else the best one: the smallest residual relative to its tolerance.
+
+    A residual that is small only because the state has grown is no solution: a point passes only if, besides, the
+    row's residual has fallen to half of the largest that the row has had, or max(||z||, ||f(z)||) is at most 10 times
+    that of its start. A row that ends without the one and the other is DIVERGED, and `Solution.runaway` is True.
 
     ``rtol=0, atol=0`` is a *budget*: exactly ``max_iter`` evaluations and steps, no test, no freezing, no host sync;
     the row returns z_K, and the reported residual is that of z_{K-1}. Only a row whose last residual is not finite
@@ -42,14 +47,17 @@ class Stop(Options):
             ``max_iter``). It changes time, never a result.
         compact: rows that are done leave the batch when f can be evaluated on the rest (`deqlm.solve` with ``args``,
             `DEQ`) and, with True, when that pays; with "at_once" after the evaluation in which they were done, so that
-            the rows of all evaluations are the sum of the rows' steps and of one probe, which finds out whether f mixes
-            rows: then they stay. "at_once" saves arithmetic and costs calls: each row that leaves makes a gather of
-            the inputs, and on a device the host waits for every test. Not where the steps carry a graph.
+            the rows of all evaluations are the sum of the rows' steps, of one probe, which finds out whether f mixes
+            rows (then they stay), and of one evaluation of all rows at the end: a row that then no longer passes,
+            because f mixes rows more weakly than a probe sees, is taken up again. Both count as cost and not as steps
+            of a row. "at_once" saves arithmetic and costs calls: each row that leaves makes a gather of the inputs,
+            and on a device the host waits for every test. Not where the steps carry a graph.
         trace: keep the residual of every tested evaluation in `Solution.trace`.
         patience: a row without progress for this many evaluations ends STALLED; progress is a best residual that fell
             by 10 % relative to its tolerance, or with per="token" a longer converged prefix. None never gives up
             early: causal maps can hold their residual for hundreds of evaluations and then drop to zero.
         divergence: a row ends DIVERGED when its residual exceeds this multiple of its first one; > 1, inf disables it.
+            Solvers that try points and refuse them (line searches, Anderson, Broyden) go on while they have others.
 
     Raises:
         ValueError: a value that breaks its rule.
@@ -74,7 +82,7 @@ class Stop(Options):
     divergence: float = 1e8
 
     def __post_init__(self) -> None:
-        whole("max_iter", self.max_iter, 1)
+        whole("max_iter", self.max_iter, 1, sys.maxsize)
         for name in ("rtol", "atol"):
             number(name, getattr(self, name), "finite and >= 0", lambda t: math.isfinite(t) and t >= 0)
         if isinstance(self.norm, str):
@@ -89,13 +97,13 @@ class Stop(Options):
         whole("token_dim", self.token_dim, 0)
         require(self.keep in ("best", "best_f"), "keep", self.keep, "'best' or 'best_f'")
         if self.test_every != "auto":
-            whole("test_every", self.test_every, 1)
-        whole("check_every", self.check_every, 0)
+            whole("test_every", self.test_every, 1, sys.maxsize)
+        whole("check_every", self.check_every, 0, sys.maxsize)
         require(isinstance(self.trace, bool), "trace", self.trace, "True or False")
         known = isinstance(self.compact, bool) or self.compact == "at_once"
         require(known, "compact", self.compact, "True, False or 'at_once'")
         if self.patience is not None:
-            whole("patience", self.patience, 1)
+            whole("patience", self.patience, 1, sys.maxsize)
         number("divergence", self.divergence, "> 1", lambda d: d > 1)
         self._refuse_ignored()
 

@@ -7,6 +7,7 @@ import torch
 
 from deqlm_solvers import FixedPoint, Frame, Solve, Status, Stop
 from deqlm_solvers.measure import Measure
+from deqlm_solvers.solver import Evaluation
 from solvers.problems import normal
 
 B, L, D = 3, 5, 2
@@ -14,7 +15,7 @@ TOKENS = Frame(leaves=((L, D),))
 
 
 def reading(stop: Stop, frame: Frame, fz: torch.Tensor, z: torch.Tensor):
-    return Measure(stop, frame, z)(fz, fz - z)
+    return Measure(stop, frame, z)(Evaluation(z, fz))
 
 
 def states(N: int = L * D) -> tuple[torch.Tensor, torch.Tensor]:

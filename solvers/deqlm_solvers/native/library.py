@@ -26,11 +26,14 @@ def _declare(functions: ctypes.CDLL) -> None:
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     functions.struct_bytes.restype = whole
     for suffix in ("float", "double"):
-        sized, opened, advance, finish = (
-            getattr(functions, f"{name}_{suffix}") for name in ("workspace_bytes", "open", "advance", "finish")
+        sized, opened, advance, finish, settle, review = (
+            getattr(functions, f"{name}_{suffix}")
+            for name in ("workspace_bytes", "open", "advance", "finish", "settle", "review")
         )
         sized.restype, sized.argtypes = whole, [pointer]
         opened.restype, opened.argtypes = None, [pointer, pointer]
         advance.restype, advance.argtypes = whole, [pointer, pointer, pointer, pointer, whole, whole, pointer]
-        finish.restype, finish.argtypes = None, [pointer] * 6
+        finish.restype, finish.argtypes = None, [pointer] * 7
+        settle.restype, settle.argtypes = None, [pointer]
+        review.restype, review.argtypes = whole, [pointer, pointer, pointer, whole, whole]
     functions.indices_of_active.restype, functions.indices_of_active.argtypes = None, [pointer, pointer]
