@@ -18,6 +18,7 @@ from deqlm.diagnostics.suggestion import Suggestion
 from deqlm.diagnostics.wraps import Wrap
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Status, Stop
 from deqlm_solvers.measure import Measure
+from deqlm_solvers.solver import Evaluation
 
 __all__ = ["Outcome", "Point", "compare_starts", "judged", "rescue", "solve_as_asked", "solve_plainly", "solves"]
 
@@ -83,7 +84,7 @@ def _outcome(subject: Subject, sol: Solution, stop: Stop, begun: Start) -> Outco
     passed = status == int(Status.CONVERGED)
     fz = _value(subject, z)
     if subject.how.stop.is_budget and fz is not None:
-        reading = Measure(stop, subject.frame, z)(fz, fz - z)
+        reading = Measure(stop, subject.frame, z)(Evaluation(z, fz))
         residual, relative, passed = reading.residual.cpu(), reading.relative.cpu(), (reading.ratio <= 1).cpu()
     runaway = torch.zeros_like(passed) if fz is None else begun.ran_away(sol.replace(z=z), fz).cpu()
     status = torch.where(passed & runaway, int(Status.DIVERGED), status)
@@ -175,7 +176,9 @@ def rescue(subject: Subject, z0: Tensor, stop: Stop, begun: Start, points: list[
             break
         try:
             sol = Solve(solver, until)(subject.held, z0, subject.frame)
-            astray = begun.ran_away(sol, subject.held(sol.z))
+            value = subject.held(sol.z)
+            # a method that tries wild points has seen large residuals, and half of those is no progress
+            astray = begun.ran_away(sol, value) | begun.no_better(sol.z, value)
         except Exception:  # the solve itself tells what f raises
             break
         take(Point(sol.z, sol.converged & ~astray))

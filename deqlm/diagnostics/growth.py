@@ -53,8 +53,16 @@ class Start:
         if sol.trace is not None and len(sol.trace):
             trace = sol.trace.reshape(len(sol.trace), -1).nan_to_num(0.0, 0.0)
             largest = (trace.amax(0) / trace[0]).nan_to_num(1.0, 1.0).clamp_min(1.0)
-        stays = row_norm(fz - sol.z) > FALLEN * largest * self.residual
-        return stays & (self.growth(sol.z, fz) > GROWN)
+        return self.no_better(sol.z, fz, largest)
+
+    def no_better(self, z: Tensor, fz: Tensor, largest: Tensor | float = 1.0) -> Tensor:
+        """Return rows whose point grew and has more than half of a residual, ``largest`` first ones, (B,) bool.
+
+        Of a state that has grown f may add what rounding loses: a residual below that has not fallen.
+        """
+        lost = torch.finfo(z.dtype).eps * torch.maximum(row_norm(z), row_norm(fz))
+        left = torch.maximum(row_norm(fz - z), lost)
+        return (left > FALLEN * largest * self.residual) & (self.growth(z, fz) > GROWN)
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ def _divisions(frame: Frame) -> Iterator[Stop]:
 def _look(z: Tensor, fz: Tensor, stop: Stop, rule: Stop, frame: Frame, sight: float) -> Parts | None:
     own = Stop(rtol=stop.rtol, atol=stop.atol, norm=stop.norm, per=rule.per, token_dim=rule.token_dim)
     frame = frame if rule.per == "token" and rule.token_dim == stop.token_dim else replace(frame, token_mask=None)
-    _, relative, ratio = Measure(own, frame, z).groups(fz, fz - z)
-    size = Measure(own.replace(norm="l2"), frame, z).size(fz)
+    _, relative, ratio, _ = Measure(own, frame, z).groups(fz, fz - z)
+    size = Measure(own.replace(norm="l2"), frame, z).groups(fz, fz - z)[3]
     row = torch.linalg.vector_norm(fz, dim=1, dtype=torch.float64)[:, None]
     tested = stop.per == rule.per and stop.token_dim == rule.token_dim
     chance = BY_CHANCE if size.numel() == z.numel() else 1.0
