@@ -182,4 +182,5 @@ def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
         token_steps=None if token_steps is None else rows.per_row(token_steps),
         picked=None if sol.picked is None else rows.per_row(sol.picked),
         runaway=None if sol.runaway is None else rows.per_row(sol.runaway),
+        first=None if sol.first is None else sol.first.reshape(2, *rows.batch_shape),
     )

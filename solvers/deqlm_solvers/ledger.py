@@ -113,7 +113,7 @@ class RowLedger(Ledger):
         self.k = 0
         self.count: int | None = None
         self.halfway: Tensor | None = None
-        self.runaway = Runaway()
+        self.runaway = Runaway(frame.first)
         if stop.patience is not None:
             self.mark = self.best_ratio.clone()
             self.since = torch.zeros_like(self.steps)
@@ -217,6 +217,7 @@ class RowLedger(Ledger):
             trace=self._traced(),
             token_steps=self._token_steps(),
             runaway=(self.best_ratio == BEYOND) & (status == int(Status.DIVERGED)),
+            first=self.runaway.first,
         )
 
     def _lost(self) -> Tensor:
@@ -336,7 +337,7 @@ class BestMapLedger(Ledger):
         self.best_relative = torch.full((z.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
         self.best_residual = self.best_relative.clone()
         self.relative = self.best_relative
-        self.runaway = Runaway()
+        self.runaway = Runaway(frame.first)
         self.runs = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
         self.count = torch.zeros((), dtype=torch.int64, device=z.device)
@@ -375,4 +376,5 @@ class BestMapLedger(Ledger):
             residual_of="previous",
             trace=self._traced(),
             runaway=passes & self.runs,
+            first=self.runaway.first,
         )

@@ -88,13 +88,11 @@ class Measure:
             return Reading(zero, zero, zero, ratio, zero)
         return Reading(residual.amax(1), relative.amax(1), ratio.amax(1), ratio, size.amax(1))
 
-    def groups(self, fz: Tensor, r: Tensor) -> Tensor:
-        """Return residual, relative residual, ratio and ||f(z)|| of each token or leaf, (4, B, G) float64, unmasked.
-
-        fz, r: (B, N).
-        """
-        residual, norm = self._norms(r), self._norms(fz)
-        return torch.stack((residual, *self._against(residual, norm), norm))
+    def groups(self, at: Evaluation) -> Tensor:
+        """Return residual, relative residual, ratio and size of each token or leaf, (4, B, G) float64, unmasked."""
+        residual, norm = self._norms(at.r), self._norms(at.fz)
+        size = torch.maximum(norm, self._norms(at.z))
+        return torch.stack((residual, *self._against(residual, norm), size))
 
     def _against(self, residual: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Return the residual relative to max(||f(z)||, s), and in units of its tolerance."""

@@ -20,6 +20,12 @@ class Runaway:
     passes only if its residual has fallen to half of the largest that it has had, or if its size, max(||z||, ||f(z)||),
     is at most 10 times that of its start.
 
+    Args:
+        first: see `Frame`.
+
+    Attributes:
+        first: the same, of the first point that was taken where none was given.
+
     Examples:
         >>> import torch
         >>> watch = Runaway()
@@ -28,9 +34,10 @@ class Runaway:
         (False, True, False)
     """
 
-    def __init__(self) -> None:
-        self._enough: Tensor | None = None
-        self._most: Tensor | None = None
+    def __init__(self, first: Tensor | None = None) -> None:
+        self.first = first
+        self._enough = None if first is None else FALLEN * first[0]
+        self._most = None if first is None else GROWN * first[1]
 
     def runs(self, residual: Tensor, size: Tensor, counts: Tensor | None = None) -> Tensor:
         """Take one evaluation; return the rows, (B,) bool, whose residual would be within tolerance by their size only.
@@ -42,7 +49,7 @@ class Runaway:
         """
         share = FALLEN * residual
         if self._enough is None or self._most is None:
-            self._enough, self._most = share, GROWN * size
+            self.first, self._enough, self._most = torch.stack((residual, size)), share, GROWN * size
         else:
             share = share if counts is None else torch.where(counts, share, 0.0)
             self._enough = torch.maximum(self._enough, share)

@@ -112,6 +112,7 @@ class Solution:
         choices: names of the methods that were to choose from; empty where ``picked`` is None.
         runaway: True for rows that are DIVERGED because the state ran away: ||f(z) - z|| is within a tolerance relative
             to ||f(z)|| only because z grew, as on layers z + F(z). None where nothing was tested.
+        first: ||f(z) - z|| and max(||z||, ||f(z)||) at the start, (2, B) float64; None where nothing was tested.
 
     Examples:
         >>> import torch
@@ -134,6 +135,7 @@ class Solution:
     picked: Tensor | None = None
     choices: tuple[str, ...] = ()
     runaway: Tensor | None = None
+    first: Tensor | None = None
 
     @property
     def converged(self) -> Tensor:

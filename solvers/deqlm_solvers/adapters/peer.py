@@ -73,7 +73,7 @@ class Watch:
         self.most = most
         self.last: Evaluation | None = None
         self.limit = torch.full((z0.shape[0],), torch.inf, dtype=torch.float64, device=z0.device)
-        self.runaway = Runaway()
+        self.runaway = Runaway(frame.first)
         self.trace: list[Tensor] = []
         self.in_map = False
 
@@ -145,4 +145,5 @@ class Watch:
             trace=torch.stack(self.trace) if self.stop.trace else None,
             token_steps=token_steps,
             runaway=runs & (status == int(Status.DIVERGED)),
+            first=self.runaway.first,
         )

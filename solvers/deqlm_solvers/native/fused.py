@@ -30,7 +30,7 @@ _NUMBERS = (
     *("groups", "runs", "threads"),
 )
 _REALS = ("rtol", "atol", "divergence", "damping", "first_damping", "ridge", "least_pivot", "growth", "plain_rate")
-_GIVEN = ("run_end", "run_group", "group_root", "mask", "weights", "scale", "unit", "best_z")
+_GIVEN = ("run_end", "run_group", "group_root", "mask", "weights", "scale", "unit", "first", "best_z")
 _MADE = ("token_steps", "workspace")
 _OWN = ("row", "restart_z", "restart_r", "ring_s", "ring_y", "direction", "scratch", "gram", "gram2", "systems", "sums")
 
@@ -90,6 +90,8 @@ class FusedPace(Pace):
         self.keep = (_ONE,) if plain else _groups(solve, stop, measure)
         if plain:
             solve.group_root = ctypes.addressof(_ONE)
+        self.first = None if frame.first is None else frame.first.contiguous()
+        solve.first = _pointer(self.first)
         self.best_z = None if solve.budget else torch.empty_like(z)
         self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64, device=CPU) if solve.token else None
         solve.best_z, solve.token_steps = _pointer(self.best_z), _pointer(self.token_steps)
@@ -201,6 +203,7 @@ class FusedPace(Pace):
         residual, relative = torch.empty(2, rows, dtype=torch.float64, device=CPU)
         steps = torch.empty(rows, dtype=torch.int64, device=CPU)
         status = torch.empty(rows, dtype=torch.int8, device=CPU)
+        first = torch.empty(2, rows, dtype=torch.float64, device=CPU)
         runaway = torch.empty(rows, dtype=torch.bool, device=CPU)
         picked = torch.empty(rows, dtype=torch.int8, device=CPU) if choices else None
         self.finish(
@@ -209,6 +212,7 @@ class FusedPace(Pace):
             relative.data_ptr(),
             steps.data_ptr(),
             status.data_ptr(),
+            first.data_ptr(),
             runaway.data_ptr(),
             None if picked is None else picked.data_ptr(),
         )
@@ -226,6 +230,7 @@ class FusedPace(Pace):
             picked=picked,
             choices=choices,
             runaway=None if self.solve.budget else runaway,
+            first=None if self.solve.budget else first,
         )
         return self._budget(sol, z_last) if self.solve.budget else sol
 

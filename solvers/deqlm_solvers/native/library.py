@@ -33,7 +33,7 @@ def _declare(functions: ctypes.CDLL) -> None:
         sized.restype, sized.argtypes = whole, [pointer]
         opened.restype, opened.argtypes = None, [pointer, pointer]
         advance.restype, advance.argtypes = whole, [pointer, pointer, pointer, pointer, whole, whole, pointer]
-        finish.restype, finish.argtypes = None, [pointer] * 7
+        finish.restype, finish.argtypes = None, [pointer] * 8
         settle.restype, settle.argtypes = None, [pointer]
         review.restype, review.argtypes = whole, [pointer, pointer, pointer, whole, whole]
     functions.indices_of_active.restype, functions.indices_of_active.argtypes = None, [pointer, pointer]

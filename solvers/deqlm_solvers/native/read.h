@@ -204,9 +204,10 @@ Reading read(const Solve& s, int64_t i, const T* z, const T* fz, double* sums) {
 template <typename T>
 bool runs_away(const Solve& s, Row& row, int64_t i, const Reading& at, const T* z, const T* fz, double* sums) {
     const double share = FALLEN * at.residual;
-    if (!row.started) row.enough = share, row.most_size = GROWN * size_of(s, i, z, fz, sums);
+    if (!row.started && !s.first)
+        row.first_residual = at.residual, row.first_size = size_of(s, i, z, fz, sums), row.enough = share;
     if (!(share <= row.enough)) row.enough = share;
-    return at.ratio <= 1 && at.residual > row.enough && size_of(s, i, z, fz, sums) > row.most_size;
+    return at.ratio <= 1 && at.residual > row.enough && size_of(s, i, z, fz, sums) > GROWN * row.first_size;
 }
 
 // Whether the point is the best one so far; keeps the best reading and the steps of the tokens.

@@ -32,7 +32,7 @@ extern "C" {
 
 struct Row {
     double limit, best_ratio, best_residual, best_relative, residual, relative, ratio, mark;
-    double half_residual, half_relative, before, first_ratio, enough, most_size;
+    double half_residual, half_relative, before, first_ratio, first_residual, first_size, enough;
     double first_norm, norm, last_norm, plain_below, best_norm, base_norm, unit, damping, length;
     int64_t steps, since, due, gap, prefix, count, newest, idle;
     uint8_t active, stalled, plain, best_pending, restart_pending, started, ran_away;
@@ -50,6 +50,7 @@ struct Solve {
     const void* weights;        // (unknowns) or null
     const double* scale;        // (rows) or null
     const double* unit;         // (rows): factor of atol, or null
+    const double* first;        // (2, rows): residual and size of each row's first point, or null where that is to come
     void* best_z;               // (rows, unknowns), or null for a budget
     int64_t* token_steps;       // (rows, groups), or null
     char* workspace;

@@ -170,8 +170,8 @@ int8_t status_of(const Solve& s, const Row& row) {
 }
 
 template <typename T>
-void finish(const Solve& s, double* residual, double* relative, int64_t* steps, int8_t* status, uint8_t* ran_away,
-            int8_t* picked) {
+void finish(const Solve& s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
+            uint8_t* ran_away, int8_t* picked) {
     if (!s.budget) settle<T>(s);
     for (int64_t i = 0; i < s.rows; ++i) {
         const Row& row = s.row[i];
@@ -179,6 +179,7 @@ void finish(const Solve& s, double* residual, double* relative, int64_t* steps, 
         relative[i] = s.budget ? row.relative : row.best_relative;
         steps[i] = s.budget ? s.max_iter : row.steps;
         status[i] = status_of(s, row);
+        first[i] = row.first_residual, first[s.rows + i] = row.first_size;
         ran_away[i] = row.ran_away && status[i] == DIVERGED;
         if (picked) picked[i] = row.plain ? 0 : 1;
         for (int64_t g = 0; s.token && g < s.groups; ++g) {
@@ -197,6 +198,10 @@ void open(Solve& s, const void* z) {
         row = Row{};
         row.limit = row.best_ratio = row.best_residual = row.best_relative = infinity;
         row.residual = row.relative = row.mark = row.half_residual = row.half_relative = infinity;
+        if (s.first) {
+            row.first_residual = s.first[i], row.first_size = s.first[s.rows + i];
+            row.enough = FALLEN * row.first_residual;
+        }
         row.before = std::numeric_limits<double>::quiet_NaN();
         row.gap = row.active = row.final = 1;
         row.damping = s.damping;
@@ -224,17 +229,17 @@ int64_t advance_float(Solve* s, const void* z, const void* fz, void* z_next, int
 int64_t advance_double(Solve* s, const void* z, const void* fz, void* z_next, int64_t k, int64_t flags, double* trace) {
     return advance<double>(*s, z, fz, z_next, k, flags, trace);
 }
-void finish_float(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, uint8_t* ran_away,
-                  int8_t* picked) {
-    finish<float>(*s, residual, relative, steps, status, ran_away, picked);
+void finish_float(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
+                  uint8_t* ran_away, int8_t* picked) {
+    finish<float>(*s, residual, relative, steps, status, first, ran_away, picked);
 }
 void settle_float(const Solve* s) { settle<float>(*s); }
 int64_t review_float(Solve* s, const void* z, const void* fz, int64_t k, int64_t take_up) {
     return review<float>(*s, z, fz, k, take_up);
 }
-void finish_double(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, uint8_t* ran_away,
-                  int8_t* picked) {
-    finish<double>(*s, residual, relative, steps, status, ran_away, picked);
+void finish_double(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
+                  uint8_t* ran_away, int8_t* picked) {
+    finish<double>(*s, residual, relative, steps, status, first, ran_away, picked);
 }
 void settle_double(const Solve* s) { settle<double>(*s); }
 int64_t review_double(Solve* s, const void* z, const void* fz, int64_t k, int64_t take_up) {
