@@ -119,6 +119,7 @@ def solve_rows(
     if cap is not None:
         how, gradient = cap.apply(how, gradient, rows, frame)
     forward = Forward(how, frame)
+    failures = failures.of(f)
     if torch.is_grad_enabled():
         sol = gradient.attach(forward, f, rows.z0, failures)
     elif torch.is_inference_mode_enabled():
