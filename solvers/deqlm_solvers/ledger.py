@@ -139,9 +139,8 @@ class RowLedger(Ledger):
         counts = tested if final is None else tested & (bounded | final)
         now = torch.stack((reading.residual, reading.relative))
         self.last = torch.where(counts, now, self.last)
-        runs = (reading.ratio <= 1) & self.runaway.runs(
-            reading.residual, reading.size, None if counts is self.active else counts
-        )
+        within = reading.ratio <= 1 if counts is self.active else (reading.ratio <= 1) & counts
+        runs = self.runaway.runs(within, reading.residual, reading.size)
         ratio = reading.ratio.masked_fill(runs, BEYOND)
         grown = self._keep_best(k, counts, reading, ratio, now, at.z)
         stays = (ratio > 1) & bounded
@@ -346,7 +345,8 @@ class BestMapLedger(Ledger):
         reading = self.measure(at)
         relative = reading.residual / (self.measure.norm(at.fz) + 1e-9)
         better = (relative < self.best_relative) & ~self.over
-        self.runs = torch.where(better, self.runaway.runs(reading.residual, reading.size), self.runs)
+        runs = self.runaway.runs(relative < self.stop.rtol, reading.residual, reading.size)
+        self.runs = torch.where(better, runs, self.runs)
         self.best_relative = torch.where(better, relative, self.best_relative)
         self.best_residual = torch.where(better, reading.residual, self.best_residual)
         self.best_f = torch.where(better[:, None], at.fz, self.best_f)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Runaway"]
+__all__ = ["FALLEN", "GROWN", "Runaway"]
 
 FALLEN = 0.5
-"""A row whose residual is at most this share of its largest one has come nearer to a solution."""
+"""A residual that is at most this share of another one has come nearer to a solution."""
 GROWN = 10.0
 """A row whose size is at most this many times that of its start has not run away."""
+NEAR = 0.5
+"""Points whose sizes differ by at most this share are near each other."""
 
 
 class Runaway:
     """What a row must show besides a residual within tolerance, when the tolerance is relative to its size.
 
-    On layers z + F(z) the state grows and ||f(z) - z|| does not fall, until it is small beside ||f(z)||. So a row
-    passes only if its residual has fallen to half of the largest that it has had, or if its size, max(||z||, ||f(z)||),
-    is at most 10 times that of its start.
+    On layers z + F(z) the state grows and ||f(z) - z|| does not fall, until it is small beside ||f(z)||. So a point
+    passes only if its size, max(||z||, ||f(z)||), is at most 10 times that of the row's start, or its residual at most
+    half of the row's first one, or, for a row that began where everything is small, at most half of what it was when
+    the row first came within tolerance around here: where there is a solution the residual goes on falling. A solver
+    that leaps far away and comes back has had large residuals, so half of the largest would tell nothing.
 
     Args:
         first: see `Frame`.
@@ -28,29 +32,32 @@ class Runaway:
 
     Examples:
         >>> import torch
-        >>> watch = Runaway()
         >>> one = torch.ones(1, dtype=torch.float64)
-        >>> watch.runs(one, one).item(), watch.runs(one, 11 * one).item(), watch.runs(one / 2, 11 * one).item()
-        (False, True, False)
+        >>> watch = Runaway(torch.stack((one, one)))
+        >>> [watch.runs(one < 2, r * one, s * one).item() for r, s in ((1, 10), (1, 11), (1, 12), (0.5, 12))]
+        [False, True, True, False]
     """
 
     def __init__(self, first: Tensor | None = None) -> None:
         self.first = first
-        self._enough = None if first is None else FALLEN * first[0]
-        self._most = None if first is None else GROWN * first[1]
+        self._bounds: Tensor | None = None
+        self._mark: Tensor | None = None
 
-    def runs(self, residual: Tensor, size: Tensor, counts: Tensor | None = None) -> Tensor:
-        """Take one evaluation; return the rows, (B,) bool, whose residual would be within tolerance by their size only.
+    def runs(self, within: Tensor, residual: Tensor, size: Tensor) -> Tensor:
+        """Take one evaluation; return the rows, (B,) bool, that are within tolerance by their size only.
 
         Args:
+            within: rows whose residual is within tolerance at a point of theirs, (B,) bool.
             residual: ||f(z) - z||, (B,) float64.
             size: max(||z||, ||f(z)||), (B,) float64.
-            counts: rows for which this is a point, (B,) bool; None is every row.
         """
-        share = FALLEN * residual
-        if self._enough is None or self._most is None:
-            self.first, self._enough, self._most = torch.stack((residual, size)), share, GROWN * size
-        else:
-            share = share if counts is None else torch.where(counts, share, 0.0)
-            self._enough = torch.maximum(self._enough, share)
-        return (residual > self._enough) & (size > self._most)
+        now = torch.stack((residual, size))
+        if self._bounds is None or self._mark is None:
+            self.first = now if self.first is None else self.first
+            self._bounds = self.first * torch.tensor([[FALLEN], [GROWN]], dtype=now.dtype, device=now.device)
+            self._mark = torch.zeros_like(now)
+        doubtful = within & (now > self._bounds).all(0)
+        before, near = self._mark
+        fresh = doubtful & ((size - near).abs() > NEAR * size)
+        self._mark = torch.where(fresh, now, self._mark)
+        return fresh | (doubtful & (residual > FALLEN * before))

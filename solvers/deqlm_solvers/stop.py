@@ -21,9 +21,10 @@ class Stop(Options):
     may give per row (default 0). This bounds the residual, not the error. The row returns the first tested point that
     passes, else the best one: the smallest residual relative to its tolerance.
 
-    A residual that is small only because the state has grown is no solution: a point passes only if, besides, the
-    row's residual has fallen to half of the largest that the row has had, or max(||z||, ||f(z)||) is at most 10 times
-    that of its start. A row that ends without the one and the other is DIVERGED, and `Solution.runaway` is True.
+    A residual that is small only beside a state that has grown is no solution: a point passes only if, besides,
+    max(||z||, ||f(z)||) is at most 10 times that of the row's start, or its residual has fallen to half of the first
+    one, or goes on falling where the row first came within tolerance, to half as well. A row that has not shown any of
+    these at the end is DIVERGED, and `Solution.runaway` is True.
 
     ``rtol=0, atol=0`` is a *budget*: exactly ``max_iter`` evaluations and steps, no test, no freezing, no host sync;
     the row returns z_K, and the reported residual is that of z_{K-1}. Only a row whose last residual is not finite

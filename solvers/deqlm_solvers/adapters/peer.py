@@ -91,7 +91,7 @@ class Watch:
         if self.last is None:
             first = self.measure(at)
             self.limit = first.residual * self.stop.divergence
-            self.runaway.runs(first.residual, first.size)
+            self.runaway.runs(first.ratio <= 1, first.residual, first.size)
         if self.stop.trace:
             self.trace.append(self.measure(at).residual)
         self.last = at
@@ -128,8 +128,7 @@ class Watch:
         calls = self.map.calls
         end = Status.MAX_ITER if calls >= self.stop.max_iter else Status.STALLED
         status = torch.full_like(reading.residual, int(end), dtype=torch.int8)
-        self.runaway.runs(last.residual, last.size, last.residual.isfinite())
-        runs = (reading.ratio <= 1) & self.runaway.runs(reading.residual, reading.size)
+        runs = self.runaway.runs(reading.ratio <= 1, reading.residual, reading.size)
         beyond = (last.residual > self.limit) | (reading.residual > self.limit)
         status.masked_fill_(beyond | runs, int(Status.DIVERGED))
         status.masked_fill_(~(last.residual.isfinite() & reading.residual.isfinite()), int(Status.NONFINITE))

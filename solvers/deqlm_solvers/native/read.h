@@ -203,14 +203,15 @@ Reading read(const Solve& s, int64_t i, const T* z, const T* fz, double* sums) {
 // Whether the residual is within tolerance by the row's size only; see runaway.py. That is looked at where it decides.
 template <typename T>
 bool runs_away(const Solve& s, Row& row, int64_t i, const Reading& at, const T* z, const T* fz, double* sums) {
-    const double share = FALLEN * at.residual;
-    if (!row.started && !s.first)
-        row.first_residual = at.residual, row.first_size = size_of(s, i, z, fz, sums), row.enough = share;
-    if (!(share <= row.enough)) row.enough = share;
-    return at.ratio <= 1 && at.residual > row.enough && size_of(s, i, z, fz, sums) > GROWN * row.first_size;
+    if (!row.started && !s.first) row.first_residual = at.residual, row.first_size = size_of(s, i, z, fz, sums);
+    if (!(at.ratio <= 1) || !(at.residual > FALLEN * row.first_residual)) return false;
+    const double size = size_of(s, i, z, fz, sums);
+    if (!(size > GROWN * row.first_size)) return false;
+    if (!(std::fabs(size - row.mark_size) > NEAR * size)) return at.residual > FALLEN * row.mark_residual;
+    row.mark_residual = at.residual, row.mark_size = size;
+    return true;
 }
 
-// Whether the point is the best one so far; keeps the best reading and the steps of the tokens.
 // A point of a row that runs away is just beyond the tolerance: better than what misses it, worse than what passes.
 bool keep_best(const Solve& s, Row& row, int64_t i, int64_t k, const Reading& at, bool runs, const double* ratios,
                bool& grown) {

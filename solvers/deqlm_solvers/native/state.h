@@ -12,8 +12,9 @@ constexpr int BLOCK = 1024;          // float sums are carried over to double af
 constexpr double SMALLEST = 1e-270;  // as in measure.py
 constexpr double LEAST_SAFE = 1e-150;  // norms between these are sums of squares that neither vanish nor overflow
 constexpr double MOST_SAFE = 1e150;
-constexpr double FALLEN = 0.5;  // as in runaway.py, with the next one
+constexpr double FALLEN = 0.5;  // as in runaway.py, with the next two
 constexpr double GROWN = 10.0;
+constexpr double NEAR = 0.5;
 constexpr double LONGEST = 1e6;
 constexpr double SMALLEST_DAMPING = 1.0 / 16;
 constexpr double SHORTEST = 1.0 / 16;
@@ -32,7 +33,7 @@ extern "C" {
 
 struct Row {
     double limit, best_ratio, best_residual, best_relative, residual, relative, ratio, mark;
-    double half_residual, half_relative, before, first_ratio, first_residual, first_size, enough;
+    double half_residual, half_relative, before, first_ratio, first_residual, first_size, mark_residual, mark_size;
     double first_norm, norm, last_norm, plain_below, best_norm, base_norm, unit, damping, length;
     int64_t steps, since, due, gap, prefix, count, newest, idle;
     uint8_t active, stalled, plain, best_pending, restart_pending, started, ran_away;

@@ -198,10 +198,7 @@ void open(Solve& s, const void* z) {
         row = Row{};
         row.limit = row.best_ratio = row.best_residual = row.best_relative = infinity;
         row.residual = row.relative = row.mark = row.half_residual = row.half_relative = infinity;
-        if (s.first) {
-            row.first_residual = s.first[i], row.first_size = s.first[s.rows + i];
-            row.enough = FALLEN * row.first_residual;
-        }
+        if (s.first) row.first_residual = s.first[i], row.first_size = s.first[s.rows + i];
         row.before = std::numeric_limits<double>::quiet_NaN();
         row.gap = row.active = row.final = 1;
         row.damping = s.damping;
