@@ -9,8 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from deqlm.diagnostics.growth import row_norm
 from deqlm_solvers import Frame, Stop
 from deqlm_solvers.measure import Measure
+from deqlm_solvers.solver import Evaluation
 
 __all__ = ["Parts", "find_parts"]
 
@@ -91,9 +93,10 @@ def _divisions(frame: Frame) -> Iterator[Stop]:
 def _look(z: Tensor, fz: Tensor, stop: Stop, rule: Stop, frame: Frame, sight: float) -> Parts | None:
     own = Stop(rtol=stop.rtol, atol=stop.atol, norm=stop.norm, per=rule.per, token_dim=rule.token_dim)
     frame = frame if rule.per == "token" and rule.token_dim == stop.token_dim else replace(frame, token_mask=None)
-    _, relative, ratio, _ = Measure(own, frame, z).groups(fz, fz - z)
-    size = Measure(own.replace(norm="l2"), frame, z).groups(fz, fz - z)[3]
-    row = torch.linalg.vector_norm(fz, dim=1, dtype=torch.float64)[:, None]
+    at = Evaluation(z, fz)
+    _, relative, ratio, _ = Measure(own, frame, z).groups(at)
+    size = Measure(own.replace(norm="l2"), frame, z).groups(at)[3]
+    row = torch.maximum(row_norm(z), row_norm(fz))[:, None]
     tested = stop.per == rule.per and stop.token_dim == rule.token_dim
     chance = BY_CHANCE if size.numel() == z.numel() else 1.0
     unseen = (size > 0) & (size <= chance * max(0.0 if tested else stop.rtol, sight) * row)
