@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deqlm.rows import RowMap
 from deqlm_solvers import Solution
+from deqlm_solvers.measure import row_norms
 
 __all__ = ["likely_mistake"]
 
@@ -92,8 +93,8 @@ def _mixing_parts(layer: Any) -> Iterator[str]:
 def _grown(f: RowMap, z0: Tensor, first: Tensor, z: Tensor) -> Tensor:
     """Return rows, (B,) bool, whose point is much larger than the start and no better."""
     value = _value(f, z)
-    larger = torch.maximum(_norm(z), _norm(value)) > GROWN * torch.maximum(_norm(z0), _norm(first))
-    return larger & (_norm(value - z) > LEFT * _norm(first - z0))
+    larger = torch.maximum(row_norms(z), row_norms(value)) > GROWN * torch.maximum(row_norms(z0), row_norms(first))
+    return larger & (row_norms(value - z) > LEFT * row_norms(first - z0))
 
 
 def _hands_on(f: RowMap, z0: Tensor, first: Tensor, told: Tensor) -> Tensor:
@@ -102,19 +103,15 @@ def _hands_on(f: RowMap, z0: Tensor, first: Tensor, told: Tensor) -> Tensor:
     Where the solver has not ``told`` that the row ran away, F must be more than the lack of a slow contraction.
     """
     sign = torch.randint(0, 2, z0.shape, device=z0.device).to(z0.dtype) * 2 - 1
-    size = torch.maximum(_norm(z0), _norm(first))[:, None] / z0.shape[1] ** 0.5
+    size = torch.maximum(row_norms(z0), row_norms(first))[:, None] / z0.shape[1] ** 0.5
     step = (torch.finfo(z0.dtype).eps ** 0.5 * torch.where(size > 0, size, 1.0) * sign).to(z0.dtype)
     change, step = (_value(f, z0 + step) - first).double(), step.double()
     diagonal = (change * step).sum(1) / step.square().sum(1)
-    return ((diagonal - 0.8).abs() <= 0.5) & (told | (_norm(change - step) > BENT * _norm(step)))
+    return ((diagonal - 0.8).abs() <= 0.5) & (told | (row_norms(change - step) > BENT * row_norms(step)))
 
 
 def _differs(after: Tensor, before: Tensor) -> Tensor:
     """Return rows, (B,) bool, that changed by more than rounding; NaN in both is no change."""
     same = (after == before) | (after.isnan() & before.isnan())
-    apart = _norm(torch.where(same, 0.0, after - before))
-    return ~(apart <= SLACK * torch.finfo(after.dtype).eps * _norm(before.nan_to_num()))
-
-
-def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+    apart = row_norms(torch.where(same, 0.0, after - before))
+    return ~(apart <= SLACK * torch.finfo(after.dtype).eps * row_norms(before.nan_to_num()))

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from deqlm.diagnostics.contraction import Contraction
 from deqlm.diagnostics.findings import PathDependence, Plain, Trend
-from deqlm.diagnostics.growth import FALLEN, Start, row_norm
+from deqlm.diagnostics.growth import FALLEN, Start
 from deqlm.diagnostics.subject import Subject
 from deqlm.diagnostics.suggestion import Suggestion
 from deqlm.diagnostics.wraps import Wrap
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Status, Stop
-from deqlm_solvers.measure import Measure
+from deqlm_solvers.measure import Measure, row_norms
 from deqlm_solvers.solver import Evaluation
 
 __all__ = ["Outcome", "Point", "compare_starts", "judged", "rescue", "solve_as_asked", "solve_plainly", "solves"]
+
+LOOSE = 1e-3
+"""Relative tolerance above which two solutions may be one, badly solved."""
 
 
 @dataclass
@@ -125,15 +128,15 @@ def solve_plainly(
         return None, Point(z0, torch.zeros(len(z0), dtype=torch.bool, device=z0.device))
     converged = sol.converged & ~begun.ran_away(sol, reached)
     curves = [curve[: max(1, int(n))] for curve, n in zip(sol.trace.T.tolist(), sol.steps.tolist(), strict=True)]
-    cycle = (row_norm(double) / row_norm(step).clamp_min(1e-300)).nan_to_num(torch.inf)
+    cycle = (row_norms(double) / row_norms(step).clamp_min(1e-300)).nan_to_num(torch.inf)
     plain = Plain(
         converged=tuple(converged.tolist()),
         steps=tuple(sol.steps.tolist()),
         trace=tuple(tuple(curve) for curve in curves),
         trend=tuple(_trend(curve) for curve in curves),
         cycle=tuple(cycle.tolist()),
-        size=tuple(row_norm(fz).tolist()),
-        largest=tuple(row_norm(before).tolist()),
+        size=tuple(row_norms(fz).tolist()),
+        largest=tuple(row_norms(before).tolist()),
         growth=tuple(begun.growth(z, fz).tolist()),
         fallen=tuple(_fell(curve) for curve in curves),
     )
@@ -194,22 +197,28 @@ def compare_starts(
     contraction: Contraction | None,
     draw: torch.Generator,
 ) -> PathDependence:
-    """Solve from the given start and from random ones around the solution, and compare."""
+    """Solve from the given start and from random ones around the solution, and compare.
+
+    Within a loose tolerance solutions cannot be told apart, so a sharper one is taken there.
+    """
     z = outcome.z
-    scale = float(z.double().square().mean().sqrt()) or 1.0
-    ends = [(z.double(), outcome.passed)]
-    for k in range(1, starts):
+    scale = float(row_norms(z.reshape(1, -1))) / max(1, z.numel()) ** 0.5 or 1.0
+    sharper = _sharper(subject, stop)
+    tried = Suggestion("") if sharper is None else Suggestion("", {"stop": sharper})
+    stop = stop if sharper is None else sharper
+    ends = [(z.double(), outcome.passed)] if sharper is None else []
+    for k in range(starts - len(ends)):
         noise = torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z.device)
-        start = (z.double() + (1 if k % 2 else 3) * scale * noise).to(z.dtype)
+        start = (z.double() + (0 if k == 0 and sharper else 3 if k % 2 else 1) * scale * noise).to(z.dtype)
         try:
-            other = _outcome(subject, subject.solve(Suggestion(""), start=start), stop, begun)
+            other = _outcome(subject, subject.solve(tried, start=start), stop, begun)
         except Exception:  # f may raise anything far away; that start finds nothing
             continue
         ends.append((other.z.double(), other.passed))
-    tolerance = (stop.atol + stop.rtol * row_norm(subject.held(z))).clamp_min(1e-300).cpu()
+    tolerance = (stop.atol + stop.rtol * row_norms(subject.held(z))).clamp_min(1e-300).cpu()
     distance = 0.0
     for (a, ended_a), (b, ended_b) in combinations(ends, 2):
-        apart = (row_norm(a - b).cpu() / tolerance)[ended_a & ended_b]
+        apart = (row_norms(a - b).cpu() / tolerance)[ended_a & ended_b]
         distance = max([distance, *apart.tolist()])
     kappa = max([1.0, *(k for k in (contraction.kappa if contraction else ()) if math.isfinite(k))])
     return PathDependence(
@@ -219,3 +228,10 @@ def compare_starts(
         distance=distance,
         expected=2 * kappa,
     )
+
+
+def _sharper(subject: Subject, stop: Stop) -> Stop | None:
+    """Return the stop of the solve with a tolerance that tells solutions apart; None where its own does."""
+    if stop.atol > 0 or stop.rtol <= LOOSE or subject.how.stop.is_budget:
+        return None
+    return testing(stop, max(10 * stop.max_iter, 1000)).replace(rtol=LOOSE)

@@ -21,7 +21,7 @@ from deqlm.diagnostics.attempts import (
 )
 from deqlm.diagnostics.contraction import Contraction, measure_contraction
 from deqlm.diagnostics.findings import Backward, Findings, Plain
-from deqlm.diagnostics.growth import Start, probe_skip, row_norm
+from deqlm.diagnostics.growth import Start, probe_skip
 from deqlm.diagnostics.jacobian import Jacobian
 from deqlm.diagnostics.parts import Parts, find_parts
 from deqlm.diagnostics.probes import (
@@ -35,6 +35,7 @@ from deqlm.diagnostics.subject import Subject
 from deqlm.gradients import Gradient, Implicit
 from deqlm_solvers import Frame, Options, Status, Stop, options
 from deqlm_solvers.checks import require, whole
+from deqlm_solvers.measure import row_norms
 
 __all__ = ["Examined", "Probes", "examine"]
 
@@ -103,7 +104,8 @@ def examine(subject: Subject, probes: Probes) -> Examined:
     in_place = probe_in_place(subject.raw, z0)
     first = subject.held(z0)
     near = first if bool(first.isfinite().all()) and _attempt(lambda: subject.raw(first.clone())) is not None else z0
-    randomness = probe_randomness(subject.raw, subject.held, [z0] if near is z0 else [z0, near])
+    points = [z0] if near is z0 else [z0, near]
+    randomness = _attempt(lambda: probe_randomness(subject.raw, subject.held, points))
     stop = judged(subject.how.stop)
     begun = Start.of(z0, first)
     outcome, raised = solve_as_asked(subject, stop, begun, "clone" if in_place.writes_argument else None)
@@ -113,7 +115,7 @@ def examine(subject: Subject, probes: Probes) -> Examined:
     def backward(gradient: Gradient) -> Backward | None:
         return None
 
-    if randomness.held and z0.numel():
+    if (randomness is None or randomness.held) and z0.numel():
         draw = torch.Generator(device="cpu").manual_seed(probes.seed)
         known["mixing"] = mixing = _attempt(lambda: probe_mixing(subject.held, near, draw))
         tokens = _tokens(subject)
@@ -135,7 +137,7 @@ def examine(subject: Subject, probes: Probes) -> Examined:
         known["parts"] = _attempt(lambda: _parts(subject, outcome, stop))
         if bool(outcome.passed.any()) and probes.starts > 1:
             kappa = known.get("contraction")
-            known["path"] = compare_starts(subject, outcome, stop, begun, probes.starts, kappa, draw)
+            known["path"] = _attempt(lambda: compare_starts(subject, outcome, stop, begun, probes.starts, kappa, draw))
     start_finite = tuple(first.isfinite().all(1).tolist())
     found = _findings(subject, stop, outcome, raised, in_place=in_place, start_finite=start_finite, **known)
     return Examined(found, begun, backward)
@@ -183,7 +185,7 @@ def _jacobian(
 def _contraction(
     subject: Subject, J: Jacobian, point: Point, probes: Probes, tokens: Tensor | None
 ) -> Contraction | None:
-    residual = row_norm(J.select(subject.held(J.z) - J.z))
+    residual = row_norms(J.select(subject.held(J.z) - J.z))
     solved = bool(point.solved.all() if J.joint else point.solved[J.rows].all())
     return measure_contraction(
         subject.held,
@@ -211,7 +213,7 @@ def _backward(J: Jacobian, solved: Tensor, frame: Frame, seed: int, gradient: Gr
         return None
     draw = torch.Generator(device="cpu").manual_seed(seed)
     g = torch.randn(J.z.shape, generator=draw, dtype=torch.float64).to(J.z.device, J.z.dtype)
-    g = g / row_norm(g).clamp_min(1e-300)[:, None].to(g.dtype)
+    g = g / row_norms(g).clamp_min(1e-300)[:, None].to(g.dtype)
     what = Frame(leaves=frame.leaves, batch_dims=frame.batch_dims)
     sol = gradient.unit_solve()(lambda w: J.pulled(w) + g, g, what)
     keep = solved.nonzero().flatten()

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Map, Solution
+from deqlm_solvers.measure import row_norms
 
-__all__ = ["Skip", "Start", "probe_skip", "row_norm"]
+__all__ = ["Skip", "Start", "probe_skip"]
 
 FALLEN, GROWN = 0.5, 10.0
 """A point counts where its residual fell to this part of the largest, or its scale is at most so many first ones."""
@@ -35,11 +36,11 @@ class Start:
     @classmethod
     def of(cls, z0: Tensor, fz: Tensor) -> Start:
         """Return the start z0 (B, N) with its value."""
-        return cls(row_norm(fz - z0), torch.maximum(row_norm(z0), row_norm(fz)))
+        return cls(row_norms(fz - z0), torch.maximum(row_norms(z0), row_norms(fz)))
 
     def growth(self, z: Tensor, fz: Tensor) -> Tensor:
         """Return the scale of a later point in units of the first, (B,) float64."""
-        scale = torch.maximum(row_norm(z), row_norm(fz))
+        scale = torch.maximum(row_norms(z), row_norms(fz))
         return (scale / self.scale).nan_to_num(0.0, torch.inf)
 
     def ran_away(self, sol: Solution, fz: Tensor) -> Tensor:
@@ -60,8 +61,8 @@ class Start:
 
         Of a state that has grown f may add what rounding loses: a residual below that has not fallen.
         """
-        lost = torch.finfo(z.dtype).eps * torch.maximum(row_norm(z), row_norm(fz))
-        left = torch.maximum(row_norm(fz - z), lost)
+        lost = torch.finfo(z.dtype).eps * torch.maximum(row_norms(z), row_norms(fz))
+        left = torch.maximum(row_norms(fz - z), lost)
         return (left > FALLEN * largest * self.residual) & (self.growth(z, fz) > GROWN)
 
 
@@ -97,7 +98,7 @@ def probe_skip(f: Map, points: list[Tensor], draw: torch.Generator) -> Skip:
 
 
 def _look(f: Map, z: Tensor, draw: torch.Generator) -> tuple[float, float]:
-    size = torch.maximum(row_norm(z), row_norm(f(z))) / z.shape[1] ** 0.5
+    size = torch.maximum(row_norms(z), row_norms(f(z))) / z.shape[1] ** 0.5
     h = torch.finfo(z.dtype).eps ** (1 / 3) * torch.where(size > 0, size, 1.0)[:, None]
     overlap, apart = 0.0, 0.0
     for _ in range(DIRECTIONS):
@@ -108,8 +109,3 @@ def _look(f: Map, z: Tensor, draw: torch.Generator) -> tuple[float, float]:
         overlap += float((product * step).mean()) / DIRECTIONS
         apart += float((product - step).square().mean().sqrt()) / DIRECTIONS
     return overlap, apart
-
-
-def row_norm(t: Tensor) -> Tensor:
-    """Return the length of rows (B,), float64."""
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)

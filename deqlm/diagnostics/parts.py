@@ -9,9 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from deqlm.diagnostics.growth import row_norm
 from deqlm_solvers import Frame, Stop
-from deqlm_solvers.measure import Measure
+from deqlm_solvers.measure import Measure, row_norms
 from deqlm_solvers.solver import Evaluation
 
 __all__ = ["Parts", "find_parts"]
@@ -96,7 +95,7 @@ def _look(z: Tensor, fz: Tensor, stop: Stop, rule: Stop, frame: Frame, sight: fl
     at = Evaluation(z, fz)
     _, relative, ratio, _ = Measure(own, frame, z).groups(at)
     size = Measure(own.replace(norm="l2"), frame, z).groups(at)[3]
-    row = torch.maximum(row_norm(z), row_norm(fz))[:, None]
+    row = torch.maximum(row_norms(z), row_norms(fz))[:, None]
     tested = stop.per == rule.per and stop.token_dim == rule.token_dim
     chance = BY_CHANCE if size.numel() == z.numel() else 1.0
     unseen = (size > 0) & (size <= chance * max(0.0 if tested else stop.rtol, sight) * row)

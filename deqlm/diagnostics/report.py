@@ -159,7 +159,9 @@ class Diagnosis(Findings):
 
     def _habits(self) -> Iterator[str]:
         noise = self.randomness
-        if noise is None or noise.source is None:
+        if noise is None:
+            yield "raises where its noise is looked for"
+        elif noise.source is None:
             yield "deterministic"
         elif noise.source == "state":
             held = ", held within a call" if noise.held else ""

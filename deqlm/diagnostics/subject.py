@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deqlm.chunks import per_token
 from deqlm.deq import DEQ
 from deqlm.diagnostics.suggestion import Suggestion, changed
 from deqlm.diagnostics.unchanged import Snapshot
@@ -17,10 +18,12 @@ from deqlm.diagnostics.wraps import Norm, norm_named
 from deqlm.failures import Failures
 from deqlm.gradients import GRADIENTS, Gradient
 from deqlm.inject import Add
+from deqlm.models import ImplicitLM
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import FixedPoint, Frame, Map, Solution, Solve, Stop
+from deqlm_solvers.checks import require
 
-__all__ = ["DEQSubject", "MapSubject", "Subject", "Watched"]
+__all__ = ["DEQSubject", "MapSubject", "Subject", "Watched", "model_subject"]
 
 IGNORE = Failures("ignore", "keep")
 
@@ -199,3 +202,20 @@ class MapSubject(Subject):
         self.snapshot.restore()
         with torch.no_grad():
             return bound(z0, **settings)
+
+
+def model_subject(model: ImplicitLM, ids: Tensor, mask: Tensor | None, snapshot: Snapshot) -> MapSubject:
+    """Return the map of a language model on a text, solved as the model evaluates and generates.
+
+    Raises:
+        ValueError: the explicit twin, which solves nothing.
+    """
+    require(model.backbone.implicit, "target", "an explicit model", "an implicit one; this one solves nothing")
+    e = model.dropout(model.embedding(ids))
+    context = model.backbone.open(e, mask)
+    u = model.backbone.project(e, context)
+    stop = per_token(model.no_grad.stop)
+    settings = {"solver": model.no_grad.solver, "stop": stop, "gradient": model.gradient, "batch_dims": 1}
+    settings |= {} if mask is None or stop.per != "token" else {"token_mask": mask}
+    z0 = torch.zeros_like(e, dtype=torch.promote_types(e.dtype, torch.float32))
+    return MapSubject(lambda z: model.backbone(z, u, context), z0, settings, snapshot)

@@ -15,6 +15,7 @@ from deqlm.diagnostics.parts import Parts
 from deqlm.diagnostics.wraps import NORMS, Norm, Wrap, wrapped
 from deqlm.fixed_point import solve
 from deqlm.gradients import Implicit
+from deqlm.models import ImplicitLM
 from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Options, Solve, Solver, Stop
 
 __all__ = ["Suggestion", "candidates", "changed", "last_resort"]
@@ -53,9 +54,14 @@ class Suggestion:
         """Return the target with the suggestion in force.
 
         Args:
-            target: a `DEQ`, of which a copy is returned that shares its layer and parameters; or a map f, for which
-                ``deqlm.solve`` is returned with f and the options filled in, to be called with z0.
+            target: a `DEQ`, of which a copy is returned that shares its layer and parameters; an
+                `deqlm.models.ImplicitLM`, likewise, with another ``no_grad``; or a map f, for which ``deqlm.solve`` is
+                returned with f and the options filled in, to be called with z0.
         """
+        if isinstance(target, ImplicitLM):
+            made, now = copy.copy(target), target.no_grad
+            made.no_grad = Solve(self.options.get("solver", now.solver), self.options.get("stop", now.stop))
+            return made
         if isinstance(target, DEQ):
             return _changed_deq(target, self.options, self.wrap)
         return partial(solve, wrapped(target, self.wrap), **self.options)
@@ -111,7 +117,8 @@ def candidates(cause: Cause, found: Findings, how: Solve, normed: Callable[[Norm
     """
     stop = _testing(how.stop, found)
     if cause in _WORDS_ONLY:
-        yield Suggestion(_WORDS_ONLY[cause])
+        pieces = cause is Cause.PATH_DEPENDENT and found.causality == "causal"
+        yield Suggestion(_WORDS_ONLY[cause] + (_PIECES if pieces else ""))
         return
     if cause is Cause.NONFINITE and not all(found.start_finite):
         rows = ", ".join(str(row) for row, finite in enumerate(found.start_finite) if not finite)
@@ -133,6 +140,11 @@ _WORDS_ONLY = {
     Cause.RAISED: "read the error; make f return a value, NaN at worst, at every finite point",
     Cause.PATH_DEPENDENT: "fix the start, or make f contract: scale the layer down, bound its norm, weaken its gain",
 }
+
+_PIECES = (
+    ". Token by token, in chunks or with a cache a solve starts elsewhere and may end at another solution: cached and "
+    "uncached text of a model may differ"
+)
 
 _LAST_RESORT = {
     Cause.SINGULAR: "make sure that f has a fixed point and that it is the only one nearby; z + 1 has none",

@@ -176,7 +176,7 @@ class DeqOptions(Options):
         """Make ``lm`` solve in this way; its weights do not change."""
         lm.solve, lm.gradient = self.grad.solve, self.grad.gradient
         lm.no_grad, lm.mode = self.no_grad.solve, self.mode
-        lm.failures = Failures(self.on_failure, self.failed_grad)
+        lm.failures = Failures(self.on_failure, self.failed_grad, ask="deqlm.diagnose(model, ids)")
 
     def refuse_solving(self) -> None:
         """Raise if anything but the modes is set; an explicit model would ignore it.

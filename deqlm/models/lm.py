@@ -131,7 +131,7 @@ class ImplicitLM(nn.Module):
         self.gradient.check(self.solve)
         self.no_grad = _solve(no_grad, EVALUATION)
         self.mode = MODES.make(mode)
-        self.failures = Failures(on_failure, failed_grad)
+        self.failures = Failures(on_failure, failed_grad, ask="deqlm.diagnose(model, ids)")
 
     def forward(
         self,

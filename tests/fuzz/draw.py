@@ -113,7 +113,10 @@ def draw(seed: int, solver: str) -> Case:
     size = r.choice([1.0, 1.0, 1.0, 1e-3, 1e3]) if dtype != torch.bfloat16 else 1.0
     normal = lambda *s: torch.randn(*s, generator=generator, dtype=torch.float64)  # noqa: E731
     kind = r.choice(MAPS)
-    args = (torch.rand(rows, 1, generator=generator, dtype=torch.float64).to(dtype), (size * normal(rows, unknowns)).to(dtype))
+    args = (
+        torch.rand(rows, 1, generator=generator, dtype=torch.float64).to(dtype),
+        (size * normal(rows, unknowns)).to(dtype),
+    )
     start = (r.choice([0.0, 1.0]) * normal(rows, unknowns)).to(dtype)
     z0: Any = start
     if shape == "tokens":
