@@ -210,6 +210,7 @@ def compare_starts(
     for k in range(starts - len(ends)):
         noise = torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z.device)
         start = (z.double() + (0 if k == 0 and sharper else 3 if k % 2 else 1) * scale * noise).to(z.dtype)
+        start = start if subject.masked is None else torch.where(subject.masked, z, start)
         try:
             other = _outcome(subject, subject.solve(tried, start=start), stop, begun)
         except Exception:  # f may raise anything far away; that start finds nothing

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deqlm.chunks import per_token
 from deqlm.deq import DEQ
+from deqlm.diagnostics.masking import masked_map, masked_unknowns
 from deqlm.diagnostics.suggestion import Suggestion, changed
 from deqlm.diagnostics.unchanged import Snapshot
 from deqlm.diagnostics.wraps import Norm, norm_named
@@ -54,7 +55,8 @@ class Subject(ABC):
         rows: how the state is packed.
         how: solver and stop under examination.
         gradient: gradient method.
-        held: map on rows as a solve sees it, noise held where the solve does that.
+        held: map on rows as a solve sees it, noise and masked tokens held where the solve does that.
+        masked: which unknowns are those of masked tokens, (B, N) bool, or None.
         raw: the bare map on rows.
         frame: what the rows stand for.
         snapshot: generators and buffers before the first evaluation, so that every solve draws the noise of `held`.
@@ -64,6 +66,7 @@ class Subject(ABC):
     how: Solve
     gradient: Gradient
     held: Watched
+    masked: Tensor | None
     raw: RowMap
     frame: Frame
     snapshot: Snapshot
@@ -137,14 +140,15 @@ class DEQSubject(Subject):
         self.token_mask = token_mask
         self.how, self.gradient = deq.solve, deq.gradient
         held, _ = deq.on_rows(x, args, kwargs)
-        self.rows = held.rows
+        self.rows = rows = held.rows
 
         def bare(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return deq.inject.join(deq.layer, z, u, args, kwargs)
 
         self.raw = RowMap(self.rows, bare, held.inputs, held.prepare, held.prepared)
-        self.held = Watched(held)
         self.frame = self._frame(token_mask)
+        self.masked = masked_unknowns(per_token(self.how.stop) if deq.causal else self.how.stop, self.frame, rows.z0)
+        self.held = Watched(masked_map(held, self.masked, rows.z0))
 
     def _line(self, norm: str) -> str:
         _, args, kwargs = self.call
@@ -182,8 +186,9 @@ class MapSubject(Subject):
         self.gradient.check(self.how)
         self.rows = Rows(z0, settings.get("batch_dims"))
         self.raw = RowMap(self.rows, f, tuple(settings.get("args", ())))
-        self.held = Watched(self.raw)
         self.frame = self._frame(settings.get("token_mask"), settings.get("scale"))
+        self.masked = masked_unknowns(self.how.stop, self.frame, self.rows.z0)
+        self.held = Watched(masked_map(self.raw, self.masked, self.rows.z0))
 
     def _line(self, norm: str) -> str:
         return f"norm = {norm}; deqlm.solve(lambda z: norm(f(z)), z0)"
