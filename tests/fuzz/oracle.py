@@ -51,7 +51,7 @@ class Row:
         return reading.residual > 0.5 * self.largest and reading.size > 10 * self.start
 
     def expected(self, slack: float) -> set[Status]:
-        """Return the statuses that the rules allow after every evaluation was tested; several where rounding decides."""
+        """Return the statuses that the rules allow after the points seen; several where rounding decides."""
         allowed: set[Status] = set()
         limit = self.seen[0].residual * self.stop.divergence
         row = Row(self.stop)

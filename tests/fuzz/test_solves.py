@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,13 +24,11 @@ FIELDS = ("residual", "relative", "steps", "status")
 def seeds(fast: int, slow: int) -> list[Any]:
     """Return every kind of solver with its seeds, in blocks; the later ones are slow."""
     block = 50
-    starts = range(0, slow, block)
+    marks = {start: [] if start < fast else [pytest.mark.slow] for start in range(0, slow, block)}
     return [
-        pytest.param(
-            name, range(start, start + block), marks=[] if start < fast else pytest.mark.slow, id=f"{name}-{start}"
-        )
+        pytest.param(name, range(start, start + block), marks=given, id=f"{name}-{start}")
         for name in SOLVERS
-        for start in starts
+        for start, given in marks.items()
     ]
 
 
@@ -110,9 +109,8 @@ def check_statuses(case: Case, sol: Solution, f: Rowwise) -> None:
         for point in f.points[: int(sol.steps[row])]:
             history.seen.append(readings(case, point)[row])
         allowed = history.expected(slack_of(case))
-        assert Status(int(sol.status[row])) in allowed, (
-            f"row {row} ended {Status(int(sol.status[row])).name}, not {allowed}"
-        )
+        ended = Status(int(sol.status[row]))
+        assert ended in allowed, f"row {row} ended {ended.name}, not {allowed}"
 
 
 def check_counts(case: Case, sol: Solution, f: Rowwise) -> None:
@@ -154,9 +152,7 @@ def check_backends(case: Case, sol: Solution) -> None:
     if case.solver.name not in FUSED:
         return
     other_impl = {"torch": "cpp", "cpp": "torch"}[case.solver.impl]  # type: ignore[attr-defined]
-    twin = Case(
-        case.seed, case.solver.replace(impl=other_impl), case.stop, case.kind, case.z0, case.args, case.keywords
-    )
+    twin = replace(case, solver=case.solver.replace(impl=other_impl))
     other, f = run(twin)
     check_truth(twin, other, f)
     if case.solver.name != "fixed_point" or slack_of(case) > 1e-6:
