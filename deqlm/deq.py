@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -33,6 +34,10 @@ class DEQ(nn.Module):
     output is the solver's point. Noise (dropout) is drawn once per call, and buffers of normalisation layers move once:
     torch's generators are put back before each evaluation, so other threads should not draw from them meanwhile. The
     layer should not mix rows: nn.TransformerEncoderLayer and nn.GRU need batch_first=True.
+
+    A layer z + F(z), such as a GPT-2 block, a ViT layer, nn.TransformerEncoderLayer(norm_first=True) or a ResNet block,
+    has no fixed point in reach: its state grows, and its rows end DIVERGED. Give it a norm after the sum, such as
+    ``DEQ(nn.Sequential(layer, nn.LayerNorm(width)))``; `deqlm.diagnose` tries that and says what came of it.
 
     Args:
         layer: module or function; the state in, the same structure and shape out.
@@ -148,14 +153,15 @@ class DEQ(nn.Module):
             TypeError, ValueError: a start of another structure or shape; what `DEQ` refuses of a causal layer.
         """
         rowmap, layer = self.on_rows(x, args, kwargs, start)
+        failures = replace(self.failures, layer=self.layer, ask="deqlm.diagnose(deq, x)")
         if self.causal:
-            sol = self._by_chunks(rowmap, token_mask)
+            sol = self._by_chunks(rowmap, failures, token_mask)
         else:
-            sol = solve_rows(rowmap, self.solve, self.gradient, self.failures, token_mask=token_mask, cap=self.cap)
+            sol = solve_rows(rowmap, self.solve, self.gradient, failures, token_mask=token_mask, cap=self.cap)
         layer.seal()
         return (sol.z, sol) if with_stats else sol.z
 
-    def _by_chunks(self, rowmap: RowMap, token_mask: Tensor | None) -> Solution:
+    def _by_chunks(self, rowmap: RowMap, failures: Failures, token_mask: Tensor | None) -> Solution:
         shapes = rowmap.rows.shapes
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
         call = CausalCall(self.layer, self.inject, rowmap.prepared, shapes[0], rowmap.rows.device)
@@ -163,9 +169,9 @@ class DEQ(nn.Module):
         call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
         how = self.solve.replace(stop=per_token(self.solve.stop))
         if not several:
-            return solve_rows(rowmap, how, self.gradient, self.failures, token_mask=token_mask, cap=self.cap)
+            return solve_rows(rowmap, how, self.gradient, failures, token_mask=token_mask, cap=self.cap)
         return solve_chunks(
-            *(rowmap, call.chunk, self.mode, how, self.gradient, self.failures),
+            *(rowmap, call.chunk, self.mode, how, self.gradient, failures),
             cache=call.cache,
             commit=False,
             token_mask=token_mask,

@@ -125,6 +125,7 @@ def solve_rows(
     if cap is not None:
         how, gradient = cap.apply(how, gradient.for_solve(how), rows, frame)
     forward = Forward(how, frame)
+    failures = failures.of(f)
     z0 = rows.z0
     if frame.token_mask is not None and (masked := Measure(how.stop, frame, z0).masked) is not None:
         f.held = Held(masked, z0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deqlm.compare.environment import environment
@@ -103,6 +104,23 @@ def _patterns() -> Iterator[Pattern]:
     upper = 0.7 * torch.eye(30) + 0.6 * torch.diag(torch.ones(29), 1)
     yield linear("a Jordan-like chain of 30", upper)
     yield linear("expanding: eigenvalue 1.5", torch.diag(torch.tensor([1.5, 0.5])))
+    yield Pattern("a GPT-2 block (pre-norm)", _pre_norm_block(16), torch.zeros(1, 6, 16))
+
+
+def _pre_norm_block(width: int) -> Callable[[Tensor], Tensor]:
+    """Return z -> block(z + x) of random weights: y = z + attention(norm(z)), y + mlp(norm(y))."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
+    q, k, v, out, up, down = (torch.randn(shape, generator=draw) / shape[0] ** 0.5 for shape in shapes)
+    x = torch.randn(1, 6, width, generator=draw)
+
+    def block(z: Tensor) -> Tensor:
+        z = z + x
+        y = F.layer_norm(z, (width,))
+        z = z + F.scaled_dot_product_attention(y @ q, y @ k, y @ v, is_causal=True) @ out
+        return z + F.gelu(F.layer_norm(z, (width,)) @ up) @ down
+
+    return block
 
 
 def _residuals(f: Callable[[Tensor], Tensor], z: Tensor, evaluations: int) -> list[float | None]:

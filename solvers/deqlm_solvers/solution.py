@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -204,6 +205,7 @@ class Adjoint:
         picked: index into ``choices`` of the method that solved the row, int8, where one stood in for another; else
             None.
         choices: names of the methods; empty where ``picked`` is None.
+        ask: the call that tells more of a failure, for its text.
 
     Examples:
         >>> import deqlm, torch
@@ -226,6 +228,7 @@ class Adjoint:
     batch_shape: tuple[int, ...] | None = None
     picked: Tensor | None = None
     choices: tuple[str, ...] = ()
+    ask: str = ""
 
     def reshape(self, batch_shape: tuple[int, ...]) -> None:
         """Give what is and what will be recorded one entry per row in the batch shape."""
@@ -260,9 +263,10 @@ class Adjoint:
                 sol.residual,
                 sol.steps,
                 "backward solve",
+                ask=self.ask,
             )
         if self.on_failure != "ignore":
-            apply_policy(self.on_failure, sol.status, sol.residual, sol.steps, "backward solve")
+            apply_policy(self.on_failure, sol.status, sol.residual, sol.steps, "backward solve", ask=self.ask)
 
     def __repr__(self) -> str:
         if self.status is not None and self.residual is not None and self.steps is not None:
@@ -275,20 +279,41 @@ class Adjoint:
         return "backward solve: not run yet"
 
 
-def apply_policy(policy: OnFailure, status: Tensor, relative: Tensor, steps: Tensor, what: str) -> None:
+def apply_policy(
+    policy: OnFailure,
+    status: Tensor,
+    relative: Tensor,
+    steps: Tensor,
+    what: str,
+    *,
+    likely: Callable[[], str] = str,
+    ask: str = "",
+) -> None:
     """Warn or raise when a row failed; reads one flag from the device.
 
     The text of a warning holds no numbers, so that Python shows it once per place and not once per call; an error tells
     everything.
+
+    Args:
+        policy: what to do.
+        status: of every row.
+        relative: likewise, the relative residual.
+        steps: likewise, evaluations.
+        what: "solve" or "backward solve".
+        likely: called when a row failed; what is probably wrong, which is told in place of the hints of the statuses.
+        ask: the call that tells more.
     """
     if policy == "ignore" or not bool((status > int(Status.BUDGET)).any()):
         return
+    cause = likely()
+    more = f" print({ask}) says more." if ask else ""
     if policy == "raise":
-        raise ConvergenceError(_summary(what, status, relative, steps))
+        told = f". Likely: {cause}" if cause else ""
+        raise ConvergenceError(f"{_summary(what, status, relative, steps, hints=not cause)}{told}.{more}")
     seen = [kind for kind in Status if kind.failed and bool((status == int(kind)).any())]
     names = ", ".join(kind.name for kind in seen)
-    where = _WHERE[what]
-    text = f"{what}: some rows ended {names}; {where} says which. " + " ".join(f"{k.name}: {k.hint}." for k in seen)
+    advice = f"Likely: {cause}." if cause else " ".join(f"{k.name}: {k.hint}." for k in seen)
+    text = f"{what}: some rows ended {names}; {_WHERE[what]} says which. {advice}{more}"
     warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
 
 
@@ -309,22 +334,22 @@ def user_level() -> int:
 _OURS = ("deqlm", "deqlm_solvers", "torch")
 
 
-def _summary(what: str, status: Tensor, relative: Tensor, steps: Tensor) -> str:
+def _summary(what: str, status: Tensor, relative: Tensor, steps: Tensor, hints: bool = True) -> str:
     codes = status.flatten().tolist()
     if not codes:
         return f"{what}: no rows"
-    parts, hints = [], []
+    parts, told = [], []
     for kind in Status:
         rows = [i for i, code in enumerate(codes) if code == kind]
         if rows:
             shown = f" (rows {_listing(rows)})" if kind.failed else ""
             parts.append(f"{len(rows)} {kind.name}{shown}")
-            if kind.hint:
-                hints.append(f"{kind.name}: {kind.hint}")
+            if kind.hint and hints:
+                told.append(f"{kind.name}: {kind.hint}")
     worst = relative.flatten().max().item()
     text = f"{what}: {', '.join(parts)} of {len(codes)} rows after at most {int(steps.max())} evaluations, "
     text += f"largest relative residual {worst:.2g}"
-    return text + "".join(f". {hint}" for hint in hints)
+    return text + "".join(f". {hint}" for hint in told)
 
 
 def _chosen(picked: Tensor | None, choices: tuple[str, ...]) -> str:
