@@ -16,9 +16,10 @@ from deqlm.inject import Add, make_inject
 from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.modes import MODES, Mode, Simultaneous
 from deqlm.noise import Replay
-from deqlm.rows import RowMap, Rows, first_tensor, start_like, zeros_like_tree
+from deqlm.rows import RowMap, Rows, first_tensor, start_like, tensors, zeros_like_tree
 from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require, whole
+from deqlm_solvers.kinds import require_state
 from deqlm_solvers.solution import OnFailure
 
 __all__ = ["DEQ"]
@@ -178,6 +179,8 @@ class DEQ(nn.Module):
 
         Raises:
             TypeError: an ``x`` that is no tensor or tree of tensors.
+            ValueError: an ``x`` or a start that cannot be a state.
+            RuntimeError: the call is recorded by torch.jit.trace, make_fx or torch.export.
         """
         first = first_tensor(x)
         if first is None:
@@ -185,8 +188,9 @@ class DEQ(nn.Module):
         inject = Replay(self.inject, first.device)
         u = inject(x)
         inject.seal()
-        z0 = self._start(u)
-        rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
+        name = "start" if self.start is not None else "x" if u is x else "inject(x)"
+        z0 = self._start(u, name)
+        rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims, name)
         if isinstance(self.inject, Add):
             self.inject.check(rows.shapes, u)
         layer = Replay(self.layer, rows.device)
@@ -203,9 +207,11 @@ class DEQ(nn.Module):
     def extra_repr(self) -> str:
         return f"solver={self.solve.solver!s}, stop={self.solve.stop!s}, gradient={self.gradient!s}"
 
-    def _start(self, u: Any) -> Any:
+    def _start(self, u: Any, name: str) -> Any:
         start = self.start
         if start is None:
+            for leaf in tensors(u):
+                require_state(leaf, name)
             return zeros_like_tree(u)
         if not isinstance(start, Tensor):
             return start(u)

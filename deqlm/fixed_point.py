@@ -14,6 +14,7 @@ from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require
+from deqlm_solvers.kinds import require_state
 from deqlm_solvers.solution import OnFailure
 
 __all__ = ["STOP_HINTS", "solve", "solve_rows"]
@@ -162,6 +163,11 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
 
 
 def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"token_mask must be a bool tensor, True where a token counts, got {mask!r}")
+    require_state(mask, "token_mask")
+    require(mask.dtype == torch.bool, "token_mask", mask.dtype, "bool, True where a token counts (token_mask.bool())")
+    require(mask.device == rows.device, "token_mask", mask.device, f"on the device of the state, {rows.device}")
     ok = mask.dim() == rows.batch_dims + 1 and mask.shape[:-1] == rows.batch_shape
     require(ok, "token_mask", tuple(mask.shape), f"the batch shape {tuple(rows.batch_shape)} and the tokens behind it")
     return mask.reshape(rows.count, mask.shape[-1])

@@ -38,7 +38,7 @@ class Replay:
         module = layer if module is None and isinstance(layer, nn.Module) else module
         parts = [] if module is None else list(module.modules())
         moving = any(part.training for part in parts)
-        self.buffers = [_Buffer(part, name) for part in parts for name in part._buffers] if moving else []
+        self.buffers = [_Buffer(part, name) for part in parts for name, _ in part._buffers.items()] if moving else []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the layer."""

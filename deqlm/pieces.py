@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from deqlm.cuts import first_dims, some
 from deqlm.noise import Replay
 from deqlm.rows import map_tensors, tensors
 from deqlm_solvers import Frame
@@ -135,14 +136,14 @@ def some_rows(tree: Any, rows: Tensor, batch: int) -> Any:
     """Return ``tree`` with ``rows`` (K,) of every tensor whose first dimension is ``batch``."""
 
     def select(leaf: Tensor) -> Tensor:
-        return leaf.index_select(0, rows) if leaf.dim() and leaf.shape[0] == batch else leaf
+        return some(leaf, rows) if first_dims(leaf, 1) == (batch,) else leaf
 
     return map_tensors(select, tree)
 
 
 def first_is_batch(tree: Any, batch: int) -> tuple[bool, ...]:
     """Return of every tensor whether `some_rows` takes its first dimension for that of the batch."""
-    return tuple(leaf.dim() > 0 and leaf.shape[0] == batch for leaf in tensors(tree))
+    return tuple(first_dims(leaf, 1) == (batch,) for leaf in tensors(tree))
 
 
 def frame_of(frame: Frame, first: int, end: int) -> Frame:

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ARROWS = {
     "deqlm_solvers": set(),
-    "rows": {"deqlm_solvers"},
+    "cuts": {"deqlm_solvers"},
+    "rows": {"cuts"},
     "noise": {"deqlm_solvers"},
     "failures": {"deqlm_solvers"},
     "inject": {"rows"},
@@ -25,7 +26,7 @@ ARROWS = {
     "gradients": {"failures", "rows"},
     "fixed_point": {"gradients", "memory_cap"},
     "modes": {"deqlm_solvers"},
-    "pieces": {"rows", "noise"},
+    "pieces": {"cuts", "rows", "noise"},
     "prefix": {"deqlm_solvers"},
     "frontier": {"pieces", "prefix"},
     "sizes": set(),
