@@ -147,11 +147,11 @@ class DEQ(nn.Module):
             TypeError, ValueError: a start of another structure or shape; what `DEQ` refuses of a causal layer.
         """
         rowmap, layer = self.on_rows(x, args, kwargs, start)
-        if self.causal:
-            sol = self._by_chunks(rowmap, token_mask)
-        else:
-            sol = solve_rows(rowmap, self.solve, self.gradient, self.failures, token_mask=token_mask, cap=self.cap)
-        layer.seal()
+        with layer:
+            if self.causal:
+                sol = self._by_chunks(rowmap, token_mask)
+            else:
+                sol = solve_rows(rowmap, self.solve, self.gradient, self.failures, token_mask=token_mask, cap=self.cap)
         return (sol.z, sol) if with_stats else sol.z
 
     def _by_chunks(self, rowmap: RowMap, token_mask: Tensor | None) -> Solution:
@@ -186,8 +186,8 @@ class DEQ(nn.Module):
         if first is None:
             raise TypeError(f"x must be a tensor or a tree of tensors, got {type(x).__name__}")
         inject = Replay(self.inject, first.device)
-        u = inject(x)
-        inject.seal()
+        with inject:
+            u = inject(x)
         name = "start" if self.start is not None else "x" if u is x else "inject(x)"
         z0 = self._start(u, name)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims, name)
