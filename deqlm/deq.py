@@ -12,11 +12,13 @@ from deqlm.chunks import per_token, solve_chunks
 from deqlm.failures import Failures
 from deqlm.fixed_point import STOP_HINTS, solve_rows
 from deqlm.gradients.base import GRADIENTS, Gradient
+from deqlm.hidden import warn_of_hidden
 from deqlm.inject import Add, make_inject
 from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.modes import MODES, Mode, Simultaneous
 from deqlm.noise import Replay
 from deqlm.rows import RowMap, Rows, first_tensor, start_like, tensors, zeros_like_tree
+from deqlm.sharded import refuse_sharded
 from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require, whole
 from deqlm_solvers.kinds import require_state
@@ -35,7 +37,8 @@ class DEQ(nn.Module):
     layer should not mix rows: nn.TransformerEncoderLayer and nn.GRU need batch_first=True.
 
     Args:
-        layer: module or function; the state in, the same structure and shape out.
+        layer: module or function; the state in, the same structure and shape out. A function that uses a module hides
+            its parameters from the DEQ, which a warning says: give the module.
         inject: how x enters: "add" is layer(z + u), "argument" is layer(z, u), both with u = x; an nn.Module makes
             u = module(x) once per call, which is added; an `deqlm.inject.Inject` decides itself.
         solver: registered name, dict with ``name`` and options, or object.
@@ -95,6 +98,8 @@ class DEQ(nn.Module):
         super().__init__()
         if not callable(layer):
             raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
+        # two frames up: __init__ is wrapped
+        warn_of_hidden("layer", layer, stacklevel=3)
         self.layer = layer
         self.inject = make_inject(inject)
         self.solve = Solve(solver, {} if stop is None else stop)  # type: ignore[arg-type]
@@ -116,6 +121,7 @@ class DEQ(nn.Module):
         if isinstance(start, Tensor) and not isinstance(start, nn.Parameter):
             self.register_buffer("start", start)
         elif start is None or callable(start) or isinstance(start, nn.Parameter):
+            warn_of_hidden("start", start, stacklevel=3)
             self.start = start
         else:
             raise TypeError(f"start must be None, a tensor or a callable, got {type(start).__name__}")
@@ -145,7 +151,10 @@ class DEQ(nn.Module):
 
         Raises:
             TypeError, ValueError: a start of another structure or shape; what `DEQ` refuses of a causal layer.
+            RuntimeError: the layer is sharded below the DEQ, and the solve is no budget; or the call is recorded by
+                torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
+        refuse_sharded(self.layer, self.solve, self.gradient)
         rowmap, layer = self.on_rows(x, args, kwargs, start)
         with layer:
             if self.causal:

@@ -15,7 +15,11 @@ from deqlm.rows import map_tensors, tensors
 from deqlm_solvers import Frame
 from deqlm_solvers.checks import require
 
-__all__ = ["ChunkMap", "Piece", "first_is_batch", "frame_of", "refuse_noise", "some_rows"]
+__all__ = ["ChunkMap", "NoiseError", "Piece", "first_is_batch", "frame_of", "refuse_noise", "some_rows"]
+
+
+class NoiseError(ValueError):
+    """A layer draws noise within an evaluation, which chunks do not share."""
 
 
 class ChunkMap(Protocol):
@@ -123,10 +127,10 @@ def refuse_noise(replay: Replay) -> None:
     """Raise if an evaluation has drawn noise, which would be another one in every chunk.
 
     Raises:
-        ValueError: it has.
+        NoiseError: it has.
     """
     if replay.noisy:
-        raise ValueError(
+        raise NoiseError(
             "mode must be Simultaneous() where the layer draws noise within an evaluation: each chunk would draw its "
             "own. Use eval(), or deqlm.layers.VariationalDropout, which a Context draws once per call"
         )

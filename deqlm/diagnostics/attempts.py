@@ -63,10 +63,10 @@ def solve_as_asked(subject: Subject, stop: Stop, wrap: Wrap | None) -> tuple[Out
     try:
         sol = subject.solve(Suggestion("", {}, wrap), trace=True)
     except Exception as error:  # f may raise anything; that is a finding
-        blank = torch.full((rows.count,), torch.inf, dtype=torch.float64)
-        status = torch.full((rows.count,), int(Status.MAX_ITER), dtype=torch.int8)
-        nothing = torch.zeros(rows.count, dtype=torch.bool)
-        steps = torch.zeros(rows.count, dtype=torch.int64)
+        blank = torch.full((rows.count,), torch.inf, dtype=torch.float64, device="cpu")
+        status = torch.full((rows.count,), int(Status.MAX_ITER), dtype=torch.int8, device="cpu")
+        nothing = torch.zeros(rows.count, dtype=torch.bool, device="cpu")
+        steps = torch.zeros(rows.count, dtype=torch.int64, device="cpu")
         outcome = Outcome(rows.z0.detach().clone(), status, nothing, steps, blank, blank, None)
         return outcome, f"{type(error).__name__}: {error}"
     return _outcome(subject, sol, stop), None
@@ -164,7 +164,7 @@ def compare_starts(
     scale = float(z.double().square().mean().sqrt()) or 1.0
     ends = [(z.double(), outcome.passed)]
     for k in range(1, starts):
-        noise = torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z.device)
+        noise = torch.randn(z.shape, generator=draw, dtype=torch.float64, device="cpu").to(z.device)
         start = (z.double() + (1 if k % 2 else 3) * scale * noise).to(z.dtype)
         try:
             other = _outcome(subject, subject.solve(Suggestion(""), start=start), stop)

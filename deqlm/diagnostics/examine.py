@@ -192,7 +192,7 @@ def _backward(J: Jacobian, solved: Tensor, seed: int, gradient: Gradient) -> Bac
     if not isinstance(gradient, Implicit) or not J.transposable or not bool(solved.any()):
         return None
     draw = torch.Generator(device="cpu").manual_seed(seed)
-    g = torch.randn(J.z.shape, generator=draw, dtype=torch.float64).to(J.z.device, J.z.dtype)
+    g = torch.randn(J.z.shape, generator=draw, dtype=torch.float64, device="cpu").to(J.z.device, J.z.dtype)
     g = g / norm(g).clamp_min(1e-300)[:, None].to(g.dtype)
     sol = gradient.unit_solve()(lambda w: J.pulled(w) + g, g)
     keep = solved.nonzero().flatten()
