@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
 from deqlm_solvers.kinds import is_dense
 
-__all__ = ["first_dims", "healthy_source", "poisoned", "replaced", "some"]
+__all__ = ["first_dims", "healthy_source", "poisoned", "replaced", "some", "spared"]
 
 
 def first_dims(t: Tensor, count: int) -> tuple[int, ...]:
@@ -90,6 +92,31 @@ def poisoned(t: Tensor, bad: Tensor) -> Tensor | None:
         return coo if t.layout is torch.sparse_coo else coo.to_sparse(layout=t.layout)
     except (RuntimeError, TypeError):
         return None
+
+
+def spared(
+    given: Mapping[int, Tensor],
+    bad: Tensor,
+    source: Tensor,
+    batch_dims: int,
+    apart: Callable[[int, Tensor | None], bool | None],
+) -> dict[int, Tensor]:
+    """Return those of the per-row tensors ``given`` that healthy rows do not share, ``bad`` rows (B,) replaced.
+
+    Args:
+        given: tensors by number.
+        bad: rows.
+        source: as for `replaced`.
+        batch_dims: likewise.
+        apart: says whether healthy rows are blind to a change of one of them; None where that cannot be told.
+    """
+    made = {}
+    for i, t in given.items():
+        other = replaced(t, bad, source, batch_dims)
+        blind = apart(i, poisoned(t, bad))
+        if other is not None and (apart(i, other) if blind is None else blind):
+            made[i] = other
+    return made
 
 
 def _without_entries(t: Tensor, bad: Tensor) -> Tensor:

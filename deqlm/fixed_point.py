@@ -167,7 +167,6 @@ def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
         raise TypeError(f"token_mask must be a bool tensor, True where a token counts, got {mask!r}")
     require_state(mask, "token_mask")
     require(mask.dtype == torch.bool, "token_mask", mask.dtype, "bool, True where a token counts (token_mask.bool())")
-    require(mask.device == rows.device, "token_mask", mask.device, f"on the device of the state, {rows.device}")
     ok = mask.dim() == rows.batch_dims + 1 and mask.shape[:-1] == rows.batch_shape
     require(ok, "token_mask", tuple(mask.shape), f"the batch shape {tuple(rows.batch_shape)} and the tokens behind it")
     return mask.reshape(rows.count, mask.shape[-1])
@@ -175,11 +174,11 @@ def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
 
 def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
     if rows.batch_dims == 1:
-        return sol.replace(z=rows.unpack(sol.z), cost=cost)
+        return sol.replace(z=rows.result(sol.z), cost=cost)
     trace, token_steps = sol.trace, sol.token_steps
     return sol.replace(
         cost=cost,
-        z=rows.unpack(sol.z),
+        z=rows.result(sol.z),
         residual=rows.per_row(sol.residual),
         relative=rows.per_row(sol.relative),
         steps=rows.per_row(sol.steps),

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from deqlm.cuts import first_dims, healthy_source, poisoned, replaced, some
+from deqlm.cuts import first_dims, healthy_source, some, spared
 from deqlm_solvers.checks import require
-from deqlm_solvers.kinds import is_dense, require_state
+from deqlm_solvers.kinds import is_dense, memory_format, require_state
 from deqlm_solvers.transforms import refuse_tracing
 
 __all__ = ["RowMap", "Rows", "start_like", "tree_add", "zeros_like_tree"]
@@ -66,6 +66,7 @@ class Rows:
         for real in reals:
             self.dtype = torch.promote_types(self.dtype, real.dtype)
         self.device = leaves[0].device
+        self.formats = [memory_format(leaf) for leaf in leaves]
         self.z0 = self._join(reals)
         self.plain = self.spec.is_leaf() and not leaves[0].is_complex()
 
@@ -124,6 +125,15 @@ class Rows:
             else:
                 leaves.append(part.reshape(shape).to(dtype))
         return tree_unflatten(leaves, self.spec)
+
+    def result(self, rows: Tensor) -> Any:
+        """Return the same with each leaf in the memory format of the start, channels last where that was."""
+        state = self.unpack(rows)
+        if not any(self.formats):
+            return state
+        leaves, spec = tree_flatten(state)
+        pairs = zip(leaves, self.formats, strict=True)
+        return tree_unflatten([t.contiguous(memory_format=how) if how else t for t, how in pairs], spec)
 
     def snap(self, z: Tensor) -> Tensor:
         """Return rows (B, N) rounded to what the dtypes of the leaves hold."""
@@ -228,7 +238,6 @@ class RowMap:
             z: point (B, N) at which maps are compared, healthy in every row.
         """
         leaves, spec = tree_flatten(self.inputs)
-        source = healthy_source(bad)
 
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
             tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
@@ -248,14 +257,8 @@ class RowMap:
                 return None
             return None if moved is None else torch.allclose(moved, want, rtol=1e-3, atol=1e-6)
 
-        new: dict[int, Tensor] = {}
-        for i, leaf in enumerate(leaves):
-            if self.rows.is_per_row(leaf):
-                other = replaced(leaf, bad, source, self.rows.batch_dims)
-                blind = apart(i, poisoned(leaf, bad))
-                if other is not None and (apart(i, other) if blind is None else blind):
-                    new[i] = other
-        healthy = with_leaves(new)
+        per_row = {i: leaf for i, leaf in enumerate(leaves) if self.rows.is_per_row(leaf)}
+        healthy = with_leaves(spared(per_row, bad, healthy_source(bad), self.rows.batch_dims, apart))
         with torch.no_grad():
             if not bool(healthy(z).isfinite().all()):
                 text = "f is not finite in failed rows even with the inputs of a healthy row: gradients may be NaN; "

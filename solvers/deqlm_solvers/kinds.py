@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deqlm_solvers.transforms import refuse_tracing
 
-__all__ = ["is_dense", "require_state"]
+__all__ = ["is_dense", "memory_format", "require_state"]
 
 _FOREIGN = {
     "MaskedTensor": ("a dense tensor", "a masked one", "use {name}.to_tensor(0.0), and token_mask for what is masked"),
@@ -27,6 +27,18 @@ def is_dense(t: Tensor) -> bool:
         (True, False)
     """
     return t.layout is torch.strided and not t.is_nested
+
+
+def memory_format(t: Tensor) -> torch.memory_format | None:
+    """Return channels last, of two or three dimensions, where a tensor is that and not contiguous; else None.
+
+    Examples:
+        >>> memory_format(torch.zeros(1, 2, 3, 3).to(memory_format=torch.channels_last))
+        torch.channels_last
+    """
+    how = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.dim())
+    last = how is not None and not t.is_contiguous() and t.is_contiguous(memory_format=how)
+    return how if last else None
 
 
 def require_state(t: Tensor, name: str) -> None:
