@@ -33,8 +33,10 @@ class DEQ(nn.Module):
     The module owns the layer and nothing of a solve: no state is kept between calls, so several calls may stand in one
     graph. A graph is attached when grad mode is on, in train() and in eval() alike; under no_grad or inference_mode the
     output is the solver's point. Noise (dropout) is drawn once per call, and buffers of normalisation layers move once:
-    torch's generators are put back before each evaluation, so other threads should not draw from them meanwhile. The
-    layer should not mix rows: nn.TransformerEncoderLayer and nn.GRU need batch_first=True.
+    torch's generators are put back before each evaluation, so other threads should not draw from them meanwhile; at the
+    buffers of a layer in train() threads take turns. Start processes by "spawn" once threads have solved: in a forked
+    child a solve hangs, as torch's own matrix products do. The layer should not mix rows: nn.TransformerEncoderLayer
+    needs batch_first=True. One that returns more than the new state (nn.GRU) is wrapped in a module that returns that.
 
     Args:
         layer: module or function; the state in, the same structure and shape out. A function that uses a module hides

@@ -45,7 +45,8 @@ def solve(
     """Solve z = f(z, *args) for a tensor or a tree of tensors, every row on its own.
 
     With grad enabled the returned ``z`` carries the gradient of ``gradient`` with respect to parameters, ``args`` and
-    whatever f captures; under ``torch.no_grad()`` it is the solver's point.
+    whatever f captures; under ``torch.no_grad()`` it is the solver's point. In a child that was forked after threads
+    had solved, a solve hangs as torch's own matrix products do; start such processes by "spawn".
 
     Args:
         f: maps a state to a state of the same structure, shapes, dtypes and device. It must be deterministic (`DEQ`
