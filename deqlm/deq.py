@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deqlm.causal import CausalCall
 from deqlm.chunks import per_token, solve_chunks
+from deqlm.collective import refuse_collective
 from deqlm.failures import Failures
 from deqlm.fixed_point import STOP_HINTS, solve_rows
 from deqlm.gradients.base import GRADIENTS, Gradient
@@ -18,7 +19,6 @@ from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.modes import MODES, Mode, Simultaneous
 from deqlm.noise import Replay
 from deqlm.rows import RowMap, Rows, first_tensor, start_like, tensors, zeros_like_tree
-from deqlm.sharded import refuse_sharded
 from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require, whole
 from deqlm_solvers.kinds import require_state
@@ -153,10 +153,10 @@ class DEQ(nn.Module):
 
         Raises:
             TypeError, ValueError: a start of another structure or shape; what `DEQ` refuses of a causal layer.
-            RuntimeError: the layer is sharded below the DEQ, and the solve is no budget; or the call is recorded by
-                torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
+            RuntimeError: parts of the layer talk to other processes, and the solve is no budget; or the call is
+                recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
-        refuse_sharded(self.layer, self.solve, self.gradient)
+        refuse_collective(self.layer, self.solve, self.gradient)
         rowmap, layer = self.on_rows(x, args, kwargs, start)
         with layer:
             if self.causal:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.chunks import per_token, solve_chunks
+from deqlm.collective import refuse_collective
 from deqlm.failures import Failures
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.layers import Context
@@ -19,7 +20,6 @@ from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
 from deqlm.modes import MODES, Auto, Mode, Simultaneous
 from deqlm.noise import Replay
 from deqlm.rows import RowMap, Rows, start_like
-from deqlm.sharded import refuse_sharded
 from deqlm_solvers import FixedPoint, Solution, Solve, Stop
 from deqlm_solvers.checks import require, whole
 from deqlm_solvers.solution import OnFailure
@@ -226,7 +226,7 @@ class ImplicitLM(nn.Module):
         how = how if rule is how.stop else Solve(how.solver, rule)
         if grad:
             self.gradient.check(how)
-        refuse_sharded(self.backbone, how, self.gradient)
+        refuse_collective(self.backbone, how, self.gradient)
         if isinstance(mode, Auto) and (grad or how.stop.is_budget):
             mode = Simultaneous()
         u = self.backbone.project(e, context)

@@ -1,4 +1,4 @@
-"""A layer whose parts are sharded by themselves is solved in step only: by a budget."""
+"""A layer whose parts talk to other processes is solved in step only: by a budget."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from deqlm import DEQ, Implicit, Phantom, Solve, Stop
 from deqlm.models import ImplicitLM
 from models.families import VOCAB, make
 
-REFUSED = r"is sharded below the DEQ: its processes would wait .* Shard the whole module .*Stop\(rtol=0\)"
+WAITING = r"below the DEQ: processes would wait .* the whole module that holds the DEQ.*Stop\(rtol=0\)"
+REFUSED = f"is sharded {WAITING}"
 BUDGET = Stop(max_iter=20, rtol=0)
 
 
@@ -93,3 +95,33 @@ def test_a_model_whose_blocks_are_sharded_is_refused(mesh: DeviceMesh, two: None
         fully_shard(block, mesh=mesh)
     with pytest.raises(RuntimeError, match=REFUSED):
         model(torch.randint(VOCAB, (2, 5)))
+
+
+class Normed(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, z: Tensor) -> Tensor:
+        return 0.5 * torch.tanh(z)
+
+
+def test_statistics_of_all_processes_are_refused(mesh: DeviceMesh, two: None) -> None:
+    deq, x = DEQ(Normed(nn.SyncBatchNorm(4))), torch.randn(2, 4)
+    with pytest.raises(RuntimeError, match=f"^part 'norm' of the layer averages over the rows .* {WAITING}"):
+        deq(x)
+    deq.eval()(x)
+    DEQ(Normed(nn.BatchNorm1d(4)))(x)
+
+
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
+def test_buffers_that_are_sent_are_refused(mesh: DeviceMesh) -> None:
+    x = torch.randn(2, 4)
+    layer = Normed(nn.BatchNorm1d(4))
+    sending, silent = (DistributedDataParallel(layer, broadcast_buffers=send) for send in (True, False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "get_world_size", lambda *group: 2)
+        with pytest.raises(RuntimeError, match=f"^the layer sends its buffers {WAITING}"):
+            DEQ(sending)(x)
+        with torch.no_grad():
+            DEQ(silent)(x)
