@@ -71,10 +71,10 @@ def solve_as_asked(subject: Subject, stop: Stop, begun: Start, wrap: Wrap | None
     try:
         sol = subject.solve(Suggestion("", {}, wrap), trace=True)
     except Exception as error:  # f may raise anything; that is a finding
-        blank = torch.full((rows.count,), torch.inf, dtype=torch.float64)
-        status = torch.full((rows.count,), int(Status.MAX_ITER), dtype=torch.int8)
-        nothing = torch.zeros(rows.count, dtype=torch.bool)
-        steps = torch.zeros(rows.count, dtype=torch.int64)
+        blank = torch.full((rows.count,), torch.inf, dtype=torch.float64, device="cpu")
+        status = torch.full((rows.count,), int(Status.MAX_ITER), dtype=torch.int8, device="cpu")
+        nothing = torch.zeros(rows.count, dtype=torch.bool, device="cpu")
+        steps = torch.zeros(rows.count, dtype=torch.int64, device="cpu")
         outcome = Outcome(rows.z0.detach().clone(), status, nothing, steps, blank, blank, None, nothing)
         return outcome, f"{type(error).__name__}: {error}"
     return _outcome(subject, sol, stop, begun), None
@@ -208,7 +208,7 @@ def compare_starts(
     stop = stop if sharper is None else sharper
     ends = [(z.double(), outcome.passed)] if sharper is None else []
     for k in range(starts - len(ends)):
-        noise = torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z.device)
+        noise = torch.randn(z.shape, generator=draw, dtype=torch.float64, device="cpu").to(z.device)
         start = (z.double() + (0 if k == 0 and sharper else 3 if k % 2 else 1) * scale * noise).to(z.dtype)
         start = start if subject.masked is None else torch.where(subject.masked, z, start)
         try:

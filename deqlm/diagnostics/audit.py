@@ -336,7 +336,7 @@ def _random_linear(y: Any) -> Tensor:
     total: Any = 0.0
     for leaf in tensors(y):
         real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-        weights = torch.randn(real.shape, generator=draw, dtype=torch.float64).to(real)
+        weights = torch.randn(real.shape, generator=draw, dtype=torch.float64, device="cpu").to(real)
         total = total + (real * weights).sum()
     return total
 

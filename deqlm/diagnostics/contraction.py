@@ -94,7 +94,7 @@ def measure_contraction(
     draw = torch.Generator(device="cpu").manual_seed(seed)
 
     def start() -> Tensor:
-        return torch.randn(count, unknowns, generator=draw, dtype=torch.float64).to(J.z.device, inner)
+        return torch.randn(count, unknowns, generator=draw, dtype=torch.float64, device="cpu").to(J.z.device, inner)
 
     is_dense = unknowns <= most_dense
     if is_dense:
@@ -192,7 +192,9 @@ def _token_radius(
     if matrix is not None:
         blocks = torch.stack([matrix[:, index][:, :, index] for index in tokens], dim=1)
         return eigenvalue_size(blocks), length
-    chosen = sorted({round(i) for i in torch.linspace(0, length - 1, min(most, length)).tolist()})
+    chosen = sorted(
+        {round(i) for i in torch.linspace(0, length - 1, min(most, length), dtype=torch.float32, device="cpu").tolist()}
+    )
     largest = 0.0
     for t in chosen:
 

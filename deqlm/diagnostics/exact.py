@@ -238,9 +238,9 @@ class Truth:
             draw = torch.Generator().manual_seed(0)
             for row in {0, rows // 2, rows - 1}:
                 w = torch.zeros_like(fz)
-                w[row] = torch.randn(fz.shape[1], generator=draw, dtype=fz.dtype).to(fz.device)
+                w[row] = torch.randn(fz.shape[1], generator=draw, dtype=fz.dtype, device="cpu").to(fz.device)
                 (jtw,) = torch.autograd.grad(fz, source, w, retain_graph=True, allow_unused=True)
-                if jtw is not None and bool((jtw[torch.arange(rows) != row] != 0).any()):
+                if jtw is not None and bool((jtw[torch.arange(rows, device=jtw.device) != row] != 0).any()):
                     return True
         return False
 
@@ -277,7 +277,7 @@ def joined(leaves: dict[str, list[Tensor]], gradients: tuple[Tensor | None, ...]
             gradient = torch.zeros_like(leaf) if gradient is None else gradient.detach()
             gradient = torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
             parts.append(gradient.double().flatten())
-        groups[name] = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+        groups[name] = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
     return groups
 
 

@@ -216,7 +216,7 @@ def _backward(
     if not isinstance(gradient, Implicit) or not J.transposable or not bool(solved.any()):
         return None
     draw = torch.Generator(device="cpu").manual_seed(seed)
-    g = torch.randn(J.z.shape, generator=draw, dtype=torch.float64).to(J.z.device, J.z.dtype)
+    g = torch.randn(J.z.shape, generator=draw, dtype=torch.float64, device="cpu").to(J.z.device, J.z.dtype)
     g = g / row_norms(g).clamp_min(1e-300)[:, None].to(g.dtype)
     how = gradient.backward(solver)
     how = how.replace(stop=how.stop.resolve(g.dtype, rtol=1e-6))

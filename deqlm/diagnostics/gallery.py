@@ -93,26 +93,30 @@ def block(found: list[dict[str, Any]]) -> str:
 
 
 def _patterns() -> Iterator[Pattern]:
-    def linear(shown: str, a: Tensor) -> Pattern:
-        return Pattern(shown, lambda z: z @ a.T + 1, torch.zeros(1, len(a)))
+    known: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
-    yield linear("slow: eigenvalues .97 and .5", torch.diag(torch.tensor([0.97, 0.5])))
+    def linear(shown: str, a: Tensor) -> Pattern:
+        return Pattern(shown, lambda z: z @ a.T + 1, torch.zeros(1, len(a), **known))
+
+    yield linear("slow: eigenvalues .97 and .5", torch.diag(torch.tensor([0.97, 0.5], **known)))
     angle = 1.0
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], **known)
     yield linear("a rotation of .99", 0.99 * turn)
-    yield Pattern("a two-cycle, 1 - z", lambda z: 1 - z, torch.zeros(1, 2))
-    upper = 0.7 * torch.eye(30) + 0.6 * torch.diag(torch.ones(29), 1)
+    yield Pattern("a two-cycle, 1 - z", lambda z: 1 - z, torch.zeros(1, 2, **known))
+    upper = 0.7 * torch.eye(30, **known) + 0.6 * torch.diag(torch.ones(29, **known), 1)
     yield linear("a Jordan-like chain of 30", upper)
-    yield linear("expanding: eigenvalue 1.5", torch.diag(torch.tensor([1.5, 0.5])))
-    yield Pattern("a GPT-2 block (pre-norm)", _pre_norm_block(16), torch.zeros(1, 6, 16))
+    yield linear("expanding: eigenvalue 1.5", torch.diag(torch.tensor([1.5, 0.5], **known)))
+    yield Pattern("a GPT-2 block (pre-norm)", _pre_norm_block(16), torch.zeros(1, 6, 16, **known))
 
 
 def _pre_norm_block(width: int) -> Callable[[Tensor], Tensor]:
     """Return z -> block(z + x) of random weights: y = z + attention(norm(z)), y + mlp(norm(y))."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator("cpu").manual_seed(0)
     shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
-    q, k, v, out, up, down = (torch.randn(shape, generator=draw) / shape[0] ** 0.5 for shape in shapes)
-    x = torch.randn(1, 6, width, generator=draw)
+    q, k, v, out, up, down = (
+        torch.randn(shape, generator=draw, dtype=torch.float32, device="cpu") / shape[0] ** 0.5 for shape in shapes
+    )
+    x = torch.randn(1, 6, width, generator=draw, dtype=torch.float32, device="cpu")
 
     def block(z: Tensor) -> Tensor:
         z = z + x

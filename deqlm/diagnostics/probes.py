@@ -170,7 +170,7 @@ def noise_floor(f: Map, z: Tensor, draw: torch.Generator, repeats: int = 4) -> T
     size = row_norms(before)
     worst = torch.zeros_like(size)
     for _ in range(repeats):
-        sign = torch.randint(0, 2, z.shape, generator=draw).to(z.device, torch.float64) * 2 - 1
+        sign = torch.randint(0, 2, z.shape, generator=draw, device="cpu").to(z.device, torch.float64) * 2 - 1
         moved = (z.double() * (1 + eps * sign)).to(z.dtype)
         noise = row_norms(f(moved).double() - before)
         worst = torch.maximum(worst, noise + row_norms(moved.double() - z.double()) / 2)
@@ -203,7 +203,7 @@ def _differs(after: Tensor, before: Tensor) -> Tensor:
 def _shift(z: Tensor, draw: torch.Generator) -> Tensor:
     scale = row_norms(z.nan_to_num(0.0, 0.0, 0.0).reshape(1, -1)) / max(1, z.numel()) ** 0.5
     scale = torch.where(scale > 0, scale, 1.0)
-    noise = torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z.device)
+    noise = torch.randn(z.shape, generator=draw, dtype=torch.float64, device="cpu").to(z.device)
     return (0.5 * scale * noise).to(z.dtype)
 
 
