@@ -112,11 +112,10 @@ def _patterns() -> Iterator[Pattern]:
 def _pre_norm_block(width: int) -> Callable[[Tensor], Tensor]:
     """Return z -> block(z + x) of random weights: y = z + attention(norm(z)), y + mlp(norm(y))."""
     draw = torch.Generator("cpu").manual_seed(0)
+    known: dict[str, Any] = {"generator": draw, "dtype": torch.float32, "device": "cpu"}
     shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
-    q, k, v, out, up, down = (
-        torch.randn(shape, generator=draw, dtype=torch.float32, device="cpu") / shape[0] ** 0.5 for shape in shapes
-    )
-    x = torch.randn(1, 6, width, generator=draw, dtype=torch.float32, device="cpu")
+    q, k, v, out, up, down = (torch.randn(shape, **known) / shape[0] ** 0.5 for shape in shapes)
+    x = torch.randn(1, 6, width, **known)
 
     def block(z: Tensor) -> Tensor:
         z = z + x

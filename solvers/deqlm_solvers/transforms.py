@@ -8,6 +8,8 @@ from torch.autograd import forward_ad
 
 __all__ = ["in_transform", "refuse_tracing", "refuse_transforms"]
 
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # type: ignore[attr-defined]
+
 
 def in_transform(z: Tensor) -> bool:
     """Say whether torch is in a transform of torch.func, in forward mode, or in a vectorized backward.
@@ -24,9 +26,6 @@ def in_transform(z: Tensor) -> bool:
         return True
     # an open level of forward mode; whether f carries a tangent shows only when it is evaluated
     return forward_ad._current_level >= 0
-
-
-_PROXY = torch._C._TorchDispatchModeKey.PROXY  # type: ignore[attr-defined]
 
 
 def refuse_tracing() -> None:
