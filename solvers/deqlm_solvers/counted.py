@@ -243,7 +243,7 @@ class CountedMap:
 
     def _reverse(self, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
         try:
-            if self._recorded is None or not torch.equal(self._recorded.z, point):
+            if self._recorded is None or not _same(self._recorded.z, point):
                 self._recorded = None  # the old graph goes before the new one comes
                 self._recorded = Recorded(self.checked, point)
             kept = self._recorded
@@ -354,6 +354,11 @@ def _explained(forward: NoDerivativeError, reverse: NoDerivativeError | None) ->
         "this solver needs the Jacobian of f, which autograd cannot give; use 'anderson' or 'broyden', or give f "
         f"operations that can be differentiated (forward mode: {forward}; reverse mode: {reverse})"
     )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Say whether two points are the same, NaN in the same places included."""
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _version(t: Tensor) -> int:

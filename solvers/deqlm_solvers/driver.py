@@ -49,7 +49,7 @@ def _loop(solver: StepSolver, evaluate: CountedMap, z0: Tensor, stop: Stop, fram
         if pace.masked is not None:
             # what f makes of a token that does not count, NaN perhaps, must not reach the method's algebra
             at = at.held(pace.masked)
-        last = evaluate.calls >= stop.max_iter
+        last = k + 1 == stop.max_iter or evaluate.calls >= stop.max_iter
         z, goes_on = pace.take(k, at, last)
         if last or not goes_on:
             break
