@@ -54,7 +54,7 @@ class Recorded:
             self._z = z.detach().clone().requires_grad_()
             try:
                 self._fz = f(self._z.clone())
-            except RuntimeError as error:
+            except Exception as error:
                 # work in place, or an error of f that its next call shows as it is
                 raise NoDerivativeError(str(error)) from error
         self.z, self.fz = self._z.detach(), self._fz.detach()
@@ -110,7 +110,7 @@ def push_forward(f: Map, z: Tensor, v: Tensor, *, grad: bool = True) -> tuple[Te
     with _differentiating(grad), forward_ad.dual_level():
         try:
             fz, product = forward_ad.unpack_dual(f(forward_ad.make_dual(z.detach().clone(), v.clone())))
-        except RuntimeError as error:
+        except Exception as error:
             raise NoDerivativeError(str(error)) from error
     fz = fz.detach()
     return fz, torch.zeros_like(fz) if product is None else product.detach()
@@ -135,7 +135,7 @@ def push_forward_many(f: Map, z: Tensor, v: Tensor, *, grad: bool) -> Tensor:
         push = torch.vmap(lambda v: torch.func.jvp(f, (point,), (v.expand(z.shape),))[1], randomness="same")
         try:
             return push(v).detach()
-        except RuntimeError as error:
+        except Exception as error:
             raise NoDerivativeError(str(error)) from error
 
 
@@ -164,7 +164,7 @@ def jacobian_by_rows(f: Map, z: Tensor) -> Tensor:
             if not fz.requires_grad:
                 raise NoDerivativeError("f(z) has no graph")
             rows = [torch.autograd.grad(fz, point, e, retain_graph=True)[0] for e in _basis(z)]
-        except RuntimeError as error:
+        except Exception as error:
             raise NoDerivativeError(str(error)) from error
     return torch.stack(rows, 1)
 
@@ -177,7 +177,7 @@ def _basis(z: Tensor) -> Tensor:
 
 @contextmanager
 def _differentiating(grad: bool = True) -> Iterator[None]:
-    """Evaluate f with derivatives: in the given grad mode, outside of inference mode, and attention by its plain kernel.
+    """Evaluate f with derivatives: in a grad mode, outside of inference mode, and attention by its plain kernel.
 
     A tensor made in inference mode has no derivative, so points are cloned inside.
     """
