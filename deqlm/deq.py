@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deqlm.causal import CausalCall
 from deqlm.chunks import per_token, solve_chunks
+from deqlm.eager import eagerly
 from deqlm.failures import Failures
 from deqlm.fixed_point import STOP_HINTS, solve_rows
 from deqlm.gradients.base import GRADIENTS, Gradient
@@ -39,7 +40,7 @@ class DEQ(nn.Module):
             u = module(x) once per call, which is added; an `deqlm.inject.Inject` decides itself.
         solver: registered name, dict with ``name`` and options, or object.
         gradient: likewise, of `GRADIENTS`.
-        stop: a `Stop`, a dict of its fields, or None for the default.
+        stop: a `Stop`, a dict of its fields, or None for ``Stop(rtol="auto")``.
         start: where to start: None is zeros like u; a tensor of the state's shape, with or without the batch dimensions
             (a parameter gets a gradient from `Unrolled` only); or a callable u -> state.
         batch_dims: leading dimensions that index independent rows; 0 makes one problem of the batch, which is right for
@@ -96,7 +97,7 @@ class DEQ(nn.Module):
             raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
         self.layer = layer
         self.inject = make_inject(inject)
-        self.solve = Solve(solver, {} if stop is None else stop)  # type: ignore[arg-type]
+        self.solve = Solve(solver, {"rtol": "auto"} if stop is None else stop)  # type: ignore[arg-type]
         self.gradient = GRADIENTS.make(gradient)
         self.gradient.check(self.solve)
         self.failures = Failures(on_failure, failed_grad)
@@ -119,6 +120,7 @@ class DEQ(nn.Module):
         else:
             raise TypeError(f"start must be None, a tensor or a callable, got {type(start).__name__}")
 
+    @eagerly
     def forward(
         self,
         x: Any,
@@ -197,7 +199,11 @@ class DEQ(nn.Module):
         def f(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self.inject.join(layer, z, u, args, kwargs)
 
-        made = RowMap(rows, f, (x, args, kwargs), prepare, (u, args, kwargs), fixed=lambda: inject.noisy or layer.noisy)
+        made = RowMap(
+            *(rows, f, (x, args, kwargs), prepare, (u, args, kwargs)),
+            fixed=lambda: inject.noisy or layer.noisy,
+            module=self.layer if isinstance(self.layer, nn.Module) else None,
+        )
         return made, layer
 
     def extra_repr(self) -> str:

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
+from deqlm.eager import eagerly
 from deqlm.failures import Failures
 from deqlm.gradients.base import GRADIENTS, Forward, Gradient
+from deqlm.held import Held
 from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require
+from deqlm_solvers.measure import Measure
 from deqlm_solvers.solution import OnFailure
 
 __all__ = ["STOP_HINTS", "solve", "solve_rows"]
@@ -24,6 +28,7 @@ STOP_HINTS = {
 }
 
 
+@eagerly
 @explain_options(STOP_HINTS)
 def solve(
     f: Callable[..., Any],
@@ -87,7 +92,7 @@ def solve(
     method.check(how)
     failures = Failures(on_failure, failed_grad)  # type: ignore[arg-type]
     cap = MemoryCap.of(memory_cap, on_cap)
-    rowmap = RowMap(Rows(z0, batch_dims), f, tuple(args))
+    rowmap = RowMap(Rows(z0, batch_dims), f, tuple(args), module=f if isinstance(f, torch.nn.Module) else None)
     return solve_rows(rowmap, how, method, failures, scale=scale, token_mask=token_mask, cap=cap)
 
 
@@ -107,6 +112,7 @@ def solve_rows(
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
     """
     rows = f.rows
+    how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:
         tokens = _tokens(how.stop, rows)
     frame = Frame(
@@ -117,17 +123,24 @@ def solve_rows(
         snap=rows.snap if len(set(rows.dtypes)) > 1 else None,
     )
     if cap is not None:
-        how, gradient = cap.apply(how, gradient, rows, frame)
+        how, gradient = cap.apply(how, gradient.for_solve(how), rows, frame)
     forward = Forward(how, frame)
+    z0 = rows.z0
+    if frame.token_mask is not None and (masked := Measure(how.stop, frame, z0).masked) is not None:
+        f.held = Held(masked, z0)
+        z0 = f.held.point(z0)
     if torch.is_grad_enabled():
-        sol = gradient.attach(forward, f, rows.z0, failures)
+        if parametrize._cache_enabled:
+            # inside parametrize.cached() the first evaluation makes the weights of all, and the solver's has no graph
+            f(z0)
+        sol = gradient.attach(forward, f, z0, failures)
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = forward(_inferring(f), rows.z0)
+            sol = gradient.settle(_inferring(f), forward(_inferring(f), z0), failures)
         failures.report(sol, how.stop)
     else:
-        sol = forward(f, rows.z0)
+        sol = gradient.settle(f, forward(f, z0), failures)
         failures.report(sol, how.stop)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))
@@ -181,4 +194,6 @@ def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
         trace=None if trace is None else trace.reshape(trace.shape[0], *rows.batch_shape),
         token_steps=None if token_steps is None else rows.per_row(token_steps),
         picked=None if sol.picked is None else rows.per_row(sol.picked),
+        runaway=None if sol.runaway is None else rows.per_row(sol.runaway),
+        first=None if sol.first is None else sol.first.reshape(2, *rows.batch_shape),
     )

@@ -86,7 +86,8 @@ class Piece:
     def __call__(self, z: Tensor) -> Tensor:
         self.last = None  # the old cache goes before the new one comes
         y, cache = self._evaluate(z)
-        if self.whole:
+        # what a solver differentiates here carries tangents or a graph, which must not be committed
+        if self.whole and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
             self.last = (z.clone(), y, cache)
         return y.reshape(z.shape)
 

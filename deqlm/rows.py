@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from deqlm.held import Held
 from deqlm_solvers.checks import require
 
 __all__ = ["RowMap", "Rows", "start_like", "tree_add", "zeros_like_tree"]
@@ -145,6 +146,11 @@ class RowMap:
         prepare: makes f's inputs of ``inputs``, once; None takes them as they are.
         prepared: its result, where the caller has it already.
         fixed: says, once f has been evaluated, that no row may be left out because f draws noise for the whole batch.
+        held: unknowns that stay where they are, or None.
+        module: on which f may leave tensors, or None.
+
+    Attributes:
+        found: how a solved point was found, for the gradient method that connects it; None elsewhere.
     """
 
     def __init__(
@@ -155,6 +161,8 @@ class RowMap:
         prepare: Callable[..., tuple[Any, ...]] | None = None,
         prepared: tuple[Any, ...] | None = None,
         fixed: Callable[[], bool] | None = None,
+        held: Held | None = None,
+        module: nn.Module | None = None,
     ) -> None:
         self.rows = rows
         self.f = f
@@ -164,6 +172,9 @@ class RowMap:
             prepared = inputs if prepare is None else prepare(*inputs)
         self.prepared = prepared
         self.fixed = fixed
+        self.held = held
+        self.module = module
+        self.found: Any = None
         self._counter = [0, 0]
 
     @property
@@ -177,6 +188,9 @@ class RowMap:
         return self._counter[1]
 
     def __call__(self, z: Tensor) -> Tensor:
+        return self._evaluate(z) if self.held is None else self.held.evaluate(self._evaluate, z)
+
+    def _evaluate(self, z: Tensor) -> Tensor:
         rows, counter = self.rows, self._counter
         counter[0] += 1
         counter[1] += rows.count
@@ -202,6 +216,7 @@ class RowMap:
             return leaf.index_select(0, rows) if leaf.dim() and leaf.shape[0] == count else leaf
 
         made = RowMap(self.rows.narrow(rows.shape[0]), self.f, map_tensors(select, self.prepared), fixed=self.fixed)
+        made.held = None if self.held is None else self.held.select(rows)
         made._counter = self._counter
         return made
 
@@ -219,10 +234,11 @@ class RowMap:
         """
         leaves, spec = tree_flatten(self.inputs)
         source = healthy_source(bad)
+        held = None if self.held is None else self.held.select(source)
 
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
             tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
-            made = RowMap(self.rows, self.f, tree, self.prepare)
+            made = RowMap(self.rows, self.f, tree, self.prepare, held=held, module=self.module)
             made._counter = self._counter
             return made
 

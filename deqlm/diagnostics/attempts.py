@@ -16,6 +16,7 @@ from deqlm.diagnostics.subject import Subject
 from deqlm.diagnostics.suggestion import Suggestion, Wrap
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Status, Stop
 from deqlm_solvers.measure import Measure
+from deqlm_solvers.solver import Evaluation
 
 __all__ = ["Outcome", "Point", "compare_starts", "judged", "norm", "rescue", "solve_as_asked", "solve_plainly"]
 
@@ -79,7 +80,7 @@ def _outcome(subject: Subject, sol: Solution, stop: Stop) -> Outcome:
     passed = status == int(Status.CONVERGED)
     if subject.how.stop.is_budget:
         fz = subject.held(z)
-        reading = Measure(stop, subject.frame, z)(fz, fz - z)
+        reading = Measure(stop, subject.frame, z)(Evaluation(z, fz))
         residual, relative, passed = reading.residual.cpu(), reading.relative.cpu(), (reading.ratio <= 1).cpu()
     trace = None if sol.trace is None else sol.trace.detach().reshape(len(sol.trace), rows.count).cpu()
     return Outcome(z, status, passed, sol.steps.flatten().cpu(), residual, relative, trace)

@@ -32,7 +32,8 @@ from deqlm.diagnostics.probes import (
 )
 from deqlm.diagnostics.subject import Subject
 from deqlm.gradients import Gradient, Implicit
-from deqlm_solvers import Options, Status, Stop, options
+from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
+from deqlm_solvers import Frame, Options, Solver, Status, Stop, options
 from deqlm_solvers.checks import require, whole
 
 __all__ = ["Examined", "Probes", "examine"]
@@ -119,7 +120,7 @@ def examine(subject: Subject, probes: Probes) -> Examined:
         if J is not None:
             seen = tokens if known.get("causality") == "causal" and not joint else None
             known["contraction"] = _attempt(lambda: _contraction(subject, J, point, probes, seen))
-            backward = partial(_backward, J, point.solved, probes.seed)
+            backward = partial(_backward, J, point.solved, probes.seed, subject.how.solver)
             known["adjoint"] = _attempt(lambda: backward(subject.gradient))
         if bool(point.z.isfinite().all()):
             known["floor"] = _attempt(lambda: float(noise_floor(subject.held, point.z, draw).nan_to_num().max()))
@@ -187,14 +188,16 @@ def _contraction(
     )
 
 
-def _backward(J: Jacobian, solved: Tensor, seed: int, gradient: Gradient) -> Backward | None:
+def _backward(J: Jacobian, solved: Tensor, seed: int, solver: Solver, gradient: Gradient) -> Backward | None:
     """Solve the adjoint system for a random cotangent, as `Implicit` would, on the rows that converged forward."""
     if not isinstance(gradient, Implicit) or not J.transposable or not bool(solved.any()):
         return None
     draw = torch.Generator(device="cpu").manual_seed(seed)
     g = torch.randn(J.z.shape, generator=draw, dtype=torch.float64).to(J.z.device, J.z.dtype)
     g = g / norm(g).clamp_min(1e-300)[:, None].to(g.dtype)
-    sol = gradient.unit_solve()(lambda w: J.pulled(w) + g, g)
+    how = gradient.backward(solver)
+    stop = how.stop.resolve(g.dtype, rtol=1e-6).replace(per="row", token_dim=1)
+    sol = solve_cotangent(how.replace(stop=stop), LinearSystem(J.pulled, g, Frame()), rescue=gradient.solve == "auto")
     keep = solved.nonzero().flatten()
     return Backward(
         status=tuple(Status(int(s)).name for s in sol.status[keep]),

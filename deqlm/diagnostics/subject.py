@@ -117,9 +117,9 @@ class DEQSubject(Subject):
         self.deq = deq
         self.call = (x, args, kwargs)
         self.token_mask = token_mask
-        self.how, self.gradient = deq.solve, deq.gradient
         held, _ = deq.on_rows(x, args, kwargs)
         self.rows = held.rows
+        self.how, self.gradient = deq.solve.resolve(self.rows.z0, *self.rows.dtypes), deq.gradient
 
         def bare(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return deq.inject.join(deq.layer, z, u, args, kwargs)
@@ -152,10 +152,11 @@ class MapSubject(Subject):
         self.z0 = z0
         self.settings = settings
         stop = settings.get("stop")
-        self.how = Solve(settings.get("solver", "anderson"), Stop() if stop is None else stop)
+        how = Solve(settings.get("solver", "anderson"), Stop() if stop is None else stop)
         self.gradient = GRADIENTS.make(settings.get("gradient", "implicit"))
-        self.gradient.check(self.how)
+        self.gradient.check(how)
         self.rows = Rows(z0, settings.get("batch_dims"))
+        self.how = how.resolve(self.rows.z0, *self.rows.dtypes)
         self.raw = RowMap(self.rows, f, tuple(settings.get("args", ())))
         self.held = Watched(self.raw)
         self.frame = self._frame(settings.get("token_mask"), settings.get("scale"))

@@ -2,7 +2,8 @@
 # # Wrap your own layer
 #
 # Ten minutes, one CPU core. You take a layer that already works, make it *implicit* with one line, look at what the
-# solver did, train it, and see what a failure looks like. You need PyTorch and nothing about deep-equilibrium models.
+# solver did, train it, and see what a failure looks like. You need to know PyTorch, and nothing of deep-equilibrium
+# models; the pictures need matplotlib (`pip install '.[compare]'`).
 #
 # A plain layer computes `y = layer(x)`. Its implicit version looks for a state `z` that the layer leaves alone,
 #

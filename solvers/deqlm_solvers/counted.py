@@ -19,7 +19,7 @@ from deqlm_solvers.solution import Cost
 from deqlm_solvers.solver import Evaluation, Map
 from deqlm_solvers.transforms import refuse_transforms
 
-__all__ = ["HALF", "CountedMap", "InnerMap", "check_start", "inner_dtype"]
+__all__ = ["HALF", "CountedMap", "InnerMap", "check_start", "evaluated_dtype", "inner_dtype"]
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -42,6 +42,11 @@ def check_start(z0: Tensor) -> None:
     refuse_transforms(z0)
     require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
     require(z0.is_floating_point(), "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
+
+
+def evaluated_dtype(z: Tensor) -> torch.dtype:
+    """Return the dtype that a map of ``z`` computes in: that of autocast where it is on, else that of ``z``."""
+    return _autocast(z.device.type) or z.dtype
 
 
 class CountedMap:
@@ -67,8 +72,8 @@ class CountedMap:
         self.inner = inner_dtype(z0.dtype)
         self.shape = z0.shape
         self.device = z0.device
-        self.calls = self.rows = self.jvps = self.vjps = 0
-        self._jacobian_calls = 0
+        self.steps = self.rows = self.jvps = self.vjps = 0
+        self._beside = 0
         self._carries: tuple[Tensor | None] | None = (None,) if record else None
         self._recorded: Recorded | None = None
         self._obstacle: NoDerivativeError | None = None
@@ -77,9 +82,19 @@ class CountedMap:
         self._one_by_one_fails = False
 
     @property
+    def calls(self) -> int:
+        """Calls of f so far: `steps`, which ``max_iter`` bounds, and those beside them."""
+        return self.steps + self._beside
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether rows have been left out."""
+        return self.f is not self._whole
+
+    @property
     def cost(self) -> Cost:
         """What was spent so far."""
-        return Cost(self.calls + self._jacobian_calls, self.rows, jvps=self.jvps, vjps=self.vjps)
+        return Cost(self.calls, self.rows, jvps=self.jvps, vjps=self.vjps)
 
     @property
     def call(self) -> InnerMap:
@@ -117,7 +132,7 @@ class CountedMap:
             raise TypeError(f"f must return a tensor, got {type(fz).__name__}")
         if fz.shape != self.shape or fz.dtype != self.dtype or fz.device != self.device:
             self._explain(fz)
-        return fz
+        return fz.resolve_neg() if fz.is_neg() else fz
 
     def narrow(self, rows: Tensor, at: Evaluation) -> bool:
         """Leave out of f all but ``rows`` (K,) from now on, if f can be evaluated on these alone; say whether it is so.
@@ -129,7 +144,7 @@ class CountedMap:
         if self.snap is not None:
             return False
         if self._kept is None:
-            made = narrowed(self.f, rows, at.z.to(self.dtype), at.fz.to(self.dtype), self._evaluate)
+            made = narrowed(self.f, rows, at.z.to(self.dtype), at.fz.to(self.dtype), self._evaluate_beside)
             self._kept = rows
         else:
             # the probe of the first time has shown that rows of the whole do not mix, so it is the whole that is cut
@@ -140,12 +155,24 @@ class CountedMap:
         self.f, self.shape = made, torch.Size((rows.shape[0], self.shape[1]))
         return True
 
+    def widen(self, z: Tensor) -> Evaluation:
+        """Take back what `narrow` has left out, and evaluate all rows at ``z`` (B, N), beside the steps."""
+        self.f, self.shape, self._kept = self._whole, z.shape, None
+        at = self(z)
+        self.steps -= 1
+        self._beside += 1
+        return at
+
     def evaluate(self, z: Tensor) -> Tensor:
         """Return f(z), state dtype, counted and otherwise as it is."""
+        self.steps += 1
         return self._evaluate(self.f, z)
 
+    def _evaluate_beside(self, f: Map, z: Tensor) -> Tensor:
+        self._beside += 1
+        return self._evaluate(f, z)
+
     def _evaluate(self, f: Map, z: Tensor) -> Tensor:
-        self.calls += 1
         self.rows += z.shape[0]
         if self.autocast is None:
             return f(z)
@@ -161,22 +188,22 @@ class CountedMap:
         point = z.to(self.dtype)
         if known is not None:
             return self.known(z, known, "jacobian", "(B, N, N)", (*self.shape, self.shape[1]))
-        before = self.calls
+        before = self.steps
         try:
             return self._jacobian(point).to(self.inner)
         finally:
             # they are paid for by their products
-            self._jacobian_calls += self.calls - before
-            self.calls = before
+            self._beside += self.steps - before
+            self.steps = before
 
     def products(self, z: Tensor, v: Tensor) -> Tensor:
         """See `InnerMap.products`."""
-        before = self.calls
+        before = self.steps
         try:
             products = self._products(z.to(self.dtype), v.to(self.dtype))
         finally:
-            self._jacobian_calls += self.calls - before
-            self.calls = before
+            self._beside += self.steps - before
+            self.steps = before
         self.jvps += v.shape[0]
         return products.to(self.inner)
 
@@ -202,10 +229,7 @@ class CountedMap:
 
     def aside(self, z: Tensor) -> Tensor:
         """See `InnerMap.aside`."""
-        fz = self.evaluate(z.to(self.dtype))
-        self.calls -= 1
-        self._jacobian_calls += 1
-        return fz
+        return self._evaluate_beside(self.f, z.to(self.dtype))
 
     def _jacobian(self, point: Tensor) -> Tensor:
         while self._column_modes:

@@ -110,6 +110,9 @@ class Solution:
         picked: index into ``choices`` of the method that produced the row's answer, int8; None where there was nothing
             to choose from.
         choices: names of the methods that were to choose from; empty where ``picked`` is None.
+        runaway: True for rows that are DIVERGED because the state ran away: ||f(z) - z|| is within a tolerance relative
+            to ||f(z)|| only because z grew, as on layers z + F(z). None where nothing was tested.
+        first: ||f(z) - z|| and max(||z||, ||f(z)||) at the start, (2, B) float64; None where nothing was tested.
 
     Examples:
         >>> import torch
@@ -131,6 +134,8 @@ class Solution:
     adjoint: Adjoint | None = None
     picked: Tensor | None = None
     choices: tuple[str, ...] = ()
+    runaway: Tensor | None = None
+    first: Tensor | None = None
 
     @property
     def converged(self) -> Tensor:
@@ -196,6 +201,9 @@ class Adjoint:
         cost: summed over all backward solves of this solution; the pass that carries a solved cotangent on to
             parameters and inputs, one per backward, is not in it.
         batch_shape: shape of the entries above; None is (B,).
+        picked: index into ``choices`` of the method that solved the row, int8, where one stood in for another; else
+            None.
+        choices: names of the methods; empty where ``picked`` is None.
 
     Examples:
         >>> import deqlm, torch
@@ -216,6 +224,8 @@ class Adjoint:
     growth: Tensor | None = None
     cost: Cost = field(default_factory=Cost)
     batch_shape: tuple[int, ...] | None = None
+    picked: Tensor | None = None
+    choices: tuple[str, ...] = ()
 
     def reshape(self, batch_shape: tuple[int, ...]) -> None:
         """Give what is and what will be recorded one entry per row in the batch shape."""
@@ -242,6 +252,7 @@ class Adjoint:
         if not report:
             return
         self.status, self.steps, self.residual = (self._shaped(t) for t in (sol.status, sol.steps, sol.residual))
+        self.picked, self.choices = None if sol.picked is None else self._shaped(sol.picked), sol.choices
         if self.failed_grad == "raise":
             apply_policy(
                 "raise",
@@ -255,7 +266,9 @@ class Adjoint:
 
     def __repr__(self) -> str:
         if self.status is not None and self.residual is not None and self.steps is not None:
-            return f"{_summary('backward solve', self.status, self.residual, self.steps)}; its cost: {self.cost}"
+            text = _summary("backward solve", self.status, self.residual, self.steps)
+            chosen = _chosen(self.picked, self.choices)
+            return "; ".join(part for part in (text, chosen, f"its cost: {self.cost}") if part)
         if self.growth is not None:
             worst = f"{self.growth.max().item():.2g}" if self.growth.numel() else "none"
             return f"gradient: truncated series, largest growth per term {worst}"
@@ -276,7 +289,7 @@ def apply_policy(policy: OnFailure, status: Tensor, relative: Tensor, steps: Ten
     names = ", ".join(kind.name for kind in seen)
     where = _WHERE[what]
     text = f"{what}: some rows ended {names}; {where} says which. " + " ".join(f"{k.name}: {k.hint}." for k in seen)
-    warnings.warn(text, ConvergenceWarning, stacklevel=_user_level())
+    warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
 
 
 _WHERE = {
@@ -285,7 +298,7 @@ _WHERE = {
 }
 
 
-def _user_level() -> int:
+def user_level() -> int:
     """Return the stacklevel of the nearest caller outside this library and torch."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:

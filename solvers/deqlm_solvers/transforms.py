@@ -6,7 +6,24 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["refuse_transforms"]
+__all__ = ["in_transform", "refuse_transforms"]
+
+
+def in_transform(z: Tensor) -> bool:
+    """Say whether torch is in a transform of torch.func, in forward mode, or in a vectorized backward.
+
+    Args:
+        z: a tensor of the computation, of any shape.
+
+    Examples:
+        >>> in_transform(torch.zeros(2, 3))
+        False
+    """
+    functorch = torch._C._functorch  # type: ignore[attr-defined]
+    if torch._C._are_functorch_transforms_active() or functorch.is_legacy_batchedtensor(z):
+        return True
+    # an open level of forward mode; whether f carries a tangent shows only when it is evaluated
+    return forward_ad._current_level >= 0
 
 
 def refuse_transforms(z: Tensor) -> None:
@@ -21,10 +38,7 @@ def refuse_transforms(z: Tensor) -> None:
     Examples:
         >>> refuse_transforms(torch.zeros(2, 3))
     """
-    functorch = torch._C._functorch  # type: ignore[attr-defined]
-    transformed = torch._C._are_functorch_transforms_active() or functorch.is_legacy_batchedtensor(z)
-    # an open level of forward mode; whether f carries a tangent shows only when it is evaluated
-    if transformed or forward_ad._current_level >= 0:
+    if in_transform(z):
         raise RuntimeError(
             "a solve cannot be transformed by torch.func (vmap, grad, jvp, jacrev, hessian), forward-mode "
             "differentiation or a vectorized backward, because its steps depend on values. Instead of vmap, give the "

@@ -23,7 +23,11 @@ REGISTERED += [(deqlm.GRADIENTS, name) for name in sorted(deqlm.GRADIENTS)]
         (lambda: Stop(max_itr=3), TypeError, "'max_itr': did you mean 'max_iter'"),
         (lambda: deqlm.Implicit(second_ordr=True), TypeError, "'second_ordr': did you mean 'second_order'"),
         (lambda: DEQ(nn.Tanh(), solver={"name": "anderson", "memry": 3}), TypeError, "did you mean 'memory'"),
-        (lambda: DEQ(nn.Tanh(), gradient={"name": "phantom", "taus": 3}), TypeError, "known: damping, steps"),
+        (
+            lambda: DEQ(nn.Tanh(), gradient={"name": "phantom", "taus": 3}),
+            TypeError,
+            "known: damping, same_value, steps",
+        ),
         (lambda: DEQ(nn.Tanh(), stop={"rtl": 1e-3}), TypeError, "did you mean 'rtol'"),
         (lambda: DEQ(nn.Tanh(), solver="andersn"), KeyError, "unknown solver 'andersn': did you mean 'anderson'"),
         (lambda: DEQ(nn.Tanh(), gradient="phantm"), KeyError, "unknown gradient 'phantm': did you mean 'phantom'"),

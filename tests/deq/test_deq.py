@@ -31,7 +31,7 @@ def fixed_point(f, z: Tensor, steps: int = 100) -> Tensor:
 
 def test_defaults_are_those_of_the_design() -> None:
     deq = DEQ(nn.Identity())
-    assert deq.solve == deqlm.Solve(deqlm.Anderson(memory=12), Stop(max_iter=100, rtol=1e-4))
+    assert deq.solve == deqlm.Solve(deqlm.Anderson(memory=12), Stop(max_iter=100, rtol="auto"))
     assert deq.gradient == deqlm.Implicit()
     assert (deq.failures.on_failure, deq.failures.failed_grad, deq.batch_dims) == ("warn", "drop", None)
 
