@@ -80,6 +80,7 @@ class CountedMap:
         self._recorded: Recorded | None = None
         self._obstacle: NoDerivativeError | None = None
         self._push_modes = [False, True]
+        self._column_modes, self._dual_modes = [True, False], [True, False]
         self._one_by_one_fails = False
 
     @property
@@ -233,16 +234,18 @@ class CountedMap:
         return self._evaluate_beside(self.f, z.to(self.dtype))
 
     def _jacobian(self, point: Tensor) -> Tensor:
-        if self._obstacle is None:
+        while self._column_modes:
             try:
-                jacobian = jacobian_by_columns(self.evaluate, point)
+                jacobian = jacobian_by_columns(self.evaluate, point, grad=self._column_modes[0])
                 self.jvps += self.shape[1]
                 return jacobian
             except NoDerivativeError as error:
-                self._obstacle = error
+                self._obstacle = self._obstacle or error
+                del self._column_modes[0]
         try:
             jacobian = jacobian_by_rows(self.evaluate, point)
         except NoDerivativeError as error:
+            assert self._obstacle is not None
             raise _explained(forward=self._obstacle, reverse=error) from error
         self.vjps += self.shape[1]
         return jacobian
@@ -269,7 +272,7 @@ class CountedMap:
 
     def _reverse(self, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
         try:
-            if self._recorded is None or not torch.equal(self._recorded.z, point):
+            if self._recorded is None or not _same(self._recorded.z, point):
                 self._recorded = None  # the old graph goes before the new one comes
                 self._recorded = Recorded(self.checked, point)
             kept = self._recorded
@@ -281,10 +284,15 @@ class CountedMap:
     def _forward(self, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if v is None:
             return self.checked(point).detach(), None
-        try:
-            return push_forward(self.evaluate, point, v.to(self.dtype))
-        except NoDerivativeError as error:
-            raise _explained(forward=error, reverse=self._obstacle) from error
+        first: NoDerivativeError | None = None
+        while self._dual_modes:
+            try:
+                return push_forward(self.evaluate, point, v.to(self.dtype), grad=self._dual_modes[0])
+            except NoDerivativeError as error:
+                first = first or error
+                del self._dual_modes[0]
+        assert first is not None
+        raise _explained(forward=first, reverse=self._obstacle) from first
 
     def _explain(self, fz: Tensor) -> None:
         for what, got, want in (
@@ -380,6 +388,11 @@ def _explained(forward: NoDerivativeError, reverse: NoDerivativeError | None) ->
         "this solver needs the Jacobian of f, which autograd cannot give; use 'anderson' or 'broyden', or give f "
         f"operations that can be differentiated (forward mode: {forward}; reverse mode: {reverse})"
     )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Say whether two points are the same, NaN in the same places included."""
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _version(t: Tensor) -> int:

@@ -46,7 +46,7 @@ def _loop(solver: StepSolver, evaluate: CountedMap, z0: Tensor, stop: Stop, fram
     compact = stop.compact and not stop.is_budget and not torch.is_grad_enabled()
     for k in range(stop.max_iter):
         at = pace.held(evaluate(z))
-        last = evaluate.steps >= stop.max_iter
+        last = k + 1 == stop.max_iter or evaluate.steps >= stop.max_iter
         z, goes_on = pace.take(k, at, last)
         if last or not goes_on:
             if not evaluate.narrowed:
