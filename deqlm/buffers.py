@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,21 +20,24 @@ class Buffer:
 
     Args:
         owner: the module.
-        name: in it.
+        name: in it; there may be no buffer of that name.
     """
 
     def __init__(self, owner: nn.Module, name: str) -> None:
         self.owner = owner
         self.name = name
+        self.there = name in owner._buffers
         self._hook: Any = None
-        if is_lazy(owner._buffers[name]):  # type: ignore[arg-type]
+        if is_lazy(self._now):  # type: ignore[arg-type]
             # its first value is what a lazy module gives it, right before its first forward
             self._hook = owner.register_forward_pre_hook(lambda module, args: self._begin())
         self._note(known=self._hook is None)
 
     def replaced(self) -> bool:
         """Say whether it was reassigned or changed in place; running statistics change behind autograd's back."""
-        now = self.owner._buffers[self.name]
+        now = self._now
+        if self.there is not (self.name in self.owner._buffers):
+            return True
         statistics = self.owner.training and getattr(self.owner, "track_running_stats", False)
         return now is not self.tensor or _version(now) != self.version or (now is not None and statistics)
 
@@ -55,7 +57,10 @@ class Buffer:
             return False
 
     def put_back(self) -> None:
-        """Give the module its tensor with the first value again."""
+        """Give the module its tensor with the first value again, or take away what was not there."""
+        if not self.there:
+            self.owner._buffers.pop(self.name, None)
+            return
         self.owner._buffers[self.name] = self.tensor
         if self.tensor is None or self.value is None:
             return
@@ -71,12 +76,17 @@ class Buffer:
             self._hook.remove()
             self._hook = None
 
+    @property
+    def _now(self) -> Tensor | None:
+        present = self.name in self.owner._buffers  # the table of a TorchScript module has no get()
+        return self.owner._buffers[self.name] if present else None
+
     def _begin(self) -> None:
         self._note()
         self.forget_hook()
 
     def _note(self, known: bool = True) -> None:
-        self.tensor = self.owner._buffers[self.name]
+        self.tensor = self._now
         copied = known and self.tensor is not None and (self.owner.training or math.prod(self.tensor.shape) <= TABLE)
         self.value = self.tensor.detach().clone() if copied and self.tensor is not None else None
         self.version = _version(self.tensor) if known else -1
@@ -84,13 +94,17 @@ class Buffer:
 
 def watch(module: nn.Module | None) -> list[Buffer]:
     """Return all buffers of a module and of the modules in it, as they are now."""
-    parts = [] if module is None else module.modules()
-    return [Buffer(part, name) for part in parts for name, _ in part._buffers.items()]
+    return [Buffer(owner, name) for owner, name in _places(module)]
 
 
-def moved(buffers: Iterable[Buffer]) -> list[Buffer]:
-    """Return those of ``buffers`` that are not what they were; one read for each device but the CPU."""
-    found, open_questions = [], []
+def moved(buffers: list[Buffer], module: nn.Module | None) -> list[Buffer]:
+    """Return those of ``buffers`` that are not what they were, and those that ``module`` has got since.
+
+    It takes one read for each device but the CPU.
+    """
+    known = {(id(buffer.owner), buffer.name) for buffer in buffers}
+    found = [_new(owner, name) for owner, name in _places(module) if (id(owner), name) not in known]
+    open_questions = []
     for buffer in buffers:
         buffer.forget_hook()
         answer = buffer.replaced() or buffer.differs()
@@ -103,6 +117,18 @@ def moved(buffers: Iterable[Buffer]) -> list[Buffer]:
         answers = torch.stack([answer for _, answer in here]).tolist()
         found += [buffer for (buffer, _), answer in zip(here, answers, strict=True) if answer]
     return found
+
+
+def _places(module: nn.Module | None) -> list[tuple[nn.Module, str]]:
+    parts = [] if module is None else module.modules()
+    return [(part, name) for part in parts for name, _ in part._buffers.items()]
+
+
+def _new(owner: nn.Module, name: str) -> Buffer:
+    """Return a buffer that was not there before."""
+    made = Buffer(owner, name)
+    made.there, made.tensor, made.value = False, None, None
+    return made
 
 
 def _version(t: Tensor | None) -> int:

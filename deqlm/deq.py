@@ -233,8 +233,9 @@ class DEQ(nn.Module):
     def _start(self, u: Any, name: str) -> Any:
         start = self.start
         if start is None:
+            also = "" if isinstance(u, Tensor) else ", or give what is no unknown as a further argument"
             for leaf in tensors(u):
-                require_state(leaf, name)
+                require_state(leaf, name, also)
             return zeros_like_tree(u)
         if not isinstance(start, Tensor):
             return start(u)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,6 +88,8 @@ def solve(
         >>> round(sol.z.item(), 3), bool(sol.converged)
         (0.739, True)
     """
+    if not callable(f):
+        raise TypeError(f"f must be a function or a module, got {type(f).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, args=(x,), got {type(args).__name__}")
     how = Solve(solver, Stop() if stop is None else stop)  # type: ignore[arg-type]
@@ -171,6 +174,9 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
         return None
     ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
     require(ok, "scale", scale, "a number or one value per row")
+    if isinstance(scale, Tensor):
+        require_state(scale, "scale")
+        require(not scale.is_complex(), "scale", scale.dtype, "real")
     value = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
     ok = value.dim() == 0 or value.shape == rows.batch_shape
     require(ok, "scale", tuple(value.shape), f"a number or one value per row, {tuple(rows.batch_shape)}")
@@ -179,7 +185,7 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
 
 def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
     if not isinstance(mask, Tensor):
-        raise TypeError(f"token_mask must be a bool tensor, True where a token counts, got {mask!r}")
+        raise TypeError(f"token_mask must be a bool tensor, True where a token counts, got {reprlib.repr(mask)}")
     require_state(mask, "token_mask")
     require(mask.dtype == torch.bool, "token_mask", mask.dtype, "bool, True where a token counts (token_mask.bool())")
     ok = mask.dim() == rows.batch_dims + 1 and mask.shape[:-1] == rows.batch_shape

@@ -67,7 +67,7 @@ class Replay:
         self.evaluated = True
         after = _generator_states(self.device)
         self.noisy = not all(torch.equal(a, b) for a, b in zip(self.start, after, strict=True))
-        self.buffers = moved(buffers)
+        self.buffers = moved(buffers, self.module)
         if not self.buffers:
             self._turn.end()
         return out

@@ -51,7 +51,9 @@ class Rows:
             require(leaf.device == leaves[0].device, name, leaf.device, f"on one device, {leaves[0].device}")
             require_state(leaf, name)
             ok = leaf.is_floating_point() or leaf.is_complex()
-            require(ok, name, leaf.dtype, f"floating point or complex; use {name}.float() for integers")
+            also = "an inject that embeds ids" if self.spec.is_leaf() else "further arguments for what is no unknown"
+            way_out = f"use {name}.float() for integers, or {also}"
+            require(ok, name, leaf.dtype, f"floating point or complex; {way_out}")
         self.batch_dims = _batch_dims(leaves, batch_dims)
         self.batch_shape = leaves[0].shape[: self.batch_dims]
         for leaf in leaves:
@@ -303,8 +305,8 @@ def tree_add(a: Any, b: Any) -> Any:
 
 
 def zeros_like_tree(state: Any) -> Any:
-    """Return a state of zeros with the structure, shapes and dtypes of ``state``."""
-    return tree_map(torch.zeros_like, state)
+    """Return a state of zeros with the structure, shapes and dtypes of ``state``; other leaves stay."""
+    return map_tensors(torch.zeros_like, state)
 
 
 def start_like(start: Any, like: Any) -> Any:

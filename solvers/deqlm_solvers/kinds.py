@@ -41,12 +41,13 @@ def memory_format(t: Tensor) -> torch.memory_format | None:
     return how if last else None
 
 
-def require_state(t: Tensor, name: str) -> None:
+def require_state(t: Tensor, name: str, also: str = "") -> None:
     """Raise unless ``t`` can be a state, or a part of one; that its dtype is no integer is another rule.
 
     Args:
         t: any tensor.
         name: what the user calls it.
+        also: another way out, behind the first.
 
     Raises:
         ValueError: it is sparse, nested, masked, distributed, without numbers (meta), or of an 8-bit floating dtype.
@@ -61,7 +62,7 @@ def require_state(t: Tensor, name: str) -> None:
     if broken is not None:
         refuse_tracing()  # which makes tensors of other kinds
         rule, kind, way_out = broken
-        raise ValueError(f"{name} must be {rule}, got {kind}; {way_out.format(name=name)}")
+        raise ValueError(f"{name} must be {rule}, got {kind}; {way_out.format(name=name)}{also}")
 
 
 def _broken(t: Tensor) -> tuple[str, str, str] | None:

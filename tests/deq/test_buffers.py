@@ -96,11 +96,11 @@ def test_what_does_not_move_is_left_out_whatever_its_values() -> None:
     }.items():
         module.register_buffer(name, value)
     module.register_buffer("nothing", None)
-    assert moved(watch(module)) == []
+    assert moved(watch(module), module) == []
     buffers = watch(module)
     for name in ("nan", "inf", "complex", "int", "bool", "strided"):
         module._buffers[name].data.zero_()
-    assert [b.name for b in moved(buffers)] == ["nan", "inf", "complex", "int", "bool", "strided"]
+    assert [b.name for b in moved(buffers, module)] == ["nan", "inf", "complex", "int", "bool", "strided"]
 
 
 def test_a_table_is_not_copied_in_eval() -> None:
@@ -111,7 +111,7 @@ def test_a_table_is_not_copied_in_eval() -> None:
     assert values == {True: [True, True], False: [False, True]}
     kept = watch(module)
     module.table = module.table + 1
-    for buffer in moved(kept):
+    for buffer in moved(kept, module):
         buffer.put_back()
     assert not module.table.any()
 
@@ -216,6 +216,30 @@ def test_a_buffer_that_is_no_tensor_yet_is_given_back() -> None:
     module.register_buffer("cache", None)
     buffer = Buffer(module, "cache")
     module.cache = torch.ones(2)
-    assert moved([buffer]) == [buffer]
+    assert moved([buffer], module) == [buffer]
     buffer.put_back()
     assert module.cache is None
+
+
+class Late(nn.Module):
+    """Makes a counter when it is first evaluated, and drops what it no longer needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scratch", torch.zeros(2))
+
+    def forward(self, z: Tensor) -> Tensor:
+        if "count" not in self._buffers:
+            self.register_buffer("count", torch.zeros(()))
+        if "scratch" in self._buffers:
+            del self.scratch
+        self.count += 1
+        return 0.5 * z.cos()
+
+
+def test_a_buffer_that_comes_or_goes_does_so_once() -> None:
+    layer = Late()
+    deq = DEQ(layer)
+    for call in (1, 2):
+        deq(torch.zeros(2, 3))
+        assert {name: value.item() for name, value in layer.named_buffers()} == {"count": call}
