@@ -239,7 +239,7 @@ class ByChunks(Solve):
 
     def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
         with torch.no_grad():
-            return self.walk.go(self, z0, frame or Frame())
+            return self.walk.go(self, z0, frame or Frame()).replace(solver=self.solver)
 
 
 def _joined(parts: list[Solution], z: Tensor) -> Solution:

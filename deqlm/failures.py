@@ -75,4 +75,5 @@ class Failures:
         def likely() -> str:
             return "" if f is None else likely_mistake(f, f.f if self.layer is None else self.layer, sol)
 
-        apply_policy(policy, sol.status, sol.relative, sol.steps, "solve", likely=likely, ask=self.ask)
+        told = (sol.status, sol.relative, sol.steps, "solve")
+        apply_policy(policy, *told, advise=sol.advice, likely=likely, ask=self.ask)

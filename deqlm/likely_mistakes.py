@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deqlm.rows import RowMap
 from deqlm_solvers import Solution
 from deqlm_solvers.measure import row_norms
+from deqlm_solvers.solution import RUNAWAY
 
 __all__ = ["likely_mistake"]
 
@@ -21,10 +22,6 @@ LEFT, GROWN, BENT = 0.9, 10.0, 0.05
 """A row ran away where this part of its first residual is left at a point so many times as large, and f is no slow
 contraction, whose Jacobian is nearer to I."""
 
-_NORM = (
-    "the state grows and the residual does not fall: a layer z + F(z), such as a pre-norm block, has no fixed point in "
-    "reach; put a norm after the sum, such as DEQ(nn.Sequential(layer, nn.LayerNorm(width)))"
-)
 _RANDOM = (
     "f gives another value at every evaluation: call eval(), or hold its noise fixed within a solve, as a DEQ does"
 )
@@ -64,7 +61,7 @@ def _found(f: RowMap, layer: Any, sol: Solution) -> str:
         return next(_mixing_parts(layer), _MIXED)
     told = torch.zeros_like(sol.failed) if sol.runaway is None else sol.runaway
     likely = told | (sol.failed & _grown(f, z0, first, sol.z.detach()))
-    return _NORM if bool((likely & _hands_on(f, z0, first, told)).any()) else ""
+    return RUNAWAY if bool((likely & _hands_on(f, z0, first, told)).any()) else ""
 
 
 def _value(f: RowMap, z: Tensor) -> Tensor:

@@ -16,6 +16,12 @@ from deqlm_solvers.status import Status
 
 __all__ = ["Adjoint", "ConvergenceError", "ConvergenceWarning", "Cost", "OnFailure", "Solution", "check_on_failure"]
 
+RUNAWAY = (
+    "the state grows and the residual does not fall, as on layers z + F(z) (pre-norm blocks), which have no fixed point in "
+    "reach: normalise after the sum, such as DEQ(nn.Sequential(layer, nn.LayerNorm(width)))"
+)
+"""What to try for rows that ran away."""
+
 OnFailure = Literal["warn", "raise", "ignore"]
 FailedGrad = Literal["drop", "keep", "raise"]
 
@@ -114,6 +120,7 @@ class Solution:
         runaway: True for rows that are DIVERGED because the state ran away: ||f(z) - z|| is within a tolerance relative
             to ||f(z)|| only because z grew, as on layers z + F(z). None where nothing was tested.
         first: ||f(z) - z|| and max(||z||, ||f(z)||) at the start, (2, B) float64; None where nothing was tested.
+        solver: what solved it, by which the advice goes.
 
     Examples:
         >>> import torch
@@ -137,6 +144,7 @@ class Solution:
     choices: tuple[str, ...] = ()
     runaway: Tensor | None = None
     first: Tensor | None = None
+    solver: Any = None
 
     @property
     def converged(self) -> Tensor:
@@ -157,12 +165,23 @@ class Solution:
         made.__dict__.update(self.__dict__, **changes)
         return made
 
+    def advice(self, kind: Status) -> str:
+        """Return what to try for rows that ended ``kind``, which depends on the solver; empty where that is no failure.
+
+        Reads from the device where rows are DIVERGED.
+        """
+        told = kind.hint if self.solver is None else self.solver.advice(kind)
+        if kind is not Status.DIVERGED or self.runaway is None or not bool(self.runaway.any()):
+            return told
+        others = bool(((self.status == int(kind)) & ~self.runaway).any())
+        return f"{RUNAWAY}; of the other rows, {told}" if others else RUNAWAY
+
     def summary(self) -> str:
         """Describe the outcome in words: rows per status, worst residual, what to try, which method answered.
 
         Reads from the device.
         """
-        text = _summary("solve", self.status, self.relative, self.steps)
+        text = _summary("solve", self.status, self.relative, self.steps, self.advice)
         chosen = _chosen(self.picked, self.choices)
         return f"{text}; {chosen}" if chosen else text
 
@@ -172,7 +191,7 @@ class Solution:
         Raises:
             ConvergenceError: which rows failed, why, and what to try.
         """
-        apply_policy("raise", self.status, self.relative, self.steps, "solve")
+        apply_policy("raise", self.status, self.relative, self.steps, "solve", advise=self.advice)
         return self
 
     def __repr__(self) -> str:
@@ -263,10 +282,12 @@ class Adjoint:
                 sol.residual,
                 sol.steps,
                 "backward solve",
+                advise=sol.advice,
                 ask=self.ask,
             )
         if self.on_failure != "ignore":
-            apply_policy(self.on_failure, sol.status, sol.residual, sol.steps, "backward solve", ask=self.ask)
+            told = (sol.status, sol.residual, sol.steps, "backward solve")
+            apply_policy(self.on_failure, *told, advise=sol.advice, ask=self.ask)
 
     def __repr__(self) -> str:
         if self.status is not None and self.residual is not None and self.steps is not None:
@@ -286,6 +307,7 @@ def apply_policy(
     steps: Tensor,
     what: str,
     *,
+    advise: Callable[[Status], str] = lambda kind: kind.hint,
     likely: Callable[[], str] = str,
     ask: str = "",
 ) -> None:
@@ -300,6 +322,7 @@ def apply_policy(
         relative: likewise, the relative residual.
         steps: likewise, evaluations.
         what: "solve" or "backward solve".
+        advise: returns what to try after a status.
         likely: called when a row failed; what is probably wrong, which is told in place of the hints of the statuses.
         ask: the call that tells more.
     """
@@ -309,12 +332,16 @@ def apply_policy(
     more = f" print({ask}) says more." if ask else ""
     if policy == "raise":
         told = f". Likely: {cause}" if cause else ""
-        raise ConvergenceError(f"{_summary(what, status, relative, steps, hints=not cause)}{told}.{more}")
+        raise ConvergenceError(f"{_summary(what, status, relative, steps, _silent if cause else advise)}{told}.{more}")
     seen = [kind for kind in Status if kind.failed and bool((status == int(kind)).any())]
     names = ", ".join(kind.name for kind in seen)
-    advice = f"Likely: {cause}." if cause else " ".join(f"{k.name}: {k.hint}." for k in seen)
+    advice = f"Likely: {cause}." if cause else " ".join(f"{k.name}: {advise(k)}." for k in seen)
     text = f"{what}: some rows ended {names}; {_WHERE[what]} says which. {advice}{more}"
     warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
+
+
+def _silent(kind: Status) -> str:
+    return ""
 
 
 _WHERE = {
@@ -334,7 +361,13 @@ def user_level() -> int:
 _OURS = ("deqlm", "deqlm_solvers", "torch")
 
 
-def _summary(what: str, status: Tensor, relative: Tensor, steps: Tensor, hints: bool = True) -> str:
+def _summary(
+    what: str,
+    status: Tensor,
+    relative: Tensor,
+    steps: Tensor,
+    advise: Callable[[Status], str] = lambda kind: kind.hint,
+) -> str:
     codes = status.flatten().tolist()
     if not codes:
         return f"{what}: no rows"
@@ -344,8 +377,9 @@ def _summary(what: str, status: Tensor, relative: Tensor, steps: Tensor, hints: 
         if rows:
             shown = f" (rows {_listing(rows)})" if kind.failed else ""
             parts.append(f"{len(rows)} {kind.name}{shown}")
-            if kind.hint and hints:
-                told.append(f"{kind.name}: {kind.hint}")
+            hint = advise(kind) if kind.failed else ""
+            if hint:
+                told.append(f"{kind.name}: {hint}")
     worst = relative.flatten().max().item()
     text = f"{what}: {', '.join(parts)} of {len(codes)} rows after at most {int(steps.max())} evaluations, "
     text += f"largest relative residual {worst:.2g}"
