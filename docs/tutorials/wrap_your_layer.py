@@ -312,6 +312,7 @@ print({name: tuple(value.shape) for name, value in state.items()}, "converged:",
 # whose forward returns the state alone. The layer may also be a function, but a function has no parameters to offer: one
 # that uses a module gets a warning.
 
+
 # %%
 class OverSequence(nn.Module):
     def __init__(self):
@@ -325,7 +326,12 @@ class OverSequence(nn.Module):
 over_sequence = deqlm.DEQ(OverSequence())
 y, sol = over_sequence(torch.randn(2, 12, 8), with_stats=True)
 y.square().mean().backward()
-print("converged:", bool(sol.converged.all()), "| the GRU has gradients:", over_sequence.layer.gru.weight_hh_l0.grad is not None)
+print(
+    "converged:",
+    bool(sol.converged.all()),
+    "| the GRU has gradients:",
+    over_sequence.layer.gru.weight_hh_l0.grad is not None,
+)
 
 # %% [markdown]
 # ## When it fails

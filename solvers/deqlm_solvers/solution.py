@@ -17,8 +17,8 @@ from deqlm_solvers.status import Status
 __all__ = ["Adjoint", "ConvergenceError", "ConvergenceWarning", "Cost", "OnFailure", "Solution", "check_on_failure"]
 
 RUNAWAY = (
-    "the state grows and the residual does not fall, as on layers z + F(z) (pre-norm blocks), which have no fixed point in "
-    "reach: normalise after the sum, such as DEQ(nn.Sequential(layer, nn.LayerNorm(width)))"
+    "the state grows and the residual does not fall: a layer z + F(z), such as a pre-norm block, has no fixed point in "
+    "reach; put a norm after the sum, such as DEQ(nn.Sequential(layer, nn.LayerNorm(width)))"
 )
 """What to try for rows that ran away."""
 

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/mutation.py --count 100 --jobs 2 --out docs/records/mutation.json
 
-A mutant is one change of one place: a comparison, an operator, a constant, a condition, a statement left out; in Python by
-its syntax tree, in the compiled step's headers by its text. They are drawn by a seed from the files named in `PARTS`, in
-proportion to the places that each has. A mutant is *caught* when a test of its part fails, *timed out* when the tests do
-not end (which is caught too), and *survives* otherwise: then it needs a test, or the reason why nobody can tell it from
-the original. Runs in a copy of the tree; nothing here is changed.
+A mutant is one change of one place: a comparison, an operator, a constant, a condition, a statement left out; in Python
+by its syntax tree, in the compiled step's headers by its text. They are drawn by a seed from the files named in
+`PARTS`, in proportion to the places that each has. A mutant is *caught* when a test of its part fails, *timed out* when
+the tests do not end (which is caught too), and *survives* otherwise: then it needs a test, or the reason why nobody can
+tell it from the original. Runs in a copy of the tree; nothing here is changed.
 """
 
 from __future__ import annotations
@@ -298,10 +298,8 @@ def main() -> None:
                 trees.put(tree)
             results.append({**mutant._asdict(), "verdict": verdict, "told": told, "seconds": round(took, 1)})
             caught = sum(r["verdict"] != "survived" for r in results)
-            print(
-                f"[{len(results)}/{len(drawn)}, {caught} caught] {mutant.file}:{mutant.line}: {mutant.old!r} -> {mutant.new!r}: {verdict} {told}",
-                flush=True,
-            )
+            change = f"{mutant.file}:{mutant.line}: {mutant.old!r} -> {mutant.new!r}"
+            print(f"[{len(results)}/{len(drawn)}, {caught} caught] {change}: {verdict} {told}", flush=True)
             if given.out:
                 given.out.write_text(
                     json.dumps({"seed": given.seed, "places": len(found), "mutants": results}, indent=1)
