@@ -215,7 +215,11 @@ class Walk:
                 self._products = self._products + Cost(vjps=sol.cost.vjps, jvps=sol.cost.jvps)
             if self.sizes is not None:
                 # read first: the device has then done what it is timed for
-                passed = not bool(torch.isin(sol.status, torch.tensor(CUT_SHORT, device=sol.status.device)).any())
+                passed = not bool(
+                    torch.isin(
+                        sol.status, torch.tensor(CUT_SHORT, dtype=sol.status.dtype, device=sol.status.device)
+                    ).any()
+                )
                 seconds = time.perf_counter() - begun
                 self.sizes.note(end - first, seconds=seconds, evaluations=self._spent[0] - before, passed=passed)
             solved.append(sol)
@@ -235,7 +239,7 @@ class ByChunks(Solve):
 
     def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
         with torch.no_grad():
-            return self.walk.go(self, z0, frame or Frame())
+            return self.walk.go(self, z0, frame or Frame()).replace(solver=self.solver)
 
 
 def _joined(parts: list[Solution], z: Tensor) -> Solution:

@@ -25,7 +25,9 @@ class Prefix:
 
     A token is frozen at the point where `PASSES` evaluations in a row have passed, with all tokens before it frozen or
     passing, and r q / (1 - q) <= tol besides, with r its residual and q its ratio to the one before, clipped to
-    [.1, .99]. A token that runs away (`deqlm_solvers.runaway`) does not pass. Padding is frozen with the token before it, and what stands before the first token from the beginning.
+    [.1, .99]. A token passes only if besides its size, max(||z||, ||f(z)||), is at most 10 times its first, or its
+    residual at most half of the largest that it has had. Padding is frozen with the token before it, and what stands
+    before the first token from the beginning.
 
     Args:
         batch: rows B.
@@ -147,7 +149,7 @@ class Prefix:
         return tuple(torch.from_numpy(a.copy()) for a in arrays)
 
     def _runs_away(self, here: Any, own: Any, residual: Any, size: Any) -> Any:
-        """Return which tokens (K, l) would pass by their size only; see `deqlm_solvers.runaway.Runaway`."""
+        """Return which tokens (K, l) would pass by their size only; plain steps take no leaps."""
         begins = self.age[here] == 0
         self.most[here] = np.where(own & begins, GROWN * size, self.most[here])
         self.enough[here] = np.fmax(self.enough[here], np.where(own, FALLEN * residual, 0.0))

@@ -147,7 +147,7 @@ def _deq_params(deq: DeqOptions) -> dict[str, Any]:
 def _gradient(gradient: Any, tau: float | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what their sections "training" and "solver" say of a gradient."""
     if isinstance(gradient, Implicit):
-        how = gradient.solve
+        how = gradient.backward()
         want = Stop(max_iter=how.stop.max_iter, rtol=how.stop.rtol)
         same = how.solver == FixedPoint() and how.stop == want and gradient == Implicit(solve=how)
         require(same, "deq.grad.gradient", gradient, f"solved by FixedPoint() to a relative tolerance {WORDS}")

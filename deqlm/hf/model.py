@@ -15,7 +15,7 @@ from deqlm.hf.arguments import check_positions, one_cache, one_stop, real_tokens
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.generation import ImplicitGenerationMixin
-from deqlm.hf.loading import explain_bad_files, refuse_other_weights
+from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights
 from deqlm.hf.output import ImplicitCausalLMOutput
 from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import DeqOptions
@@ -262,16 +262,22 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             **kwargs: likewise, and keys in place of the configuration's.
 
         Raises:
-            ValueError: damaged files, weights of another model or size, or ``weights_only=False``.
+            FileNotFoundError: no such folder or file.
+            ValueError: damaged files, weights of another model or size, quantised weights, an index that names files of
+                other folders or tensors that are not there, or ``weights_only=False``.
         """
         safe = kwargs.get("weights_only", True)
         require(safe is True, "weights_only", safe, "True: pickled objects could run code")
         wants_info, resize = (kwargs.pop(name, False) for name in ("output_loading_info", "ignore_mismatched_sizes"))
         asked: dict[str, Any] = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with explain_bad_files(pretrained_model_name_or_path):
+            files = WeightFiles(pretrained_model_name_or_path, kwargs)
+            files.refuse_broken_promises()
+            files.refuse_quantised_state()
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **asked)
         model, info = loaded
         refuse_other_weights(cls.__name__, info, resize=resize)
+        files.refuse_quantised_files(info["unexpected_keys"])
         return (model, info) if wants_info else model
 
     @torch.no_grad()

@@ -58,7 +58,14 @@ class LMFailures:
         cut_short = policy == "auto" and torch.is_grad_enabled()
         told: OnFailure = "warn" if policy == "auto" else policy
         least = Status.DIVERGED if cut_short else Status.MAX_ITER
-        return _CallFailures(on_failure=told, failed_grad=self.failed_grad, how=how, mode=mode, least=least)
+        return _CallFailures(
+            on_failure=told,
+            failed_grad=self.failed_grad,
+            how=how,
+            mode=mode,
+            least=least,
+            ask="deqlm.diagnose(model, ids)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

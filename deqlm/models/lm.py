@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.chunks import per_token, solve_chunks
+from deqlm.collective import refuse_collective
+from deqlm.eager import eagerly
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
@@ -222,6 +224,7 @@ class ImplicitLM(nn.Module):
             embeddings = self.embedding(tokens(ids, self.embedding.num_embeddings))
         return self.dropout(embedded(embeddings, self.backbone.d_model))
 
+    @eagerly
     def _solved(
         self,
         e: Tensor,
@@ -239,6 +242,7 @@ class ImplicitLM(nn.Module):
         how = how if rule is how.stop else Solve(how.solver, rule)
         if grad:
             self.gradient.check(how)
+        refuse_collective(self.backbone, how, self.gradient)
         if isinstance(mode, Auto) and (grad or how.stop.is_budget):
             mode = Simultaneous()
         # without grad, a solver that takes derivatives takes them by the state

@@ -14,12 +14,13 @@ from deqlm_solvers.derivative import (
     push_forward,
     push_forward_many,
 )
+from deqlm_solvers.kinds import require_state
 from deqlm_solvers.narrow import narrowed
 from deqlm_solvers.solution import Cost
 from deqlm_solvers.solver import Evaluation, Map
 from deqlm_solvers.transforms import refuse_transforms
 
-__all__ = ["HALF", "CountedMap", "InnerMap", "check_start", "inner_dtype"]
+__all__ = ["HALF", "CountedMap", "InnerMap", "check_start", "evaluated_dtype", "inner_dtype"]
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -34,14 +35,20 @@ def check_start(z0: Tensor) -> None:
 
     Raises:
         TypeError: no tensor.
-        ValueError: wrong number of dimensions, or an integer or complex dtype.
+        ValueError: wrong number of dimensions, an integer or complex dtype, or no dense tensor of numbers.
         RuntimeError: see `refuse_transforms`.
     """
     if not isinstance(z0, Tensor):
         raise TypeError(f"z0 must be a tensor, got {type(z0).__name__}")
     refuse_transforms(z0)
+    require_state(z0, "z0")
     require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
     require(z0.is_floating_point(), "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
+
+
+def evaluated_dtype(z: Tensor) -> torch.dtype:
+    """Return the dtype that a map of ``z`` computes in: that of autocast where it is on, else that of ``z``."""
+    return _autocast(z.device.type) or z.dtype
 
 
 class CountedMap:
@@ -73,6 +80,7 @@ class CountedMap:
         self._recorded: Recorded | None = None
         self._obstacle: NoDerivativeError | None = None
         self._push_modes = [False, True]
+        self._column_modes, self._dual_modes = [True, False], [True, False]
         self._one_by_one_fails = False
 
     @property
@@ -226,16 +234,18 @@ class CountedMap:
         return self._evaluate_beside(self.f, z.to(self.dtype))
 
     def _jacobian(self, point: Tensor) -> Tensor:
-        if self._obstacle is None:
+        while self._column_modes:
             try:
-                jacobian = jacobian_by_columns(self.evaluate, point)
+                jacobian = jacobian_by_columns(self.evaluate, point, grad=self._column_modes[0])
                 self.jvps += self.shape[1]
                 return jacobian
             except NoDerivativeError as error:
-                self._obstacle = error
+                self._obstacle = self._obstacle or error
+                del self._column_modes[0]
         try:
             jacobian = jacobian_by_rows(self.evaluate, point)
         except NoDerivativeError as error:
+            assert self._obstacle is not None
             raise _explained(forward=self._obstacle, reverse=error) from error
         self.vjps += self.shape[1]
         return jacobian
@@ -262,7 +272,7 @@ class CountedMap:
 
     def _reverse(self, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
         try:
-            if self._recorded is None or not torch.equal(self._recorded.z, point):
+            if self._recorded is None or not _same(self._recorded.z, point):
                 self._recorded = None  # the old graph goes before the new one comes
                 self._recorded = Recorded(self.checked, point)
             kept = self._recorded
@@ -274,10 +284,15 @@ class CountedMap:
     def _forward(self, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if v is None:
             return self.checked(point).detach(), None
-        try:
-            return push_forward(self.evaluate, point, v.to(self.dtype))
-        except NoDerivativeError as error:
-            raise _explained(forward=error, reverse=self._obstacle) from error
+        first: NoDerivativeError | None = None
+        while self._dual_modes:
+            try:
+                return push_forward(self.evaluate, point, v.to(self.dtype), grad=self._dual_modes[0])
+            except NoDerivativeError as error:
+                first = first or error
+                del self._dual_modes[0]
+        assert first is not None
+        raise _explained(forward=first, reverse=self._obstacle) from first
 
     def _explain(self, fz: Tensor) -> None:
         for what, got, want in (
@@ -373,6 +388,11 @@ def _explained(forward: NoDerivativeError, reverse: NoDerivativeError | None) ->
         "this solver needs the Jacobian of f, which autograd cannot give; use 'anderson' or 'broyden', or give f "
         f"operations that can be differentiated (forward mode: {forward}; reverse mode: {reverse})"
     )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Say whether two points are the same, NaN in the same places included."""
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _version(t: Tensor) -> int:

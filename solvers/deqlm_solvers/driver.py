@@ -12,7 +12,7 @@ from deqlm_solvers.frame import Frame
 from deqlm_solvers.native.fused import FusedPace, why_not_fused
 from deqlm_solvers.pace import Pace, TorchPace
 from deqlm_solvers.solution import Cost, Solution
-from deqlm_solvers.solver import Evaluation, Map, StepSolver
+from deqlm_solvers.solver import Map, StepSolver
 from deqlm_solvers.stop import Stop
 
 __all__ = ["drive", "iterate"]
@@ -45,15 +45,15 @@ def _loop(solver: StepSolver, evaluate: CountedMap, z0: Tensor, stop: Stop, fram
     pace = set_pace(solver, evaluate, stop, frame, z)
     compact = stop.compact and not stop.is_budget and not torch.is_grad_enabled()
     for k in range(stop.max_iter):
-        at = _held(evaluate(z), pace)
-        last = evaluate.steps >= stop.max_iter
+        at = pace.held(evaluate(z))
+        last = k + 1 == stop.max_iter or evaluate.steps >= stop.max_iter
         z, goes_on = pace.take(k, at, last)
         if last or not goes_on:
             if not evaluate.narrowed:
                 break
             # a row that left was tested while others were elsewhere, and f may mix rows more weakly than a probe sees
             z, compact = pace.points(), False
-            if not pace.review(_held(evaluate.widen(z), pace), take_up=not last):
+            if not pace.review(evaluate.widen(z), take_up=not last):
                 break
         elif compact and (rows := pace.leaving()) is not None:
             compact = evaluate.narrow(rows, at)
@@ -62,11 +62,6 @@ def _loop(solver: StepSolver, evaluate: CountedMap, z0: Tensor, stop: Stop, fram
     if stop.is_budget:
         z = z.to(z0.dtype).to(evaluate.inner)
     return z, pace, evaluate.cost
-
-
-def _held(at: Evaluation, pace: Pace) -> Evaluation:
-    """Return ``at`` without what f makes of tokens that do not count: NaN perhaps, it must not reach the algebra."""
-    return at if pace.masked is None else at.held(pace.masked)
 
 
 def set_pace(solver: StepSolver, evaluate: CountedMap, stop: Stop, frame: Frame, z: Tensor) -> Pace:

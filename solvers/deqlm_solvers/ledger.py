@@ -251,9 +251,7 @@ class RowLedger(Ledger):
         self.best_z = torch.where(better[:, None], z, self.best_z)
         return grown
 
-    def _progressing(
-        self, k: int, tested: Tensor, counts: Tensor, reading: Reading, grown: Tensor | None
-    ) -> Tensor:
+    def _progressing(self, k: int, tested: Tensor, counts: Tensor, reading: Reading, grown: Tensor | None) -> Tensor:
         assert self.stalled is not None and self.stop.patience is not None
         progress = counts & (reading.ratio < 0.9 * self.mark)
         self.mark = torch.where(progress, reading.ratio, self.mark)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.checks import require
-from deqlm_solvers.solver import Evaluation
 from deqlm_solvers.frame import Frame
+from deqlm_solvers.solver import Evaluation
 from deqlm_solvers.stop import Stop
 
 __all__ = ["Measure", "Reading", "row_norms"]

@@ -32,6 +32,10 @@ class Pace(ABC):
 
     masked: Tensor | None = None
 
+    def held(self, at: Evaluation) -> Evaluation:
+        """Return ``at`` without what f makes of tokens that do not count: NaN there must not reach the algebra."""
+        return at if self.masked is None else at.held(self.masked)
+
     @abstractmethod
     def take(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
         """Take evaluation ``k`` (from 0); return the point to evaluate next, and whether to go on.
@@ -152,8 +156,9 @@ class TorchPace(Pace):
         return self.ledger.points()
 
     def review(self, at: Evaluation, take_up: bool) -> bool:
-        self.rows, self.masked, self.whole = None, self._masked, at
-        return self.ledger.review(self.k, at, take_up)
+        self.rows, self.masked = None, self._masked
+        self.whole = self.held(at)
+        return self.ledger.review(self.k, self.whole, take_up)
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         sol = self.ledger.close(z_last, cost, keep_last)

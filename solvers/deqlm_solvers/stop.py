@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from deqlm_solvers.checks import number, require, whole
 from deqlm_solvers.options import Options, options
@@ -32,7 +35,8 @@ class Stop(Options):
 
     Args:
         max_iter: largest number of evaluations of f, >= 1.
-        rtol: relative tolerance, >= 0, without unit.
+        rtol: relative tolerance, >= 0, without unit; "auto" is 1e-4, or 4 eps of the dtype that f computes in where
+            that is more (bfloat16 and float16 states, autocast).
         atol: absolute tolerance, >= 0, in the unit of the norm.
         norm: "l2", "rms" (l2 divided by the root of the number of unknowns), or weights >= 0 of a weighted l2 norm:
             one per leaf of the state, or one per unknown of a row.
@@ -69,7 +73,8 @@ class Stop(Options):
     """
 
     max_iter: int = 100
-    rtol: float = 1e-4
+    # "auto" is a number before anything but `resolve` reads it
+    rtol: float | Any = 1e-4
     atol: float = 0.0
     norm: Literal["l2", "rms"] | Sequence[float] = "l2"
     per: Literal["row", "token", "leaf"] = "row"
@@ -84,8 +89,10 @@ class Stop(Options):
 
     def __post_init__(self) -> None:
         whole("max_iter", self.max_iter, 1, sys.maxsize)
-        for name in ("rtol", "atol"):
-            number(name, getattr(self, name), "finite and >= 0", lambda t: math.isfinite(t) and t >= 0)
+        rule = "finite and >= 0"
+        number("atol", self.atol, rule, lambda t: math.isfinite(t) and t >= 0)
+        if self.rtol != "auto":
+            number("rtol", self.rtol, f"{rule}, or 'auto'", lambda t: math.isfinite(t) and t >= 0)
         if isinstance(self.norm, str):
             require(self.norm in ("l2", "rms"), "norm", self.norm, "'l2', 'rms' or a sequence of weights")
         else:
@@ -113,6 +120,22 @@ class Stop(Options):
         """True when nothing is tested: both tolerances are zero."""
         return self.rtol == 0 and self.atol == 0
 
+    def resolve(self, *dtypes: torch.dtype, rtol: float = 1e-4) -> Stop:
+        """Return the rule with a number for ``rtol="auto"``; self where it has one.
+
+        Args:
+            *dtypes: what f computes in; the coarsest counts.
+            rtol: what "auto" is where every dtype can resolve it.
+
+        Examples:
+            >>> import torch
+            >>> Stop(rtol="auto").resolve(torch.float64).rtol, Stop(rtol="auto").resolve(torch.bfloat16).rtol
+            (0.0001, 0.03125)
+        """
+        if self.rtol != "auto":
+            return self
+        return _with_rtol(self, max(rtol, *(4 * torch.finfo(dtype).eps for dtype in dtypes)))
+
     def _refuse_ignored(self) -> None:
         """A setting that would be ignored is an error."""
         if self.is_budget:
@@ -136,3 +159,9 @@ class Stop(Options):
         for name in names:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:  # type: ignore[attr-defined]
                 raise ValueError(f"{name}={getattr(self, name)!r} {why}")
+
+
+@functools.lru_cache(maxsize=256)
+def _with_rtol(stop: Stop, rtol: float) -> Stop:
+    # a solve asks at every call, and to check all fields again costs as much as an evaluation of a small f
+    return stop.replace(rtol=rtol)

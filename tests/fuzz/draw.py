@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -88,13 +88,14 @@ class Case:
         pick = lambda t: t.index_select(0, index)  # noqa: E731
         z0 = {k: pick(v) for k, v in self.z0.items()} if isinstance(self.z0, dict) else pick(self.z0)
         words = {k: pick(v) if isinstance(v, Tensor) else v for k, v in self.keywords.items()}
-        return Case(self.seed, self.solver, self.stop, self.kind, z0, tuple(map(pick, self.args)), words)  # type: ignore[arg-type]
+        gain, shift = self.args
+        return replace(self, z0=z0, args=(pick(gain), pick(shift)), keywords=words)
 
     def spoilt(self, row: int) -> Case:
         """Return the same case with NaN in the inputs of one row."""
         shift = self.args[1].clone()
         shift[row] = torch.nan
-        return Case(self.seed, self.solver, self.stop, self.kind, self.z0, (self.args[0], shift), self.keywords)
+        return replace(self, args=(self.args[0], shift))
 
 
 def draw(seed: int, solver: str) -> Case:
@@ -113,7 +114,10 @@ def draw(seed: int, solver: str) -> Case:
     size = r.choice([1.0, 1.0, 1.0, 1e-3, 1e3]) if dtype != torch.bfloat16 else 1.0
     normal = lambda *s: torch.randn(*s, generator=generator, dtype=torch.float64)  # noqa: E731
     kind = r.choice(MAPS)
-    args = (torch.rand(rows, 1, generator=generator, dtype=torch.float64).to(dtype), (size * normal(rows, unknowns)).to(dtype))
+    args = (
+        torch.rand(rows, 1, generator=generator, dtype=torch.float64).to(dtype),
+        (size * normal(rows, unknowns)).to(dtype),
+    )
     start = (r.choice([0.0, 1.0]) * normal(rows, unknowns)).to(dtype)
     z0: Any = start
     if shape == "tokens":

@@ -25,7 +25,8 @@ class Reading:
         return max(self.sizes, default=0.0)
 
     def within(self, slack: float = 0.0) -> bool:
-        return all(r <= t * (1 + slack) + 1e-300 for r, t in zip(self.residuals, self.tolerances, strict=True))
+        pairs = zip(self.residuals, self.tolerances, strict=True)
+        return all(math.isfinite(r) and r <= t * (1 + slack) + 1e-300 for r, t in pairs)
 
     def clearly(self, slack: float) -> bool | None:
         """Say whether it is within tolerance, or None where rounding decides."""
@@ -51,7 +52,7 @@ class Row:
         return reading.residual > 0.5 * self.largest and reading.size > 10 * self.start
 
     def expected(self, slack: float) -> set[Status]:
-        """Return the statuses that the rules allow after every evaluation was tested; several where rounding decides."""
+        """Return the statuses that the rules allow after the points seen; several where rounding decides."""
         allowed: set[Status] = set()
         limit = self.seen[0].residual * self.stop.divergence
         row = Row(self.stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,11 +24,11 @@ FIELDS = ("residual", "relative", "steps", "status")
 def seeds(fast: int, slow: int) -> list[Any]:
     """Return every kind of solver with its seeds, in blocks; the later ones are slow."""
     block = 50
-    starts = range(0, slow, block)
+    marks = {start: [] if start < fast else [pytest.mark.slow] for start in range(0, slow, block)}
     return [
-        pytest.param(name, range(start, start + block), marks=[] if start < fast else pytest.mark.slow, id=f"{name}-{start}")
+        pytest.param(name, range(start, start + block), marks=given, id=f"{name}-{start}")
         for name in SOLVERS
-        for start in starts
+        for start, given in marks.items()
     ]
 
 
@@ -68,9 +69,9 @@ def readings(case: Case, z: Tensor) -> list[Reading]:
         for p in parts:
             point, image = here[0][p], here[1][p]
             unit = math.sqrt(max(1, point.numel())) if stop.norm == "rms" else 1.0
-            norms.append(float(image.norm()) / unit)
-            residuals.append(float((image - point).norm()) / unit)
-            sizes.append(max(norms[-1], float(point.norm()) / unit))
+            norms.append(math.hypot(*image.tolist()) / unit)
+            residuals.append(math.hypot(*(image - point).tolist()) / unit)
+            sizes.append(max(norms[-1], math.hypot(*point.tolist()) / unit))
         out.append(Reading(residuals, sizes, [stop.atol + stop.rtol * max(n, s) for n in norms]))
     return out
 
@@ -108,7 +109,8 @@ def check_statuses(case: Case, sol: Solution, f: Rowwise) -> None:
         for point in f.points[: int(sol.steps[row])]:
             history.seen.append(readings(case, point)[row])
         allowed = history.expected(slack_of(case))
-        assert Status(int(sol.status[row])) in allowed, f"row {row} ended {Status(int(sol.status[row])).name}, not {allowed}"
+        ended = Status(int(sol.status[row]))
+        assert ended in allowed, f"row {row} ended {ended.name}, not {allowed}"
 
 
 def check_counts(case: Case, sol: Solution, f: Rowwise) -> None:
@@ -150,10 +152,10 @@ def check_backends(case: Case, sol: Solution) -> None:
     if case.solver.name not in FUSED:
         return
     other_impl = {"torch": "cpp", "cpp": "torch"}[case.solver.impl]  # type: ignore[attr-defined]
-    twin = Case(case.seed, case.solver.replace(impl=other_impl), case.stop, case.kind, case.z0, case.args, case.keywords)
+    twin = replace(case, solver=case.solver.replace(impl=other_impl))
     other, f = run(twin)
     check_truth(twin, other, f)
-    if case.solver.name != "fixed_point" or slack_of(case) > 1e-6:
+    if case.solver.name != "fixed_point" or case.kind == "wild" or slack_of(case) > 1e-6:
         return
     assert torch.equal(sol.status, other.status), f"statuses {sol.status} and {other.status} of torch and cpp"
     assert torch.equal(sol.steps, other.steps), "steps of torch and cpp"

@@ -195,6 +195,7 @@ class FusedPace(Pace):
 
     def review(self, at: Evaluation, take_up: bool) -> bool:
         self.index, self.present, self.solve.present, self.masked = None, self.rows, self.rows, self._masked
+        at = self.held(at)
         z, fz = at.z.contiguous(), at.fz.contiguous()
         return bool(self.reviewed(self.pointer, z.data_ptr(), fz.data_ptr(), self.k, take_up))
 

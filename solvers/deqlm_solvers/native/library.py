@@ -14,9 +14,13 @@ SOURCE = Path(__file__).with_name("step.cpp")
 
 
 @functools.cache
-def load() -> Outcome:
-    """Return the kernel of this machine, built now where it is not in the cache; the answer is kept for the process."""
-    outcome = build(SOURCE)
+def load(extra: tuple[str, ...] = ()) -> Outcome:
+    """Return the kernel of this machine, built now where it is not in the cache; the answer is kept for the process.
+
+    Args:
+        extra: further flags of the compiler, such as those of a sanitizer.
+    """
+    outcome = build(SOURCE, extra)
     if outcome.library is not None:
         _declare(outcome.library.functions)
     return outcome

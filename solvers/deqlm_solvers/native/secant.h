@@ -51,7 +51,7 @@ void wait(const Solve& s, int64_t i, const T* z, const T* fz) {
 template <typename T>
 void remember_direction(const Solve& s, int64_t i, const T* step) {
     if (!s.line_search) return;
-    std::memcpy(static_cast<T*>(s.direction) + i * s.unknowns, step, s.unknowns * sizeof(T));
+    copy<T>(step, 0, s.direction, i, s.unknowns);
     s.row[i].length = 1;
 }
 
@@ -158,7 +158,7 @@ void finish_step(Solve& s, int64_t i, const T* z, const T* fz, T* z_next, T* ste
         for (int64_t j = 0; j < n; ++j) best_z[j] = z[j], best_r[j] = fz[j] - z[j];
     row.restart_pending = 0;
     if (row.best_pending) {  // the waiting base point will be another one
-        std::memcpy(static_cast<T*>(s.best_z) + i * n, z, n * sizeof(T));
+        copy<T>(z, 0, s.best_z, i, n);
         row.best_pending = 0;
     }
     const int64_t where = pending_slot(s, row);
@@ -204,7 +204,7 @@ void secant_steps(Solve& s, const int64_t* position, const int64_t* which, int h
         const bool shorter = shorten(s, i, z_next + p * n);
         keep_restart(s, i, zi, fi, shorter);
         if (shorter) {
-            if (row.best_pending) std::memcpy(static_cast<T*>(s.best_z) + i * n, zi, n * sizeof(T)), row.best_pending = 0;
+            if (row.best_pending) copy<T>(zi, 0, s.best_z, i, n), row.best_pending = 0;
             continue;
         }
         wanted[l] = true;
