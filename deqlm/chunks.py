@@ -205,7 +205,7 @@ class Walk:
             begun, before = time.perf_counter(), self._spent[0]
             part = start[:, first:end]
             if points and self.start == "previous":
-                part = points[-1][:, -1:].expand(part.shape)
+                part = _after(points[-1], part, frame.token_mask, first, end)
             piece = Piece(self.chunk(first, end), self.cache, part.shape, self._spent, self._apart)
             sol = how.solver.solve(piece, part.flatten(1), how.stop, frame_of(frame, first, end))
             if self.commit or end < self.shape[1]:
@@ -240,6 +240,15 @@ class ByChunks(Solve):
     def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
         with torch.no_grad():
             return self.walk.go(self, z0, frame or Frame()).replace(solver=self.solver)
+
+
+def _after(points: Tensor, start: Tensor, mask: Tensor | None, first: int, end: int) -> Tensor:
+    """Return the last of ``points`` (B, l, ...) for every token from ``first`` to ``end``, masked ones at their start."""
+    last = points[:, -1:].expand(start.shape)
+    if mask is None:
+        return last
+    counts = mask[:, first:end].reshape(*start.shape[:2], *[1] * (start.dim() - 2))
+    return torch.where(counts, last, start)
 
 
 def _joined(parts: list[Solution], z: Tensor) -> Solution:

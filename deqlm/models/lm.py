@@ -138,6 +138,8 @@ class ImplicitLM(nn.Module):
         self.solve = _solve(solve, FREE)
         self.gradient = GRADIENTS.make(Phantom() if gradient is None else gradient)
         self.gradient.check(self.solve)
+        same = getattr(self.gradient, "same_value", False)
+        require(not same, "gradient", self.gradient, "one without same_value, because no_grad is another solve")
         self.no_grad = _solve(no_grad, EVALUATION)
         self.mode = MODES.make(mode)
         self.failures = LMFailures(on_failure, failed_grad)
