@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -218,7 +219,8 @@ def model_subject(model: ImplicitLM, ids: Tensor, mask: Tensor | None, snapshot:
     """
     require(model.backbone.implicit, "target", "an explicit model", "an implicit one; this one solves nothing")
     e = model.dropout(model.embedding(ids))
-    context = model.backbone.open(e, mask)
+    # derivatives are by the state alone
+    context = replace(model.backbone.open(e, mask), constant=True)
     u = model.backbone.project(e, context)
     stop = per_token(model.no_grad.stop)
     settings = {"solver": model.no_grad.solver, "stop": stop, "gradient": model.gradient, "batch_dims": 1}

@@ -17,6 +17,9 @@ from deqlm_solvers.solution import FailedGrad, OnFailure, user_level
 
 __all__ = ["LMFailures", "WhenFailed", "advice", "check_when_failed"]
 
+ASK = "deqlm.diagnose(model, ids)"
+"""The call that tells more."""
+
 WhenFailed = Literal["auto", "warn", "raise", "ignore"]
 
 
@@ -61,10 +64,10 @@ class LMFailures:
         return _CallFailures(
             on_failure=told,
             failed_grad=self.failed_grad,
+            ask=ASK,
             how=how,
             mode=mode,
             least=least,
-            ask="deqlm.diagnose(model, ids)",
         )
 
 
@@ -93,7 +96,7 @@ class _CallFailures(Failures):
         # no numbers, so that Python shows it once per place
         names = ", ".join(kind.name for kind in _kinds(sol.status))
         text = f"the model's solve: some rows ended {names}; out.solution.summary() says which. "
-        text = f"{text}{self._advice(sol.status)} deqlm.diagnose(model, ids) says why"
+        text = f"{text}{self._advice(sol.status)} print({ASK}) says why"
         warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
 
     def _advice(self, status: Tensor) -> str:

@@ -25,6 +25,7 @@ from deqlm.noise import Replay
 from deqlm.rows import RowMap, Rows, map_tensors, start_like
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
 from deqlm_solvers.checks import require, whole
+from deqlm_solvers.transforms import refuse_tracing
 
 __all__ = ["ImplicitLM", "LMOutput"]
 
@@ -180,9 +181,12 @@ class ImplicitLM(nn.Module):
 
         Raises:
             TypeError: what must be a tensor, a cache or a rule is none.
+            RuntimeError: the call is recorded by torch.jit.trace, make_fx or torch.export, and something is solved.
             ValueError: ids or labels out of range or of another shape, no token, a cache of another batch size, a start
                 of another shape, or an option that the explicit twin would ignore.
         """
+        if self.backbone.implicit:
+            refuse_tracing()
         if torch.is_inference_mode_enabled() and not isinstance(self.no_grad.solver, DERIVATIVE_FREE):
             given = {"ids": ids, "embeddings": embeddings, "mask": mask, "labels": labels, "cache": cache}
             given |= {"start": start, "logits_to_keep": logits_to_keep, "label_count": label_count}

@@ -97,3 +97,12 @@ def test_a_model_of_hugging_face_is_its_inner_one():
     found = deqlm.diagnose(lm, IDS, probes=QUICK)
     assert found.unknowns == 6 * 16
     assert found.status == deqlm.diagnose(lm.lm, IDS, probes=QUICK).status
+
+
+def test_derivatives_of_a_model_are_those_by_its_state():
+    """Weight normalisation makes weights once per call, without a graph where grad mode is off."""
+    torch.manual_seed(0)
+    normed = ImplicitLM(Backbone([Block(Attention(16, n_head=2))]), vocab_size=12).eval()
+    found = deqlm.diagnose(normed, IDS, probes=QUICK)
+    assert found.contraction is not None
+    assert found.contraction.radius is not None
