@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from deqlm.compare.literature.page import write_literature
 from deqlm.compare.problems import DIFFERENTIABLE
 from deqlm.compare.problems.literature import literature, literature_problems
 from deqlm.compare.problems.sequences import STANDARD, to_sequence
-from deqlm.compare.record import former_run
+from deqlm.compare.record import check_folder, former_run
 from deqlm.compare.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
 from deqlm.compare.starts import SOLVED_BY
 
@@ -78,7 +80,8 @@ your own map
   --problems module:callable or --problems path/to/file.py:callable names a function that returns (f, z0): f maps a
   tensor (or a tree of tensors) to one of the same shape, z0 is the start with the batch first. It is called with those
   of the keywords dtype, device, batch and seed that it accepts, after torch's generator was seeded; options are passed
-  on:  mine.py:make:width=32. A file mine.py that works:
+  on:  mine.py:make:width=32. Of (deq, x), a DEQ and its input, solvers are compared on the equation that it solves,
+  z = layer(z + x). A file mine.py that works:
 
       import torch
       def make(dtype, batch=8, width=16):
@@ -183,6 +186,8 @@ def run(arguments: argparse.Namespace) -> int:
     _refuse_ignored(arguments)
     if arguments.full:
         return _full(arguments)
+    with _writing_into(arguments.out):
+        check_folder(arguments.out, _kind(arguments))
     result = _compare(arguments)
     print(result)
     print(f"\n{result.seconds:.1f} s in all")
@@ -234,7 +239,7 @@ def _full(arguments: argparse.Namespace) -> int:
     with user_input():
         asked = _list(arguments.parts, "--parts") or [*PARTS, CAUSES, LITERATURE]
     measured = [part for part in asked if part not in (CAUSES, LITERATURE)]
-    try:
+    with _writing_into(arguments.out):
         if measured:
             with user_input():
                 record = run_full(
@@ -253,9 +258,15 @@ def _full(arguments: argparse.Namespace) -> int:
         if LITERATURE in asked:
             written = write_literature(arguments.out, progress=arguments.progress or None)
             print("\n".join(f"wrote {path}" for path in written))
-    except OSError as error:
-        raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
     return 0
+
+
+@contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
 
 
 def _show(record: dict[str, Any]) -> None:
@@ -273,11 +284,9 @@ def _kind(arguments: argparse.Namespace) -> str:
 
 
 def _write(result: AnyComparison, arguments: argparse.Namespace) -> None:
-    try:
+    with _writing_into(arguments.out):
         former = former_run(arguments.out, _kind(arguments))
         written = result.save(arguments.out, plots=arguments.suite != LITERATURE and _plots(arguments))
-    except OSError as error:
-        raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
     print("\n".join(f"wrote {path}" for path in written))
     if former is not None:
         print(f"in place of the run {former}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from deqlm_solvers.native.kernel import Kernel
 from deqlm_solvers.options import Options
 from deqlm_solvers.registry import Registry
 from deqlm_solvers.solution import Solution
+from deqlm_solvers.status import Status
 from deqlm_solvers.stop import Stop
 
 __all__ = ["GUARANTEES", "SOLVERS", "Evaluation", "Map", "Solver", "StepSolver", "register_solver"]
@@ -111,6 +112,10 @@ class Solver(Options, ABC):
         """Return the solver whose `peak_bytes` are those on rows of ``frame``; self where N tells it all."""
         return self
 
+    def advice(self, status: Status) -> str:
+        """Return what to try for rows that ended with ``status``, in one sentence; empty where that is no failure."""
+        return status.hint
+
     def rehearsable(self) -> bool:
         """Say whether all its memory is torch's and in proportion to N, so that small solves show what it holds."""
         return False
@@ -177,6 +182,17 @@ class StepSolver(Solver):
         seen. None, the default, is every row.
         """
         return None
+
+    def fitted(self, unknowns: int, max_iter: int) -> Self:
+        """Return the solver with buffers no longer than a solve can use; self, the default, where none are too long.
+
+        The loop asks for it before `init` and `kernel`. What it leaves out must help no solve of that size.
+
+        Args:
+            unknowns: N, >= 0.
+            max_iter: evaluations that the solve may make, >= 1.
+        """
+        return self
 
     def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
         from deqlm_solvers.driver import drive
