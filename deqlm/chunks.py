@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -195,7 +195,7 @@ class Walk:
             return whole
         self.cache = before
         self.outputs.clear()
-        sol = self._along(self.cuts, how, whole.z, frame)
+        sol = self._along(self.cuts, how, whole.z, replace(frame, first=whole.first))
         return sol.replace(steps=sol.steps + whole.steps)
 
     def _along(self, cuts: Iterable[tuple[int, int]], how: Solve, z0: Tensor, frame: Frame) -> Solution:
@@ -205,9 +205,9 @@ class Walk:
             begun, before = time.perf_counter(), self._spent[0]
             part = start[:, first:end]
             if points and self.start == "previous":
-                part = points[-1][:, -1:].expand(part.shape)
+                part = _after(points[-1], part, frame.token_mask, first, end)
             piece = Piece(self.chunk(first, end), self.cache, part.shape, self._spent, self._apart)
-            sol = how.solver.solve(piece, part.reshape(part.shape[0], -1), how.stop, frame_of(frame, first, end))
+            sol = how.solver.solve(piece, part.flatten(1), how.stop, frame_of(frame, first, end))
             if self.commit or end < self.shape[1]:
                 y, self.cache = piece.commit(sol.z)
                 self.outputs.append(y)
@@ -215,7 +215,11 @@ class Walk:
                 self._products = self._products + Cost(vjps=sol.cost.vjps, jvps=sol.cost.jvps)
             if self.sizes is not None:
                 # read first: the device has then done what it is timed for
-                passed = not bool(torch.isin(sol.status, torch.tensor(CUT_SHORT, device=sol.status.device)).any())
+                passed = not bool(
+                    torch.isin(
+                        sol.status, torch.tensor(CUT_SHORT, dtype=sol.status.dtype, device=sol.status.device)
+                    ).any()
+                )
                 seconds = time.perf_counter() - begun
                 self.sizes.note(end - first, seconds=seconds, evaluations=self._spent[0] - before, passed=passed)
             solved.append(sol)
@@ -235,7 +239,16 @@ class ByChunks(Solve):
 
     def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
         with torch.no_grad():
-            return self.walk.go(self, z0, frame or Frame())
+            return self.walk.go(self, z0, frame or Frame()).replace(solver=self.solver)
+
+
+def _after(points: Tensor, start: Tensor, mask: Tensor | None, first: int, end: int) -> Tensor:
+    """Return the last of ``points`` (B, l, ...) for tokens ``first`` to ``end``, masked ones at their start."""
+    last = points[:, -1:].expand(start.shape)
+    if mask is None:
+        return last
+    counts = mask[:, first:end].reshape(*start.shape[:2], *[1] * (start.dim() - 2))
+    return torch.where(counts, last, start)
 
 
 def _joined(parts: list[Solution], z: Tensor) -> Solution:
@@ -247,15 +260,19 @@ def _joined(parts: list[Solution], z: Tensor) -> Solution:
 
     traces = [part.trace for part in parts if part.trace is not None]
     by_token = [part.token_steps for part in parts if part.token_steps is not None]
+    runaway = [part.runaway for part in parts if part.runaway is not None]
+    status = worst("status")
     return parts[0].replace(
         z=z,
         residual=worst("residual"),
         relative=worst("relative"),
         steps=torch.stack([part.steps for part in parts]).sum(0),
-        status=worst("status"),
+        status=status,
         cost=Cost(),
         trace=torch.cat(traces) if traces else None,
         token_steps=torch.cat(by_token, dim=1) if by_token else None,
         picked=None,
         choices=(),
+        runaway=None if not runaway else torch.stack(runaway).any(0) & (status == int(Status.DIVERGED)),
+        first=None,
     )

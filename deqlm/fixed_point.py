@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
+from deqlm.eager import eagerly
 from deqlm.failures import Failures
 from deqlm.gradients.base import GRADIENTS, Forward, Gradient
+from deqlm.held import Held
 from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require
+from deqlm_solvers.kinds import require_state
+from deqlm_solvers.measure import Measure
 from deqlm_solvers.solution import OnFailure
 
 __all__ = ["STOP_HINTS", "solve", "solve_rows"]
@@ -24,6 +30,7 @@ STOP_HINTS = {
 }
 
 
+@eagerly
 @explain_options(STOP_HINTS)
 def solve(
     f: Callable[..., Any],
@@ -44,7 +51,8 @@ def solve(
     """Solve z = f(z, *args) for a tensor or a tree of tensors, every row on its own.
 
     With grad enabled the returned ``z`` carries the gradient of ``gradient`` with respect to parameters, ``args`` and
-    whatever f captures; under ``torch.no_grad()`` it is the solver's point.
+    whatever f captures; under ``torch.no_grad()`` it is the solver's point. In a child that was forked after threads
+    had solved, a solve hangs as torch's own matrix products do; start such processes by "spawn".
 
     Args:
         f: maps a state to a state of the same structure, shapes, dtypes and device. It must be deterministic (`DEQ`
@@ -80,6 +88,8 @@ def solve(
         >>> round(sol.z.item(), 3), bool(sol.converged)
         (0.739, True)
     """
+    if not callable(f):
+        raise TypeError(f"f must be a function or a module, got {type(f).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, args=(x,), got {type(args).__name__}")
     how = Solve(solver, Stop() if stop is None else stop)  # type: ignore[arg-type]
@@ -87,7 +97,7 @@ def solve(
     method.check(how)
     failures = Failures(on_failure, failed_grad)  # type: ignore[arg-type]
     cap = MemoryCap.of(memory_cap, on_cap)
-    rowmap = RowMap(Rows(z0, batch_dims), f, tuple(args))
+    rowmap = RowMap(Rows(z0, batch_dims), f, tuple(args), module=f if isinstance(f, torch.nn.Module) else None)
     return solve_rows(rowmap, how, method, failures, scale=scale, token_mask=token_mask, cap=cap)
 
 
@@ -107,6 +117,7 @@ def solve_rows(
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
     """
     rows = f.rows
+    how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:
         tokens = _tokens(how.stop, rows)
     frame = Frame(
@@ -117,17 +128,25 @@ def solve_rows(
         snap=rows.snap if len(set(rows.dtypes)) > 1 else None,
     )
     if cap is not None:
-        how, gradient = cap.apply(how, gradient, rows, frame)
+        how, gradient = cap.apply(how, gradient.for_solve(how), rows, frame)
     forward = Forward(how, frame)
+    failures = failures.of(f)
+    z0 = rows.z0
+    if frame.token_mask is not None and (masked := Measure(how.stop, frame, z0).masked) is not None:
+        f.held = Held(masked, z0)
+        z0 = f.held.point(z0)
     if torch.is_grad_enabled():
-        sol = gradient.attach(forward, f, rows.z0, failures)
+        if parametrize._cache_enabled:
+            # inside parametrize.cached() the first evaluation makes the weights of all, and the solver's has no graph
+            f(z0)
+        sol = gradient.attach(forward, f, z0, failures)
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = forward(_inferring(f), rows.z0)
+            sol = gradient.settle(_inferring(f), forward(_inferring(f), z0), failures)
         failures.report(sol, how.stop)
     else:
-        sol = forward(f, rows.z0)
+        sol = gradient.settle(f, forward(f, z0), failures)
         failures.report(sol, how.stop)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))
@@ -155,6 +174,9 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
         return None
     ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
     require(ok, "scale", scale, "a number or one value per row")
+    if isinstance(scale, Tensor):
+        require_state(scale, "scale")
+        require(not scale.is_complex(), "scale", scale.dtype, "real")
     value = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
     ok = value.dim() == 0 or value.shape == rows.batch_shape
     require(ok, "scale", tuple(value.shape), f"a number or one value per row, {tuple(rows.batch_shape)}")
@@ -162,6 +184,10 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
 
 
 def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"token_mask must be a bool tensor, True where a token counts, got {reprlib.repr(mask)}")
+    require_state(mask, "token_mask")
+    require(mask.dtype == torch.bool, "token_mask", mask.dtype, "bool, True where a token counts (token_mask.bool())")
     ok = mask.dim() == rows.batch_dims + 1 and mask.shape[:-1] == rows.batch_shape
     require(ok, "token_mask", tuple(mask.shape), f"the batch shape {tuple(rows.batch_shape)} and the tokens behind it")
     return mask.reshape(rows.count, mask.shape[-1])
@@ -169,11 +195,11 @@ def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
 
 def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
     if rows.batch_dims == 1:
-        return sol.replace(z=rows.unpack(sol.z), cost=cost)
+        return sol.replace(z=rows.result(sol.z), cost=cost)
     trace, token_steps = sol.trace, sol.token_steps
     return sol.replace(
         cost=cost,
-        z=rows.unpack(sol.z),
+        z=rows.result(sol.z),
         residual=rows.per_row(sol.residual),
         relative=rows.per_row(sol.relative),
         steps=rows.per_row(sol.steps),
@@ -181,4 +207,6 @@ def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
         trace=None if trace is None else trace.reshape(trace.shape[0], *rows.batch_shape),
         token_steps=None if token_steps is None else rows.per_row(token_steps),
         picked=None if sol.picked is None else rows.per_row(sol.picked),
+        runaway=None if sol.runaway is None else rows.per_row(sol.runaway),
+        first=None if sol.first is None else sol.first.reshape(2, *rows.batch_shape),
     )

@@ -16,6 +16,7 @@ from deqlm_solvers.checks import require
 from deqlm_solvers.counted import inner_dtype
 from deqlm_solvers.measure import Measure
 from deqlm_solvers.narrow import narrowed
+from deqlm_solvers.solver import Evaluation
 
 __all__ = ["Slide", "check_slide"]
 
@@ -49,7 +50,7 @@ class Slide:
         commit: whether the last tokens are committed too.
         outputs: f at the returned points, one tensor per commit.
 
-    Private: ``_leave`` says whether rows may wait outside of the batch.
+    Private: ``_leave`` says whether rows may wait outside of the batch, ``_waited`` whether some did.
     """
 
     chunk: Callable[[int, int], ChunkMap]
@@ -62,6 +63,7 @@ class Slide:
     _pieces: dict[Any, Piece] = field(default_factory=dict)
     _measures: dict[int, Measure] = field(default_factory=dict)
     _leave: bool = True
+    _waited: bool = False
     _apart: set[tuple[bool, ...]] = field(default_factory=set)
 
     @property
@@ -79,21 +81,21 @@ class Slide:
         self._leave = bool(how.stop.compact)
         while True:
             if (low := prefix.committable()) > prefix.base:
-                self._commit(z[:, prefix.base : low].to(z0.dtype), prefix.base, low)
+                self._commit(z[:, prefix.base : low].to(z0.dtype), prefix, low, how.stop, frame)
                 prefix.base = low
             if prefix.base == length:
                 break
             rows, first, end = prefix.turn()
             part = z[:, first:end].to(z0.dtype)
-            point = part.reshape(batch, -1)
+            point = part.flatten(1)
             version = point._version
             fz, kept = self._evaluate(point, None if len(rows) == batch else rows, first, end)
             if point._version != version:
                 raise ValueError("f wrote into its argument in place; return a new tensor (z.clone() first, or z + 1)")
             here = part.to(inner) if kept is None else part.index_select(0, kept).to(inner)
-            r = fz.reshape(here.shape).to(inner) - here
-            measure = self._measure(end - first, how.stop, frame, point)
-            readings = measure.groups(fz, r.reshape(fz.shape)).cpu().numpy()
+            at = Evaluation(here.reshape(fz.shape), fz.to(inner))
+            r = at.r.reshape(here.shape)
+            readings = self._measure(end - first, how.stop, frame, point).groups(at).cpu().numpy()
             if kept is None and len(rows) < batch:
                 readings = readings[:, rows]
             moves, fresh = prefix.take(readings, rows, first, end)
@@ -105,7 +107,7 @@ class Slide:
                 z[:, first:end] = after
             else:
                 z[kept, first:end] = after
-        residual, relative, steps, status, token_steps = (t.to(z.device) for t in prefix.summary())
+        residual, relative, steps, status, token_steps, runaway = (t.to(z.device) for t in prefix.summary())
         return Solution(
             z=z.to(z0.dtype).reshape(z0.shape),
             residual=residual,
@@ -113,6 +115,7 @@ class Slide:
             steps=steps,
             status=status,
             token_steps=token_steps,
+            runaway=runaway,
         )
 
     def _evaluate(self, point: Tensor, rows: Any, first: int, end: int) -> tuple[Tensor, Tensor | None]:
@@ -130,6 +133,7 @@ class Slide:
             part = whole.narrow(index)
             assert part is not None, "rows that can be left out of one chunk can be left out of all"
             self._pieces = {(first, end): whole, key: part}
+        self._waited = True
         return self._pieces[key](point.index_select(0, index)), index
 
     def _piece(self, first: int, end: int) -> Piece:
@@ -139,11 +143,22 @@ class Slide:
             self._pieces = {(first, end): made}
         return self._pieces[first, end]
 
-    def _commit(self, z: Tensor, first: int, low: int) -> None:
-        if low == self.shape[1] and not self.commit:
+    def _commit(self, z: Tensor, prefix: Prefix, low: int, stop: Stop, frame: Frame) -> None:
+        """Commit tokens up to ``low``, at their points ``z`` (B, l, N); look at all rows where some had waited."""
+        first, commits = prefix.base, low < self.shape[1] or self.commit
+        if not commits and not self._waited:
             return
-        y, self.cache = self._piece(first, low).commit(z.reshape(self.shape[0], -1))
-        self.outputs.append(y)
+        point = z.flatten(1)
+        y, cache = self._piece(first, low).commit(point)
+        if self._waited:
+            # rows were tested while others were elsewhere, and the map may mix rows more weakly than a probe sees
+            inner = inner_dtype(z.dtype)
+            at = Evaluation(point.to(inner), y.reshape(point.shape).to(inner))
+            ratios = self._measure(low - first, stop, frame, point).groups(at)[2]
+            prefix.review(ratios.cpu().numpy(), first, low)
+        if commits:
+            self.cache = cache
+            self.outputs.append(y)
         self._pieces = {}
 
     def _measure(self, length: int, stop: Stop, frame: Frame, point: Tensor) -> Measure:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Status, Stop
+from deqlm_solvers.runaway import FALLEN, GROWN
 
 __all__ = ["Prefix"]
 
@@ -24,7 +25,9 @@ class Prefix:
 
     A token is frozen at the point where `PASSES` evaluations in a row have passed, with all tokens before it frozen or
     passing, and r q / (1 - q) <= tol besides, with r its residual and q its ratio to the one before, clipped to
-    [.1, .99]. Padding is frozen with the token before it, and what stands before the first token from the beginning.
+    [.1, .99]. A token passes only if besides its size, max(||z||, ||f(z)||), is at most 10 times its first, or its
+    residual at most half of the largest that it has had. Padding is frozen with the token before it, and what stands
+    before the first token from the beginning.
 
     Args:
         batch: rows B.
@@ -53,6 +56,9 @@ class Prefix:
         self.age = np.zeros((batch, length), dtype=np.int64)
         self.settled = np.ones((batch, length), dtype=np.int64)
         self.last = np.full((batch, length), np.inf)
+        self.enough = np.zeros((batch, length))
+        self.most = np.zeros((batch, length))
+        self.ran_away = np.zeros(batch, dtype=bool)
         self.residual = np.zeros((batch, length))
         self.relative = np.zeros((batch, length))
         self.least_commit = max(1, self.window // 2)
@@ -68,7 +74,7 @@ class Prefix:
         """Note an evaluation; return which of its tokens (K, l) move on, and which of them for the first time.
 
         Args:
-            readings: residual, relative residual and ratio of each token, (3, K, l).
+            readings: residual, relative residual, ratio and size of each token, (4, K, l).
             rows: indices (K,).
             first: first token.
             end: the one behind the last.
@@ -79,8 +85,9 @@ class Prefix:
         frozen = position < front
         own = ~frozen & (position < front + self.window)
         padding = self.padding[here]
-        residual, relative, ratio = np.where(padding, 0.0, readings)
-        passing = ratio <= 1
+        residual, relative, ratio, size = np.where(padding, 0.0, readings)
+        runs = self._runs_away(here, own, residual, size) & (ratio <= 1)
+        passing = (ratio <= 1) & ~runs
         streak = np.where(np.logical_and.accumulate(frozen | passing, axis=1) & own, self.streak[here] + 1, 0)
         with np.errstate(invalid="ignore"):
             q = (residual / np.maximum(self.last[here], TINY)).clip(0.1, 0.99)
@@ -104,6 +111,9 @@ class Prefix:
             self.idle[rows[stuck]] = 0
             missed = stuck & (own & ~passing).any(1)
             self.status[rows[missed]] = int(Status.MAX_ITER)
+            away = stuck & (own & runs).any(1)
+            self.status[rows[away]] = int(Status.DIVERGED)
+            self.ran_away[rows[away]] = True
         self.limit[rows] = np.fmax(
             self.limit[rows], self.stop.divergence * np.where(own & first_time, residual, 0).max(1)
         )
@@ -112,18 +122,38 @@ class Prefix:
         moves = own & (position >= behind[:, None]) & ~padding
         return moves, moves & first_time
 
+    def review(self, ratios: Any, first: int, end: int) -> None:
+        """Take f of all rows together at frozen tokens, after rows had waited outside: what no longer passes failed.
+
+        Args:
+            ratios: residual over tolerance, (B, l).
+            first: first token.
+            end: the one behind the last.
+        """
+        lost = (np.where(self.padding[:, first:end], 0.0, ratios) > 1.05).any(1)
+        self.status[lost & (self.status == int(Status.CONVERGED))] = int(Status.MAX_ITER)
+
     def committable(self) -> int:
         """Return the end (exclusive) of what may be committed now; `base` where that is too little to pay."""
         low = int(self.front.min(initial=self.length))
         return low if low == self.length or low - self.base >= self.least_commit else self.base
 
-    def summary(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return residual and relative residual of the worst token, steps, status, and steps per token (B, L)."""
+    def summary(self) -> tuple[Tensor, ...]:
+        """Return residual and relative residual of the worst token, steps, status, steps per token, and who ran away.
+
+        (B,) each, but (B, L) for tokens.
+        """
         settled = np.where(self.padding | (self.settled > self.age), 0, self.settled)
         worst = (self.residual.max(1), self.relative.max(1))
-        arrays = (*worst, self.steps, self.status, settled)
-        residual, relative, steps, status, token_steps = (torch.from_numpy(a.copy()) for a in arrays)
-        return residual, relative, steps, status, token_steps
+        arrays = (*worst, self.steps, self.status, settled, self.ran_away & (self.status == int(Status.DIVERGED)))
+        return tuple(torch.from_numpy(a.copy()) for a in arrays)
+
+    def _runs_away(self, here: Any, own: Any, residual: Any, size: Any) -> Any:
+        """Return which tokens (K, l) would pass by their size only; plain steps take no leaps."""
+        begins = self.age[here] == 0
+        self.most[here] = np.where(own & begins, GROWN * size, self.most[here])
+        self.enough[here] = np.fmax(self.enough[here], np.where(own, FALLEN * residual, 0.0))
+        return own & (residual > self.enough[here]) & (size > self.most[here])
 
     def _end_failed(self, rows: Any, worst: Any, behind: Any) -> Any:
         """Return ``behind`` (K,), L for rows whose worst residual (K,) is not finite or beyond its limit."""

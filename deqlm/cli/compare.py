@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,24 +18,40 @@ from deqlm.compare import (
     SEQUENCES,
     Comparison,
     GradientComparison,
+    LiteratureComparison,
     StartComparison,
     compare,
     compare_gradients,
+    compare_literature,
     compare_starts,
 )
 from deqlm.compare.full import PARTS, run_full
 from deqlm.compare.full.run import PAGE, RECORD
 from deqlm.compare.full.verdicts import verdicts
+from deqlm.compare.literature.contenders import contenders
+from deqlm.compare.literature.page import write_literature
 from deqlm.compare.problems import DIFFERENTIABLE
+from deqlm.compare.problems.literature import literature, literature_problems
 from deqlm.compare.problems.sequences import STANDARD, to_sequence
-from deqlm.compare.record import former_run
+from deqlm.compare.record import check_folder, former_run
 from deqlm.compare.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
 from deqlm.compare.starts import SOLVED_BY
 
 __all__ = ["add", "run"]
 
+AnyComparison = Comparison | GradientComparison | LiteratureComparison | StartComparison
+
+MEASURED_ONLY: dict[str, Any] = {
+    **{"batch": None, "dtype": "float32", "device": "cpu", "seed": 0, "repeats": 5},
+    **{"quick": False, "gradients": False, "starts": False},
+}
+"""Options that a comparison with fixed settings ignores, with their defaults."""
+
 CAUSES = "causes"
 """The part that is the gallery of the page "It does not converge"."""
+
+LITERATURE = "literature"
+"""The suite, and the part that is its page."""
 
 DESCRIPTION = """\
 Compare solvers of z = f(z) on problems with known spectra and answers, or on your own map. Every registered solver is a
@@ -52,11 +70,18 @@ names and options
   Options of a problem or a solver follow its name:  anderson:memory=5,damping=0.8   symmetric:rho=0.99,unknowns=256
   Lists are separated by commas; `deqlm solvers` and --list-problems say what there is.
 
+problems of the literature
+  --suite literature solves the square systems of Moré, Garbow and Hillstrom, those of SciML's and scipy's tests, Bratu,
+  Chandrasekhar, value iteration, Sinkhorn, the lasso and others in float64 to ||F(z)|| <= 1e-8, each with its published
+  start, with our solvers, torchdeq's and scipy's root finders; --problems and --solvers narrow it down, and
+  --suite literature --list-problems names them. Files are called literature. Three minutes on a free core.
+
 your own map
   --problems module:callable or --problems path/to/file.py:callable names a function that returns (f, z0): f maps a
   tensor (or a tree of tensors) to one of the same shape, z0 is the start with the batch first. It is called with those
   of the keywords dtype, device, batch and seed that it accepts, after torch's generator was seeded; options are passed
-  on:  mine.py:make:width=32. A file mine.py that works:
+  on:  mine.py:make:width=32. Of (deq, x), a DEQ and its input, solvers are compared on the equation that it solves,
+  z = layer(z + x). A file mine.py that works:
 
       import torch
       def make(dtype, batch=8, width=16):
@@ -85,6 +110,7 @@ examples
   deqlm compare --gradients                                     gradient methods against the exact gradient
   deqlm compare --starts                                        from zero against from the solution before
   deqlm compare --starts --problems inputs:change=0.001,tokens:carry=2 --solvers anderson
+  deqlm compare --suite literature                              136 published problems, and who solves them
   deqlm compare --full --out docs --jax path/to/python          the page "How it compares", ten minutes
 """
 
@@ -129,8 +155,18 @@ def add(commands: Any) -> None:
     option("--quick", action="store_true", help="fewer problems where none are named, at most 2 repeats")
     option("--gradients", action="store_true", help="compare gradient methods instead of solvers")
     option("--starts", action="store_true", help="compare starts of solves on sequences of maps, see below")
+    option(
+        "--suite",
+        choices=("default", LITERATURE),
+        default="default",
+        help="which problems and solvers: the built-in families (default), or those of the literature, see below",
+    )
     option("--full", action="store_true", help="measure and draw the page how_it_compares.md, its record and its plots")
-    option("--parts", metavar="LIST", help=f"with --full, only these of {', '.join([*PARTS, CAUSES])} (default: all)")
+    option(
+        "--parts",
+        metavar="LIST",
+        help=f"with --full, only these of {', '.join([*PARTS, CAUSES, LITERATURE])} (default: all)",
+    )
     option("--jax", metavar="PYTHON", help="with --full, an interpreter that has jax, jaxopt and optimistix")
     option("--no-plots", action="store_true", help="write no plots")
     option("--progress", action="store_true", help="draw the progress bar even when stderr is not a terminal")
@@ -145,13 +181,13 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, print, write; return the exit status."""
     if arguments.list_problems:
-        from deqlm.cli.listing import list_registry
-
-        print(list_registry(SEQUENCES if arguments.starts else PROBLEMS, names_only=False))
+        print(_listing(arguments))
         return 0
-    _only_with_full(arguments)
+    _refuse_ignored(arguments)
     if arguments.full:
         return _full(arguments)
+    with _writing_into(arguments.out):
+        check_folder(arguments.out, _kind(arguments))
     result = _compare(arguments)
     print(result)
     print(f"\n{result.seconds:.1f} s in all")
@@ -165,30 +201,45 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if left_out else 0
 
 
-def _only_with_full(arguments: argparse.Namespace) -> None:
+def _listing(arguments: argparse.Namespace) -> str:
+    """Return what --list-problems shows."""
+    from deqlm.cli.listing import list_registry
+
+    if arguments.suite == LITERATURE:
+        return "\n".join(f"{p.name:30} N={p.unknowns:<3} {p.source}" for p in literature_problems())
+    return list_registry(SEQUENCES if arguments.starts else PROBLEMS, names_only=False)
+
+
+def _refuse_ignored(arguments: argparse.Namespace) -> None:
     """Refuse options that would be ignored."""
-    full = ("parts", "jax")
-    plain = {"problems": None, "solvers": None, "batch": None, "dtype": "float32", "device": "cpu", "seed": 0}
-    plain |= {"repeats": 5, "threads": 1, "quick": False, "gradients": False, "starts": False}
     if arguments.gradients and arguments.starts:
         raise UserError("--gradients and --starts are two comparisons; ask for one")
+    if arguments.suite == LITERATURE:
+        said = _said(arguments, {**MEASURED_ONLY, "full": False})
+        if said:
+            raise UserError(f"--{said} has no meaning with --suite {LITERATURE}, its settings are fixed; leave it out")
     if arguments.full:
-        said = [name for name, value in plain.items() if getattr(arguments, name) != value]
+        said = _said(arguments, {**MEASURED_ONLY, "problems": None, "solvers": None, "threads": 1})
         if said:
-            raise UserError(f"--{said[0]} has no meaning with --full, which measures a fixed set; leave it out")
+            raise UserError(f"--{said} has no meaning with --full, which measures a fixed set; leave it out")
     else:
-        said = [name for name in full if getattr(arguments, name) is not None]
+        said = _said(arguments, {"parts": None, "jax": None})
         if said:
-            raise UserError(f"--{said[0]} needs --full")
+            raise UserError(f"--{said} needs --full")
+
+
+def _said(arguments: argparse.Namespace, defaults: dict[str, Any]) -> str | None:
+    """Return the first option that was given another value than its default."""
+    return next((name for name, value in defaults.items() if getattr(arguments, name) != value), None)
 
 
 def _full(arguments: argparse.Namespace) -> int:
     """Measure everything and write both pages; return the exit status."""
     plots = _plots(arguments)
     with user_input():
-        asked = _list(arguments.parts, "--parts") or [*PARTS, CAUSES]
-    measured = [part for part in asked if part != CAUSES]
-    try:
+        asked = _list(arguments.parts, "--parts") or [*PARTS, CAUSES, LITERATURE]
+    measured = [part for part in asked if part not in (CAUSES, LITERATURE)]
+    with _writing_into(arguments.out):
         if measured:
             with user_input():
                 record = run_full(
@@ -204,9 +255,18 @@ def _full(arguments: argparse.Namespace) -> int:
             from deqlm.diagnostics.gallery import write_gallery
 
             print("\n".join(f"wrote {path}" for path in write_gallery(arguments.out, plots)))
-    except OSError as error:
-        raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
+        if LITERATURE in asked:
+            written = write_literature(arguments.out, progress=arguments.progress or None)
+            print("\n".join(f"wrote {path}" for path in written))
     return 0
+
+
+@contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
 
 
 def _show(record: dict[str, Any]) -> None:
@@ -218,21 +278,21 @@ def _show(record: dict[str, Any]) -> None:
 
 
 def _kind(arguments: argparse.Namespace) -> str:
+    if arguments.suite == LITERATURE:
+        return LITERATURE
     return "gradients" if arguments.gradients else "starts" if arguments.starts else "compare"
 
 
-def _write(result: Comparison | GradientComparison | StartComparison, arguments: argparse.Namespace) -> None:
-    try:
+def _write(result: AnyComparison, arguments: argparse.Namespace) -> None:
+    with _writing_into(arguments.out):
         former = former_run(arguments.out, _kind(arguments))
-        written = result.save(arguments.out, plots=_plots(arguments))
-    except OSError as error:
-        raise UserError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
+        written = result.save(arguments.out, plots=arguments.suite != LITERATURE and _plots(arguments))
     print("\n".join(f"wrote {path}" for path in written))
     if former is not None:
         print(f"in place of the run {former}")
 
 
-def _left_out(result: Comparison | GradientComparison | StartComparison, arguments: argparse.Namespace) -> list[str]:
+def _left_out(result: AnyComparison, arguments: argparse.Namespace) -> list[str]:
     """Return a line for each thing that was asked for by name and did not run, or one when nothing ran."""
     entries: list[Any] = [entry for problem in result.problems for entry in problem.entries]
     if not any(entry.ran for entry in entries):
@@ -247,15 +307,16 @@ def _left_out(result: Comparison | GradientComparison | StartComparison, argumen
     return lines
 
 
-def _compare(arguments: argparse.Namespace) -> Comparison | GradientComparison | StartComparison:
+def _compare(arguments: argparse.Namespace) -> AnyComparison:
     """Check every name first, so that what fails later is no mistake of the user."""
     registry: Any = GRADIENTS if arguments.gradients else SOLVERS
+    suite = arguments.suite == LITERATURE
     with user_input():
         problems = _list(arguments.problems, "--problems")
         methods = _list(arguments.solvers, "--solvers")
-        read: Any = to_sequence if arguments.starts else to_problem
+        read: Any = to_sequence if arguments.starts else literature if suite else to_problem
         chosen = None if problems is None else [read(spec) for spec in problems]
-        to_rows(registry, methods)
+        contenders(methods) if suite else to_rows(registry, methods)
         common = {
             "dtype": parse_dtype(arguments.dtype),
             "batch": arguments.batch,
@@ -266,6 +327,8 @@ def _compare(arguments: argparse.Namespace) -> Comparison | GradientComparison |
             "threads": arguments.threads,
             "progress": arguments.progress or None,
         }
+    if suite:
+        return compare_literature(chosen, methods, threads=arguments.threads, progress=arguments.progress or None)
     if arguments.gradients:
         return compare_gradients(chosen, methods, **common)
     if arguments.starts:

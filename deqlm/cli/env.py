@@ -13,6 +13,9 @@ import torch
 import deqlm
 from deqlm.compare.environment import commit, cpu_name, version_of
 from deqlm.ops import ssd
+from deqlm.ops.native.library import SOURCE
+from deqlm_solvers.native.build import Outcome, build
+from deqlm_solvers.native.compiler import readable
 from deqlm_solvers.native.library import load
 
 __all__ = ["EXTRAS", "add", "report", "run"]
@@ -34,6 +37,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "dev": {"ruff": "lint and format", "pyright": "type checks"},
 }
 """Extras of the distribution: package -> what it gives."""
+WITHOUT_STEP = "solvers run on torch operations (impl='torch'), several times slower beside a small f"
 
 
 def add(commands: Any) -> None:
@@ -60,7 +64,8 @@ def report() -> str:
         _line("numpy", version_of("numpy") or "missing"),
         _line("cpu", f"{cpu_name()}, {os.cpu_count()} cores"),
         _line("devices", ", ".join(devices())),
-        _line("fused step", fused_step()),
+        _line("fused step", compiled(load(), WITHOUT_STEP)),
+        _line("layers", compiled(build(SOURCE), "Mamba2 and RMSNorm run on torch operations, slower")),
         _line("ssd scan", ssd_scan()),
     ]
     for extra, packages in EXTRAS.items():
@@ -83,15 +88,15 @@ def devices() -> list[str]:
     return found
 
 
-def fused_step() -> str:
-    """Return whether the solvers' compiled step is there, what it cost to build, and what runs without it."""
-    library, why = load()
+def compiled(outcome: Outcome, without: str) -> str:
+    """Return whether a compiled part is there, what it cost to build, and what is without it."""
+    library, why = outcome
     if library is None:
-        return f"none: {why}; solvers run on torch operations (impl='torch'), several times slower beside a small f"
+        return f"none: {why}; {without}"
+    kept = f"once per machine, {library.path}"
+    place = f"for this process alone: {library.unkept}" if library.unkept else kept
     found = "found in the cache" if library.cached else "built now"
-    return (
-        f"C++ ({' '.join(library.flags)}), {found}, {library.seconds:.1f} s to build once per machine, {library.path}"
-    )
+    return readable(f"C++ ({' '.join(library.flags)}), {found}, {library.seconds:.1f} s to build {place}")
 
 
 def ssd_scan() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from deqlm.cli.errors import UserError, user_input
 from deqlm.compare.spec import make_from, parse_device
 from deqlm.layers import fold_weight_norm_
 from deqlm.modes import MODES
+from deqlm_solvers import ConvergenceWarning
 
 if TYPE_CHECKING:
     from deqlm.hf import ImplicitConfig
@@ -26,7 +28,8 @@ Continue a text with a model that model.save_pretrained wrote. The prompt is sol
 a solve of its own: plain iteration until ||f(z) - z|| <= rtol ||f(z)||. A smaller rtol costs evaluations and changes
 the text only where two tokens are about equally likely.
 
-Without --temperature the most likely token is taken each time. The text goes to stdout, all else to stderr."""
+Without --temperature the most likely token is taken each time. The text goes to stdout, all else to stderr, also how
+many of the solves did not converge, where any did not."""
 
 EPILOG = """\
 examples
@@ -100,10 +103,15 @@ def run(arguments: argparse.Namespace) -> int:
         model = _load(arguments.model).to(ids.device).eval()
         torch.manual_seed(arguments.seed)
         begun = time.perf_counter()
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **options)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ConvergenceWarning)
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **options)
         seconds = time.perf_counter() - begun
     (tokens,) = out.sequences
     print(" ".join(map(str, tokens.tolist())) if tokenizer is None else tokenizer.decode(tokens))
+    for each in told:
+        here = ". Here Stop is --max-iter and --rtol" if issubclass(each.category, ConvergenceWarning) else ""
+        print(f"warning: {each.message}{here}", file=sys.stderr)
     if arguments.stats:
         print(_stats(out, ids.shape[1], seconds), file=sys.stderr)
     return 0
@@ -127,7 +135,9 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _solving(arguments: argparse.Namespace, config: ImplicitConfig) -> dict[str, Any]:
     """Return how the call solves, as far as it is not the model's way."""
-    options: dict[str, Any] = {} if arguments.mode is None else {"mode": make_from(MODES, arguments.mode)}
+    options: dict[str, Any] = {"on_failure": "warn"} if config.implicit else {}
+    if arguments.mode is not None:
+        options["mode"] = make_from(MODES, arguments.mode)
     given = {name: getattr(arguments, name) for name in SPARE if getattr(arguments, name) is not None}
     if given and not config.implicit:
         names = ", ".join(SPARE[name] for name in given)
@@ -163,7 +173,7 @@ def _ids(arguments: argparse.Namespace, tokenizer: Any) -> Tensor:
         ids = tokenizer(text)["input_ids"]
     if not ids:
         raise UserError("the prompt is empty: give at least one token to continue")
-    return torch.tensor([ids], dtype=torch.int64)
+    return torch.tensor([ids], dtype=torch.int64, device="cpu")
 
 
 def _load(directory: str) -> Any:

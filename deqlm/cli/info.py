@@ -31,6 +31,12 @@ examples
   deqlm info my_model/                           needs the extra hf
 """
 
+STARTS = (
+    "a map may have several fixed points: with a cache a text is solved token by token, without one all at",
+    "once, from other starts, and may become another text; deqlm.diagnose(model, ids) tells (PATH_DEPENDENT)",
+)
+"""What is to be known of every model that solves."""
+
 NOTHING = "nothing is solved: an explicit model, one evaluation per token"
 
 
@@ -183,6 +189,7 @@ def _solving_lines(solving: dict[str, Any] | None) -> list[str]:
         _line("", f"gradient {_named(grad['gradient'])}"),
         _line("without", f"{_named(solving['no_grad']['solver'])}; {_stop(solving['no_grad']['stop'])}"),
     ]
+    lines += [_line("", line) for line in STARTS]
     modes = {key: solving[key] for key in ("mode", "prompt_mode", "token_mode") if key in solving}
     if modes:
         lines.append(_line("modes", ", ".join(f"{key} {_named(mode)}" for key, mode in modes.items())))
@@ -195,7 +202,8 @@ def _solving_lines(solving: dict[str, Any] | None) -> list[str]:
 
 
 def _named(given: dict[str, Any]) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in given.items() if key != "name" and value is not None)
+    told = {key: value for key, value in given.items() if key != "name" and value is not None and value is not False}
+    settings = ", ".join(f"{key} {value}" for key, value in told.items())
     return f"{given['name']} ({settings})" if settings else given["name"]
 
 

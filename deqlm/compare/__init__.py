@@ -8,6 +8,7 @@ Examples:
 """
 
 from deqlm.compare.gradients import GradientComparison, compare_gradients
+from deqlm.compare.literature import LiteratureComparison, compare_literature
 from deqlm.compare.problem import PROBLEMS, TOLERANCES, Case, Problem, Setting, register_problem
 from deqlm.compare.problems import DEFAULT, QUICK, UserProblem
 from deqlm.compare.problems.sequences import SEQUENCES, Sequence, UserSequence
@@ -25,6 +26,7 @@ __all__ = [
     "Comparison",
     "Entry",
     "GradientComparison",
+    "LiteratureComparison",
     "Problem",
     "ProblemResult",
     "Sequence",
@@ -34,6 +36,7 @@ __all__ = [
     "UserSequence",
     "compare",
     "compare_gradients",
+    "compare_literature",
     "compare_starts",
     "register_problem",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from deqlm.compare.text import shortened
 
 __all__ = [
     "VERSION",
+    "check_folder",
     "finite",
     "former_run",
     "record_of",
@@ -25,13 +29,19 @@ __all__ = [
 VERSION = 1
 """Version of the record's layout."""
 
-RECORDS = {"compare": "deqlm compare", "gradients": "deqlm compare --gradients", "starts": "deqlm compare --starts"}
+RECORDS = {
+    "compare": "deqlm compare",
+    "gradients": "deqlm compare --gradients",
+    "starts": "deqlm compare --starts",
+    "literature": "deqlm compare --suite literature",
+}
 """Name of a record's file -> what it says of itself."""
 
 PLOTS = {
     "compare": ("residual_evaluations", "residual_time", "profile"),
     "gradients": ("gradients",),
     "starts": ("starts",),
+    "literature": (),
 }
 """Name of a record's file -> names of its plots."""
 
@@ -55,20 +65,45 @@ def record_of(comparison: Result[Any]) -> dict[str, Any]:
     }
 
 
+def check_folder(folder: Path, kind: str) -> None:
+    """Find out before any work whether `save` can write; a folder that is not there is not made.
+
+    Args:
+        folder: where `save` writes.
+        kind: "compare", "gradients" or "starts".
+
+    Raises:
+        OSError: it cannot.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    for path in made:
+        path.rmdir()
+    for path in (folder / name for name in (f"{kind}.json", f"{kind}.txt", *_drawn(kind))):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, f"{path.name} may not be written to")
+
+
 def save(comparison: Result[Any], folder: Path, plots: bool) -> list[Path]:
     """Write JSON, the table as text, and the plots into ``folder``; return what was written."""
     kind = comparison.kind
     folder.mkdir(parents=True, exist_ok=True)
     former = _former(folder, kind) or {}
-    plots = plots and any(problem.entries for problem in comparison.problems)
-    drawn = [f"{name}.{form}" for name in PLOTS[kind] for form in ("svg", "png")]
+    plots = plots and bool(PLOTS[kind]) and any(problem.entries for problem in comparison.problems)
+    drawn = _drawn(kind)
     names = [f"{kind}.json", f"{kind}.txt", *(drawn if plots else ())]
     write_json({**comparison.to_dict(), "files": names}, folder / names[0])
     (folder / names[1]).write_text(f"{comparison}\n", encoding="utf-8")
     if plots:
         _draw(comparison, kind, folder)
-    for name in set(drawn).intersection(former.get("files", ())).difference(names):
-        (folder / name).unlink(missing_ok=True)
+    files = former.get("files")
+    for name in set(drawn).difference(names):
+        if isinstance(files, list) and name in files:
+            (folder / name).unlink(missing_ok=True)
     return [folder / name for name in names]
 
 
@@ -77,7 +112,7 @@ def former_run(folder: Path, kind: str) -> str | None:
 
     Args:
         folder: where `save` writes.
-        kind: "compare", "gradients" or "starts".
+        kind: "compare", "gradients", "starts" or "literature".
     """
     former = _former(folder, kind)
     if former is None:
@@ -85,9 +120,14 @@ def former_run(folder: Path, kind: str) -> str | None:
     try:
         settings, argv = former["settings"], former["environment"]["argv"]
         what = f"{len(former['problems'])} problems, {settings['dtype']}, seed {settings['seed']}"
+        told = f"`{shortened(shlex.join(argv), 60)}` ({what})"
     except (KeyError, TypeError):
-        return f"{kind}.json"
-    return f"`{shortened(shlex.join(argv), 60)}` ({what})"
+        return f"{kind}.json, a record that is malformed"
+    return told.encode(errors="replace").decode()
+
+
+def _drawn(kind: str) -> list[str]:
+    return [f"{name}.{form}" for name in PLOTS[kind] for form in ("svg", "png")]
 
 
 def _draw(comparison: Any, kind: str, folder: Path) -> None:
@@ -104,7 +144,7 @@ def _former(folder: Path, kind: str) -> dict[str, Any] | None:
     """Return the record that lies in ``folder``, if one does and it is ours."""
     try:
         found = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("record") == RECORDS[kind] else None
 

@@ -104,7 +104,7 @@ def forecast_memory(deq: DEQ, x: Any, *args: Any, token_mask: Tensor | None = No
     )
     size: dict[str, Any] = {"rows": rows.count, "unknowns": sum(rows.sizes), "dtype": rows.dtype, "device": rows.device}
     forward = forecast_solve(deq.solve, **size, frame=frame, leaving=rows.batch_dims == 1)
-    how = getattr(deq.gradient, "solve", None)
+    how = getattr(deq.gradient.for_solve(deq.solve), "solve", None)
     backward = forecast_solve(how, **size) if isinstance(how, Solve) else None
     graphs = deq.gradient.graphs(deq.solve.stop)
     return MemoryForecast(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqlm.failures import Failures
 from deqlm.rows import RowMap, healthy_source
-from deqlm_solvers import Adjoint, Frame, Map, Options, Registry, Solution, Solve, Stop
+from deqlm_solvers import Adjoint, Frame, Map, Options, Registry, Solution, Solve, Status, Stop
 
 __all__ = ["GRADIENTS", "Forward", "Gradient", "register_gradient"]
 
@@ -25,6 +25,14 @@ class Forward:
 
     def __call__(self, f: Map, z0: Tensor) -> Solution:
         return self.solve(f, z0, self.frame)
+
+    def select(self, rows: Tensor) -> Forward:
+        """Return the same of some rows (K,), int64."""
+        frame = self.frame
+        scale, mask, unit = (
+            t if t is None else t.index_select(0, rows) for t in (frame.scale, frame.token_mask, frame.unit)
+        )
+        return Forward(self.solve, replace(frame, scale=scale, token_mask=mask, unit=unit))
 
 
 class Gradient(Options, ABC):
@@ -56,6 +64,10 @@ class Gradient(Options, ABC):
         """
         return
 
+    def for_solve(self, solve: Solve) -> Gradient:
+        """Return the method with every choice made that it leaves to the forward ``solve``."""
+        return self
+
     def truncation(self) -> tuple[int, float] | None:
         """Return (k, tau) of a method whose error is a series cut after k terms, ((1 - tau) I + tau J^T)^k of it.
 
@@ -67,12 +79,17 @@ class Gradient(Options, ABC):
         """Return how many evaluations of f a call keeps in its graph, at most; None where that is unknown."""
         return None
 
+    def settle(self, f: Map, sol: Solution, failures: Failures) -> Solution:
+        """Return the solution of a call without grad; ``sol`` is the solver's."""
+        return sol
+
     @abstractmethod
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         """Return (B, N) with the value of ``z`` (or close to it) whose graph carries the gradient.
 
         Args:
-            f: the map on rows; what it captures is reached through its graph.
+            f: the map on rows; what it captures is reached through its graph. A `RowMap` says in ``found`` how the
+                point was found.
             z: solved point, (B, N), without a graph.
             adjoint: report to fill in, in backward or at once.
         """
@@ -86,11 +103,15 @@ class Gradient(Options, ABC):
             sol = sol.replace(residual_of="previous")
         bad = failures.bad_rows(sol, forward.solve.stop)
         if bad is None:
+            f.found = forward
             return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
         if bool(bad.all()):
             return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
-        healthy = sol.z.index_select(0, healthy_source(bad))
-        z = self.connect(f.without(bad, healthy), healthy, adjoint)
+        source = healthy_source(bad)
+        healthy = sol.z.index_select(0, source)
+        sound = f.without(bad, healthy)
+        sound.found = forward.select(source)
+        z = self.connect(sound, healthy, adjoint)
         return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
 
 
@@ -107,6 +128,26 @@ class _Nothing(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
         return None, None
+
+
+class Steps(Gradient):
+    """A method that returns a point some steps behind the solved one.
+
+    Attributes:
+        same_value: take the steps without grad too.
+    """
+
+    same_value: bool
+
+    keeps_point: ClassVar[bool] = False
+
+    def settle(self, f: Map, sol: Solution, failures: Failures) -> Solution:
+        if not self.same_value:
+            return sol
+        z = self.connect(f, sol.z, failures.adjoint())
+        if failures.failed_grad != "keep":
+            z = torch.where((sol.status >= int(Status.DIVERGED))[:, None], sol.z, z)
+        return sol.replace(z=z, residual_of="previous")
 
 
 GRADIENTS: Registry[Gradient] = Registry("gradient", Gradient, "deqlm.gradients")

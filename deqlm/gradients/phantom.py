@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from deqlm.gradients.base import Gradient, register_gradient
+from deqlm.gradients.base import Steps, register_gradient
 from deqlm_solvers import Adjoint, Map, Stop, options
-from deqlm_solvers.checks import number, whole
+from deqlm_solvers.checks import number, require, whole
 from deqlm_solvers.counted import inner_dtype
 
 __all__ = ["Phantom"]
@@ -17,7 +15,7 @@ __all__ = ["Phantom"]
 
 @register_gradient("phantom")
 @options(kw_only=False)
-class Phantom(Gradient):
+class Phantom(Steps):
     """Take ``steps`` damped steps from the solved point with autograd on: cheap and robust.
 
     The output is the last step's point. With A = (1 - damping) I + damping J the error against the implicit gradient is
@@ -28,6 +26,9 @@ class Phantom(Gradient):
     Args:
         steps: damped steps, >= 1.
         damping: tau in (0, 1].
+        same_value: take the steps without grad too. Else the value without grad is the solver's point, and that with
+            grad lies ``steps`` damped steps behind it: for a converged solve the same within tolerance, for a budget
+            another one. The steps are evaluations, and the reported residual is that of the point before them.
 
     Raises:
         ValueError: an option outside its range.
@@ -42,14 +43,14 @@ class Phantom(Gradient):
         >>> deq(torch.ones(2, 3)).sum().backward()
     """
 
-    keeps_point: ClassVar[bool] = False
-
     steps: int = 4
     damping: float = 0.8
+    same_value: bool = False
 
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
+        require(isinstance(self.same_value, bool), "same_value", self.same_value, "True or False")
 
     def truncation(self) -> tuple[int, float]:
         return self.steps, self.damping

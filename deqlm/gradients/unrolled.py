@@ -21,7 +21,8 @@ __all__ = ["Unrolled"]
 class Unrolled(Gradient):
     """Differentiate every step of the forward solve: the exact gradient of the truncated iteration, start included.
 
-    The output is the last iterate (z_K for a budget), and `Solution.residual` is that of the last iterate too. Memory
+    The output is the last iterate (z_K for a budget), and `Solution.residual` is that of the last iterate too. So it is
+    without grad but for a row that did not converge, which returns its best point then. Memory
     grows with the number of steps; ``checkpoint=True`` keeps one state per step and evaluates f again in backward.
     Needs a solver whose steps can be differentiated (`FixedPoint`).
 
@@ -85,6 +86,6 @@ class Unrolled(Gradient):
         if not last.requires_grad:
             last = nothing(f, last.to(z0.dtype))
         with torch.no_grad():
-            sol = pace.close(last, cost, keep_last=True)
+            sol = pace.close(last, cost, keep_last=True).replace(solver=solver)
         kept = (sol.status < int(Status.DIVERGED))[:, None]
         return sol.replace(z=torch.where(kept, last, sol.z).to(z0.dtype))

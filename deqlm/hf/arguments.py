@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm.hf.cache import DecodeCache
 from deqlm.models import LMCache
+from deqlm.models.inputs import require_tensor
 from deqlm_solvers import Stop
 from deqlm_solvers.checks import require
 
@@ -56,6 +57,7 @@ def real_tokens(attention_mask: Tensor | None, tokens: Tensor, held: LMCache | N
         held: what holds earlier tokens.
 
     Raises:
+        TypeError: a mask that is no tensor.
         ValueError: a mask of another shape, with other values, without a real token in a row, or that tells another
             number of real tokens than the cache holds.
 
@@ -65,6 +67,8 @@ def real_tokens(attention_mask: Tensor | None, tokens: Tensor, held: LMCache | N
     """
     if attention_mask is None:
         return None
+    require_tensor("attention_mask", attention_mask)
+    require(not attention_mask.is_complex(), "attention_mask", attention_mask.dtype, "bool, or of zeros and ones")
     batch, length = tokens.shape[:2]
     past = 0 if held is None else held.length
     want = (batch, past + length)
@@ -104,8 +108,12 @@ def check_positions(
         held: what holds earlier tokens.
 
     Raises:
+        TypeError: positions that are no tensor.
         ValueError: others, such as those of several texts in one row.
     """
+    for name, given in (("position_ids", position_ids), ("cache_position", cache_position)):
+        if given is not None:
+            require_tensor(name, given)
     batch, length = tokens.shape[:2]
     past = 0 if held is None else held.length
     if cache_position is not None:

@@ -15,7 +15,7 @@ from deqlm.hf.authors_keys import Keys
 from deqlm.hf.authors_names import EMBEDDING, HEAD, theirs
 from deqlm.hf.authors_options import Translated, translate
 from deqlm.hf.authors_report import ImportReport
-from deqlm.hf.checkpoints import Source, common_dtype, fill, read_config, read_tensors
+from deqlm.hf.checkpoints import FLOATS, Source, common_dtype, fill, read_config, read_tensors
 from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.model import ImplicitForCausalLM, ImplicitLlamaForCausalLM, ImplicitMamba2ForCausalLM
 from deqlm_solvers.checks import require
@@ -50,7 +50,8 @@ def import_implicit_llm(config: Source, state_dict: Source | None = None) -> tup
 
     Examples:
         >>> from deqlm.hf import export_implicit_llm
-        >>> config = ImplicitLlamaConfig(vocab_size=11, hidden_size=16, num_hidden_layers=1)
+        >>> grad = {"stop": {"max_iter": 24, "rtol": 0.05, "keep": "best_f"}}
+        >>> config = ImplicitLlamaConfig(vocab_size=11, hidden_size=16, num_hidden_layers=1, deq={"grad": grad})
         >>> theirs, tensors = export_implicit_llm(ImplicitLlamaForCausalLM(config))
         >>> model, report = import_implicit_llm(theirs, tensors)
         >>> report.used["backbone_config.d_model"], report.no_effect["deq_params.training.core"]
@@ -128,7 +129,7 @@ def _notes(said: Translated, tensors: Mapping[str, Tensor] | None) -> list[str]:
         notes.append("dropout masks are fixed within a solve; theirs change, and attention probabilities drop out too")
     if tensors is None and said.weight_norm:
         notes.append("initial output projections are scaled by depth; under weight normalisation theirs are not")
-    broken = [name for name, t in (tensors or {}).items() if not t.isfinite().all()]
+    broken = [name for name, t in (tensors or {}).items() if t.dtype in FLOATS and not t.isfinite().all()]
     if broken:
         notes.append(f"these tensors hold numbers that are not finite: {', '.join(broken)}")
     return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import safetensors
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deqlm_solvers.checks import require
 
-__all__ = ["Source", "common_dtype", "fill", "read_config", "read_tensors"]
+__all__ = ["FLOATS", "INDEXES", "Source", "common_dtype", "fill", "read_config", "read_tensors", "some", "weight_map"]
 
 Source = str | Path | Mapping[str, Any]
 """A mapping, or a path to a file or a folder."""
@@ -22,6 +22,8 @@ Source = str | Path | Mapping[str, Any]
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What weights may be; others are quantised, and mean nothing without their scales."""
 SHOWN = 6
 """Tensors that a message names, of each kind."""
 
@@ -89,7 +91,7 @@ def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
         >>> common_dtype([torch.zeros(2, dtype=torch.bfloat16), torch.zeros(1)])
         torch.float32
     """
-    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+    dtypes = {t.dtype for t in tensors if t.dtype in FLOATS}
     if not dtypes:
         return torch.get_default_dtype()
     first, *rest = dtypes
@@ -120,16 +122,39 @@ def fill(model: nn.Module, given: Mapping[str, Tensor], theirs: Callable[[str], 
         for name, shape in wanted.items()
         if name in given and given[name].shape != shape
     ]
-    integers = [f"{name} ({t.dtype})" for name, t in given.items() if not t.is_floating_point()]
-    kinds = {"missing": missing, "not expected": extra, "of another shape": shapes, "not floating-point": integers}
-    wrong = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+    odd = {name: t for name, t in given.items() if t.dtype not in FLOATS}
+    integers = [f"{name} ({t.dtype})" for name, t in odd.items() if not t.is_floating_point()]
+    small = [f"{name} ({t.dtype})" for name, t in odd.items() if t.is_floating_point()]
+    kinds = {"missing": missing, "not expected": extra, "of another shape": shapes}
+    kinds |= {"not floating-point": integers, "quantised": small}
+    wrong = "; ".join(f"{kind}: {some(names)}" for kind, names in kinds.items() if names)
     if wrong:
         raise ValueError(f"the tensors are not those of {what}. {wrong}")
     for name, tensor in own.items():
         tensor.copy_(given[theirs(name)])
 
 
-def _some(names: list[str]) -> str:
+def weight_map(index: Path) -> dict[str, str]:
+    """Return which file of its folder holds each tensor, as an index of shards says.
+
+    Args:
+        index: such as ``model.safetensors.index.json``.
+
+    Raises:
+        ValueError: it is no such index, or names a file of another folder.
+    """
+    places = _json(index).get("weight_map")
+    ok = isinstance(places, dict) and bool(places) and all(isinstance(name, str) for name in places.values())
+    require(ok, f"weight_map in {index}", type(places).__name__, "tensors and the names of their files")
+    assert isinstance(places, dict)
+    for name in sorted(set(places.values())):
+        plain = name not in ("", ".", "..") and Path(name).name == PureWindowsPath(name).name == name
+        require(plain, f"a file in {index}", name, "in the same folder")
+    return places
+
+
+def some(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
@@ -137,7 +162,7 @@ def _some(names: list[str]) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(), object_hook=_special_float)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
     require(isinstance(data, dict), f"the content of {path}", type(data).__name__, "a JSON object")
     return data
@@ -149,17 +174,12 @@ def _special_float(data: dict[str, Any]) -> Any:
 
 
 def _shards(index: Path) -> dict[str, Tensor]:
-    places = _json(index).get("weight_map")
-    require(isinstance(places, dict) and bool(places), f"weight_map in {index}", places, "tensors and their files")
-    assert places is not None
+    places = weight_map(index)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
-        require(Path(name).name == name, f"a file in {index}", name, "in the same folder")
         tensors |= _read(index.parent / name)
     lacking = [name for name in places if name not in tensors]
-    require(
-        not lacking, f"the tensors in the files of {index}", f"none for {_some(lacking)}", "those of its weight_map"
-    )
+    require(not lacking, f"the tensors in the files of {index}", f"none for {some(lacking)}", "those of its weight_map")
     return tensors
 
 
@@ -183,5 +203,5 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _only_tensors(data: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     others = [f"{key}: {type(value).__name__}" for key, value in data.items() if not isinstance(value, Tensor)]
-    require(not others, f"the values of {where}", _some(others), "tensors; pass the inner mapping if there is one")
+    require(not others, f"the values of {where}", some(others), "tensors; pass the inner mapping if there is one")
     return dict(data)

@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
+from deqlm.hf.checkpoints import FLOATS
 from deqlm.hf.solving import DeqOptions
 from deqlm.models import LMOptions, preset
 from deqlm.models.lm import Labels
@@ -27,6 +29,10 @@ OF_TRANSFORMERS = {
     *("_name_or_path", "_commit_hash", "auto_map", "custom_pipelines", "quantization_config", "tokenizer_class"),
 }
 """Keys that transformers reads or writes beside those of an empty configuration."""
+
+
+MOST_LAYERS = 10_000
+"""Blocks are made one after another: a file with a larger number would never end, or take all memory."""
 
 
 class ImplicitConfig(PreTrainedConfig):
@@ -88,6 +94,7 @@ class ImplicitConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         self._check_keys(kwargs)
+        _check_dtype(kwargs)
         self.vocab_size, self.pad_vocab = vocab_size, pad_vocab
         self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
         self.implicit, self.weight_norm = implicit, weight_norm
@@ -140,6 +147,7 @@ class ImplicitConfig(PreTrainedConfig):
         """
         for name in ("vocab_size", "pad_vocab", "hidden_size", "num_hidden_layers"):
             whole(name, getattr(self, name), 1)
+        require(self.num_hidden_layers <= MOST_LAYERS, "num_hidden_layers", self.num_hidden_layers, f"<= {MOST_LAYERS}")
         for name in ("implicit", "tie_word_embeddings", "head_bias", "use_cache"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         require(self.weight_norm in (None, True, False), "weight_norm", self.weight_norm, "True, False or None")
@@ -207,3 +215,12 @@ class ImplicitConfig(PreTrainedConfig):
     @classmethod
     def _keys_of(cls, given: LMOptions) -> dict[str, Any]:
         raise NotImplementedError
+
+
+def _check_dtype(kwargs: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless the dtype, if one is given, is one that a model can have."""
+    for key in ("dtype", "torch_dtype"):
+        given = kwargs.get(key)
+        named = getattr(torch, given.removeprefix("torch."), given) if isinstance(given, str) else given
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+        require(named is None or named in FLOATS, key, given, f"one of {known}")

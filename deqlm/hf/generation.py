@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
 
 import torch
@@ -12,15 +13,19 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils.generic import ModelOutput
 
-from deqlm.hf.arguments import one_cache
+from deqlm.hf.arguments import one_cache, one_stop
 from deqlm.hf.cache import DecodeCache
+from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import Start
+from deqlm.models.failing import WhenFailed, check_when_failed
+from deqlm.models.inputs import require_tensor
 from deqlm.modes import MODES, Mode
-from deqlm_solvers import Stop
+from deqlm_solvers import Solve, Stop
 from deqlm_solvers.checks import require
 
 if TYPE_CHECKING:
     from deqlm.hf.config import ImplicitConfig
+    from deqlm.models import ImplicitLM
 
 __all__ = ["ImplicitGenerationMixin"]
 
@@ -48,6 +53,7 @@ class ImplicitGenerationMixin(GenerationMixin):
     if TYPE_CHECKING:
         config: ImplicitConfig
         device: torch.device
+        lm: ImplicitLM
 
     _is_stateful = True
     _supported_generation_modes: ClassVar[list[GenerationMode]] = [
@@ -68,13 +74,15 @@ class ImplicitGenerationMixin(GenerationMixin):
         stop: Stop | Mapping[str, Any] | None = None,
         mode: str | Mapping[str, Any] | Mode | None = None,
         start: Start | None = None,
+        on_failure: WhenFailed | None = None,
         **kwargs: Any,
     ) -> ModelOutput | Tensor:
         """Return tokens that continue a prompt, as ``GenerationMixin.generate`` does, with options of the solves.
 
         Rows of several lengths are padded on the left, with an ``attention_mask``. With ``return_dict_in_generate`` the
-        output also holds ``steps`` (rows, new tokens), int64: the evaluations of f by the solve of the prompt, and then
-        of each token that was fed back. With beams, a column has the rows of its own time.
+        output also holds ``steps`` and ``status`` (rows, new tokens), int64 and int8: the evaluations of f by the solve
+        of the prompt, and then of each token that was fed back, and how it ended (`deqlm.Status`). With beams, a column
+        has the rows of its own time. One `deqlm.ConvergenceWarning` per call tells how many solves did not converge.
 
         Args:
             inputs: tokens of the prompts, (B, L) int64, L >= 1.
@@ -87,15 +95,17 @@ class ImplicitGenerationMixin(GenerationMixin):
             start: "zero", or "previous": the solve of a new token starts from the state of the token before. The answer
                 is the same within the tolerance, the number of evaluations is not. None is the configuration's, which
                 takes effect where there is a cache.
+            on_failure: "auto" and "warn" warn once, behind the last token; "raise" raises at the first solve that does
+                not converge; "ignore" says nothing. None is the model's.
             **kwargs: all other options of transformers.
 
         Raises:
             ValueError: no token, padding on the right or within a prompt, ids out of range, a cache of another batch
                 size, or an option that would be ignored.
-            TypeError: a cache of another kind.
+            TypeError: a cache of another kind, or prompts or a mask that are no tensors.
         """
         held = one_cache(past_key_values, cache)
-        _check_prompt(inputs, kwargs)
+        _check_prompt(inputs, held, kwargs)
         require(start is None or start in get_args(Start), "start", start, f"one of {get_args(Start)}")
         require(
             start is None or self.config.implicit, "start", start, "None for an explicit model, which solves nothing"
@@ -107,13 +117,41 @@ class ImplicitGenerationMixin(GenerationMixin):
         for name in REFUSED:
             given = kwargs.get(name, getattr(generation_config, name, None))
             require(given is None, name, given, f"None: {REFUSED[name]}")
-        given = {"stop": stop, "start": start, "mode": None if mode is None else MODES.make(mode), CACHE: held}
-        record: list[Tensor] = []
+        given = {
+            "stop": one_stop(stop),
+            "start": start,
+            "mode": None if mode is None else MODES.make(mode),
+            CACHE: held,
+        }
+        policy = self._policy(on_failure)
+        given["on_failure"] = None if policy is None else "raise" if policy == "raise" else "ignore"
+        record = SolveRecord()
         options = {name: value for name, value in given.items() if value is not None}
-        result: Any = super().generate(inputs, generation_config, record=record, **options, **kwargs)  # type: ignore[misc]
-        if isinstance(result, ModelOutput) and record:
-            result["steps"] = torch.stack(record, dim=1)
+        with _home(self.device):
+            result: Any = super().generate(inputs, generation_config, record=record, **options, **kwargs)  # type: ignore[misc]
+        if not record.steps:
+            return result
+        if isinstance(result, ModelOutput):
+            result["steps"], result["status"] = (torch.stack(t, dim=1) for t in (record.steps, record.status))
+        if policy in ("auto", "warn"):
+            sequences: Any = result["sequences"] if isinstance(result, ModelOutput) else result
+            options = (self.generation_config, generation_config, kwargs)
+            beams = (_option("num_beams", *options) or 1) > 1
+            new = None if beams else sequences[:, -len(record.steps) :]
+            how = self.lm.no_grad if given["stop"] is None else Solve(self.lm.no_grad.solver, given["stop"])
+            deq = self.config.deq
+            modes = (deq.prompt_mode if given["mode"] is None else given["mode"], deq.token_mode)
+            record.warn(new, _option("eos_token_id", *options), how, modes)
         return result
+
+    def _policy(self, on_failure: WhenFailed | None) -> WhenFailed | None:
+        """Return what to do about solves that do not converge; None for an explicit model."""
+        if on_failure is not None:
+            check_when_failed(on_failure)
+        if self.config.implicit:
+            return self.lm.failures.on_failure if on_failure is None else on_failure
+        require(on_failure is None, "on_failure", on_failure, "None for an explicit model, which solves nothing")
+        return None
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
@@ -126,7 +164,7 @@ class ImplicitGenerationMixin(GenerationMixin):
         is_first_iteration: bool = False,
         mode: Mode | None = None,
         start: Start | None = None,
-        record: list[Tensor] | None = None,
+        record: SolveRecord | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the arguments of the next forward.
@@ -141,7 +179,7 @@ class ImplicitGenerationMixin(GenerationMixin):
             is_first_iteration: whether this is the prompt.
             mode: how a prompt is cut; None is the configuration's.
             start: where the solve of a new token starts; None is the configuration's.
-            record: not for the forward.
+            record: what takes down the solve of the forward.
             **kwargs: handed on, but for the positions, which follow from the mask.
 
         Raises:
@@ -162,7 +200,7 @@ class ImplicitGenerationMixin(GenerationMixin):
         if attention_mask is not None and is_first_iteration:
             _check_padding(attention_mask)
         given = {name: value for name, value in kwargs.items() if name not in ("position_ids", "cache_position")}
-        given |= {"past_key_values": held, "attention_mask": attention_mask}
+        given |= {"past_key_values": held, "attention_mask": attention_mask, "record": record}
         given["inputs_embeds" if embed else "input_ids"] = tokens[:, -count:].to(self.device)
         deq = self.config.deq
         if count > 1:
@@ -193,20 +231,40 @@ class ImplicitGenerationMixin(GenerationMixin):
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **more)
         if outputs.cache is not None:
             model_kwargs[CACHE] = outputs.cache
-        if outputs.steps is not None:
-            model_kwargs["record"].append(outputs.steps)
+        model_kwargs["record"].close()
         return model_kwargs
 
 
-def _check_prompt(inputs: Tensor | None, kwargs: Mapping[str, Any]) -> None:
+def _home(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which transformers' helper tensors lie on ``device``, where torch's default is elsewhere."""
+    default = torch.get_default_device()
+    return nullcontext() if default.type in ("cpu", device.type) else torch.device(device)
+
+
+def _option(name: str, *given: GenerationConfig | Mapping[str, Any] | None) -> Any:
+    """Return an option of ``generate`` by the last of ``given`` that has it, or None."""
+    found = (each.get(name) if isinstance(each, Mapping) else getattr(each, name, None) for each in reversed(given))
+    return next((value for value in found if value is not None), None)
+
+
+def _check_prompt(inputs: Tensor | None, held: DecodeCache | None, kwargs: Mapping[str, Any]) -> None:
     require(kwargs.get("position_ids") is None, "position_ids", "given", "None: positions follow from attention_mask")
     ids = kwargs.get("input_ids") if inputs is None else inputs
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        require_tensor("attention_mask", mask)
     if ids is None:
         return
+    require_tensor("the prompts", ids)
     require(ids.dim() == 2, "the prompts", tuple(ids.shape), "tokens of shape (B, L)")
     least = 0 if kwargs.get("inputs_embeds") is not None else 1
     ok = ids.shape[0] >= 1 and ids.shape[1] >= least
-    require(ok, "the prompts", tuple(ids.shape), "of shape (B, L) with at least one token")
+    require(ok, "the prompts", tuple(ids.shape), "of shape (B, L) with at least one row and at least one token")
+    if mask is not None and least:
+        # transformers drops a mask of ones without a look at its shape
+        past = 0 if held is None else held.get_seq_length()
+        fitting = sorted({tuple(ids.shape), (ids.shape[0], past + ids.shape[1])})
+        require(tuple(mask.shape) in fitting, "attention_mask", tuple(mask.shape), f"of a shape in {fitting}")
 
 
 def _check_padding(mask: Tensor) -> None:

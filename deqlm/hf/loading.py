@@ -2,14 +2,106 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-__all__ = ["explain_bad_files", "refuse_other_weights"]
+from deqlm.hf.checkpoints import FLOATS, INDEXES, some, weight_map
+from deqlm_solvers.checks import require
+
+__all__ = ["WeightFiles", "explain_bad_files", "refuse_other_weights"]
+
+WHOLE = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1])
+"""Files of weights in the order in which transformers looks for them."""
+
+
+class WeightFiles:
+    """The files of weights in a folder, as far as one can look into them without reading them.
+
+    Args:
+        source: what is loaded; only a folder on this machine is looked into.
+        options: of ``from_pretrained``.
+    """
+
+    def __init__(self, source: Any, options: Mapping[str, Any]) -> None:
+        self.source = source
+        self.given: Mapping[str, Tensor] | None = options.get("state_dict")
+        self.files: list[Path] = []
+        self.promised: dict[str, str] = {}
+        folder = None if source is None else Path(source, options.get("subfolder") or "")
+        if self.given is not None or folder is None or not folder.is_dir():
+            return
+        safe, variant = options.get("use_safetensors"), options.get("variant")
+        wanted = {None: WHOLE, True: WHOLE[:2], False: WHOLE[2:]}.get(safe, WHOLE)
+        found = [file for name in wanted if (file := folder / _of_variant(name, variant)).is_file()]
+        if found and found[0].suffix == ".json":
+            self.promised = weight_map(found[0])
+            self.files = [folder / name for name in sorted(set(self.promised.values()))]
+        else:
+            self.files = found[:1]
+
+    def refuse_broken_promises(self) -> None:
+        """Raise unless every tensor of an index is in its file.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: it lacks a tensor.
+        """
+        for file in self.files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is missing, which the index in its folder names")
+        lacking = [name for name, place in self.promised.items() if name not in self._dtypes[place]]
+        rule = "those of the index"
+        require(not lacking, f"the tensors in the files of {self.source}", f"none for {some(lacking)}", rule)
+
+    def refuse_quantised_state(self) -> None:
+        """Raise ``ValueError`` if a tensor of the ``state_dict`` that was given is quantised, with its name."""
+        self._refuse({name: t.dtype for name, t in (self.given or {}).items()})
+
+    def refuse_quantised_files(self, ignored: Container[str]) -> None:
+        """Raise ``ValueError`` if a tensor in the files is quantised, with its name.
+
+        Args:
+            ignored: names of tensors that the model does not take.
+        """
+        found = {name: kind for kept in self._dtypes.values() for name, kind in kept.items() if name not in ignored}
+        self._refuse(found)
+
+    def _refuse(self, kinds: Mapping[str, Any]) -> None:
+        odd = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in FLOATS]
+        if odd:
+            raise ValueError(
+                f"the weights at {self.source} are quantised, or no floating-point numbers: {some(odd)}; convert them "
+                "to float16, bfloat16 or float32 first, with their scales"
+            )
+
+    @functools.cached_property
+    def _dtypes(self) -> dict[str, dict[str, Any]]:
+        """Dtype of each tensor of each file; that of safetensors in its own words where torch has no such floats."""
+        return {file.name: _dtypes_in(file) for file in self.files}
+
+
+def _of_variant(name: str, variant: str | None) -> str:
+    stem, _, ending = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{ending}"
+
+
+def _dtypes_in(file: Path) -> dict[str, Any]:
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            return {name: SAFE.get(kind := opened.get_slice(name).get_dtype(), kind) for name in opened.keys()}  # noqa: SIM118
+    data = torch.load(file, map_location="meta", weights_only=True)
+    return {name: t.dtype for name, t in data.items() if isinstance(t, Tensor)}
+
+
+SAFE = dict(zip(("F16", "BF16", "F32", "F64"), FLOATS, strict=True))
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from deqlm.hf.arguments import check_positions, one_cache, one_stop, real_tokens
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.generation import ImplicitGenerationMixin
-from deqlm.hf.loading import explain_bad_files, refuse_other_weights
+from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights
 from deqlm.hf.output import ImplicitCausalLMOutput
+from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import DeqOptions
+from deqlm.models.failing import WhenFailed
 from deqlm.modes import Mode
 from deqlm_solvers import Solve, Stop
 from deqlm_solvers.checks import require, suggest
@@ -83,17 +85,20 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
         mode: str | Mapping[str, Any] | Mode | None = None,
         stop: Stop | Mapping[str, Any] | None = None,
         start: Tensor | None = None,
+        on_failure: WhenFailed | None = None,
+        record: SolveRecord | None = None,
     ) -> ImplicitCausalLMOutput | tuple[Any, ...]:
         """Return logits, the loss if there are labels, and what the solve came to.
 
         Args:
-            input_ids: tokens, (B, L) int64, L >= 1.
+            input_ids: tokens, (B, L), whole numbers, L >= 1.
             attention_mask: (B, T), 1 at real tokens and 0 at padding, of the T = P + L tokens in the cache and here;
                 None if all are real.
             position_ids: (B, L) or (1, L); they follow from mask and cache, and others are refused.
             past_key_values: cache of P earlier tokens, which stays as it is.
             inputs_embeds: in place of ``input_ids``, (B, L, D).
-            labels: (B, L) int64; -100 does not count, nor does padding. Shifted or aligned, as the configuration says.
+            labels: (B, L), whole numbers; -100 does not count, nor does padding. Shifted or aligned, as the
+                configuration says.
             use_cache: return the cache behind the last token; None is the configuration's choice without grad, and
                 False with.
             cache_position: (L,), P to P + L - 1; others are refused.
@@ -106,11 +111,13 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             mode: a mode of `deqlm.modes` in place of the configuration's.
             stop: a `deqlm.Stop`, or a dict of its fields, in place of that of the solve in use.
             start: where the solve starts, see `deqlm.models.ImplicitLM`.
+            on_failure: "auto", "warn", "raise" or "ignore", in place of the configuration's.
+            record: takes down what the solve came to, for ``generate``.
 
         Raises:
             ValueError: tokens or labels out of range, no token, a mask, positions or a cache that do not fit, or an
                 option that would be ignored.
-            TypeError: a cache of another kind.
+            TypeError: a cache of another kind, or what must be a tensor is none.
         """
         for name, given in (("output_hidden_states", output_hidden_states), ("output_attentions", output_attentions)):
             asked = getattr(self.config, name) if given is None else given
@@ -119,7 +126,7 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
         held = None if before is None else before.value
         tokens = input_ids if input_ids is not None else inputs_embeds
         mask = None
-        if tokens is not None and tokens.dim() > 1:
+        if isinstance(tokens, Tensor) and tokens.dim() > 1:
             mask = real_tokens(attention_mask, tokens, held)
             check_positions(position_ids, cache_position, tokens, mask, held)
         if use_cache is None:
@@ -136,8 +143,11 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             start=start,
             logits_to_keep=logits_to_keep,
             label_count=num_items_in_batch,
+            on_failure=on_failure,
         )
         sol = out.solution
+        if record is not None and sol is not None:
+            record.add(sol)
         made = ImplicitCausalLMOutput(
             loss=out.loss,
             logits=out.logits,
@@ -252,16 +262,22 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             **kwargs: likewise, and keys in place of the configuration's.
 
         Raises:
-            ValueError: damaged files, weights of another model or size, or ``weights_only=False``.
+            FileNotFoundError: no such folder or file.
+            ValueError: damaged files, weights of another model or size, quantised weights, an index that names files of
+                other folders or tensors that are not there, or ``weights_only=False``.
         """
         safe = kwargs.get("weights_only", True)
         require(safe is True, "weights_only", safe, "True: pickled objects could run code")
         wants_info, resize = (kwargs.pop(name, False) for name in ("output_loading_info", "ignore_mismatched_sizes"))
         asked: dict[str, Any] = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with explain_bad_files(pretrained_model_name_or_path):
+            files = WeightFiles(pretrained_model_name_or_path, kwargs)
+            files.refuse_broken_promises()
+            files.refuse_quantised_state()
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **asked)
         model, info = loaded
         refuse_other_weights(cls.__name__, info, resize=resize)
+        files.refuse_quantised_files(info["unexpected_keys"])
         return (model, info) if wants_info else model
 
     @torch.no_grad()

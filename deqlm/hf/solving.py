@@ -6,15 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from deqlm.failures import Failures
+from deqlm.frontier import check_slide
 from deqlm.gradients import GRADIENTS, Gradient, Phantom, Unrolled
 from deqlm.models import ImplicitLM, LMOptions
+from deqlm.models.failing import LMFailures, WhenFailed
 from deqlm.models.lm import EVALUATION, FREE
-from deqlm.modes import MODES, Auto, Chunked, Mode, Sequential, Simultaneous
+from deqlm.modes import MODES, Auto, Chunked, Frontier, Mode, Sequential, Simultaneous
 from deqlm.training import Phases
 from deqlm_solvers import Options, Solve, Solver, Stop, options
 from deqlm_solvers.checks import require
-from deqlm_solvers.solution import OnFailure
 
 __all__ = ["DeqOptions", "Grad", "NoGrad"]
 
@@ -93,7 +93,7 @@ class DeqOptions(Options):
     """The section ``deq`` of a configuration; in config.json a dict of the same keys.
 
     Grad mode chooses between ``grad`` and ``no_grad``, not ``train()``. Keys of a section that are left away keep the
-    section's defaults, those of the paper's free phase.
+    section's defaults: evaluations, tolerance and gradient of the paper's free phase, where every row ends by itself.
 
     Args:
         grad: a `Grad`, or a dict of its fields.
@@ -107,7 +107,9 @@ class DeqOptions(Options):
         token_mode: likewise, of the new tokens there.
         start: where ``generate`` starts the solve of a new token: "zero", or "previous" for the state of the token
             before.
-        on_failure: "ignore", "warn" or "raise" when a row does not converge.
+        on_failure: "auto", "warn", "raise" or "ignore" when a row does not converge: "auto" warns without grad, and
+            with grad, where solves that are cut short are trained, only of rows that end DIVERGED or NONFINITE.
+            ``generate`` warns once per call.
         failed_grad: as for `deqlm.DEQ`.
 
     Raises:
@@ -127,7 +129,7 @@ class DeqOptions(Options):
     prompt_mode: Mode = Chunked(64)
     token_mode: Mode = Sequential()
     start: Start = "zero"
-    on_failure: OnFailure = "ignore"
+    on_failure: WhenFailed = "auto"
     failed_grad: FailedGrad = "drop"
 
     def __post_init__(self) -> None:
@@ -140,7 +142,7 @@ class DeqOptions(Options):
             object.__setattr__(self, name, value)
         for name in MODE_NAMES:
             object.__setattr__(self, name, MODES.make(getattr(self, name)))
-        for name, kind in (("on_failure", OnFailure), ("failed_grad", FailedGrad), ("start", Start)):
+        for name, kind in (("on_failure", WhenFailed), ("failed_grad", FailedGrad), ("start", Start)):
             require(getattr(self, name) in get_args(kind), name, getattr(self, name), f"one of {get_args(kind)}")
         self._refuse_contradictions()
         try:
@@ -176,7 +178,7 @@ class DeqOptions(Options):
         """Make ``lm`` solve in this way; its weights do not change."""
         lm.solve, lm.gradient = self.grad.solve, self.grad.gradient
         lm.no_grad, lm.mode = self.no_grad.solve, self.mode
-        lm.failures = Failures(self.on_failure, self.failed_grad)
+        lm.failures = LMFailures(self.on_failure, self.failed_grad)
 
     def refuse_solving(self) -> None:
         """Raise if anything but the modes is set; an explicit model would ignore it.
@@ -192,6 +194,9 @@ class DeqOptions(Options):
                 )
 
     def _refuse_contradictions(self) -> None:
+        for name in MODE_NAMES:
+            if isinstance(getattr(self, name), Frontier):
+                check_slide(self.no_grad.solve)
         if isinstance(self.grad.gradient, Unrolled):
             rule = "'auto' or 'simultaneous' with gradient 'unrolled', which differentiates the steps of one solve"
             require(self.mode in (Auto(), Simultaneous()), "mode", self.mode, rule)

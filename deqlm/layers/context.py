@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.rope import Rope, row_positions
@@ -38,6 +39,8 @@ class Context:
         linears: weight and bias of each linear layer, normalised or not, whose call as a module may be left out, which
             costs as much as a small product; likewise.
         grad: whether grad mode was on when the weights were made.
+        constant: whether they are constants of the call on purpose: derivatives that are wanted are those by the state,
+            as a solver takes them in a call without grad.
     """
 
     mask: Tensor | None = None
@@ -49,6 +52,7 @@ class Context:
     twins: Mapping[nn.Module, Any] = field(default_factory=dict)
     linears: Mapping[nn.Module, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     grad: bool = True
+    constant: bool = False
 
     @classmethod
     def open(
@@ -75,6 +79,7 @@ class Context:
 
         Raises:
             ValueError: a mask or counts of another shape, or a mask that is not bool.
+            RuntimeError: grad mode is on, and ``parametrize.cached()`` holds a weight that was made without.
 
         Examples:
             >>> from deqlm.layers import Mamba2, weight_norm_
@@ -94,6 +99,8 @@ class Context:
         positions = row_positions(mask, length, past=past, device=like.device)
         weights, noise, tables, twins, linears = {}, {}, {}, {}, {}
         for part in module.modules():
+            if parametrize._cache_enabled and torch.is_grad_enabled() and parametrize.is_parametrized(part):
+                _cache_with_graph(part)
             if isinstance(part, Normed):
                 weights[part] = part.weight
             elif isinstance(part, VariationalDropout) and part.active:
@@ -163,7 +170,7 @@ class Context:
         held = self.weights.get(layer)
         if held is None:
             return layer.weight
-        if torch.is_grad_enabled() and not self.grad:
+        if torch.is_grad_enabled() and not (self.grad or self.constant):
             raise RuntimeError(
                 "this Context was opened without grad mode, so its weights have no gradient: open it where grad mode "
                 "is on, before the solve"
@@ -187,6 +194,20 @@ class Context:
         if layer in self.noise:
             return layer(x, self.noise[layer])
         return layer(x)
+
+
+def _cache_with_graph(part: Any) -> None:
+    """Let ``parametrize.cached()`` make the weights of a layer now: the solve's first evaluation has no graph.
+
+    Raises:
+        RuntimeError: it holds one without a graph, made earlier without grad; its gradient would be lost.
+    """
+    for name, made_of in part.parametrizations.items():
+        if not getattr(part, name).requires_grad and any(p.requires_grad for p in made_of.parameters()):
+            raise RuntimeError(
+                f"torch.nn.utils.parametrize.cached() holds the {name} of a {type(part).__name__} that a call without "
+                "grad made, so that it would get no gradient: enter cached() anew for calls with grad"
+            )
 
 
 NOTHING = Context()

@@ -43,7 +43,7 @@ class VariationalDropout(nn.Module):
 
     def draw(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return a new mask, (B, 1, width), of zeros and 1 / (1 - p)."""
-        keep = torch.full((batch, 1, self.width), 1 - self.p, device=device)
+        keep = torch.full((batch, 1, self.width), 1 - self.p, dtype=torch.float32, device=device)
         return torch.bernoulli(keep).div_(1 - self.p).to(dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

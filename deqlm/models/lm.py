@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -11,26 +12,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.chunks import per_token, solve_chunks
-from deqlm.failures import Failures
+from deqlm.collective import refuse_collective
+from deqlm.eager import eagerly
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
-from deqlm.modes import MODES, Auto, Mode, Simultaneous
+from deqlm.models.failing import LMFailures, WhenFailed
+from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, wanted
+from deqlm.modes import MODES, Auto, Chunked, Mode, Simultaneous
 from deqlm.noise import Replay
-from deqlm.rows import RowMap, Rows, start_like
-from deqlm_solvers import FixedPoint, Solution, Solve, Stop
+from deqlm.rows import RowMap, Rows, map_tensors, start_like
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
 from deqlm_solvers.checks import require, whole
-from deqlm_solvers.solution import OnFailure
+from deqlm_solvers.transforms import refuse_tracing
 
 __all__ = ["ImplicitLM", "LMOutput"]
 
 Labels = Literal["shifted", "aligned"]
 
-FREE = Solve(FixedPoint(), Stop(max_iter=24, rtol=0.05, keep="best_f"))
-"""With grad: the rule by which the paper's models were trained in their free phase."""
+FREE = Solve(FixedPoint(), Stop(max_iter=24, rtol=0.05, per="token"))
+"""With grad: evaluations and tolerance of the paper's free phase. Every row ends by itself, so that a loss does not
+depend on how a batch is cut into parts; the paper's own rule, ``keep="best_f"``, ends when all rows pass at once."""
 EVALUATION = Solve(FixedPoint(damping=0.8), Stop(max_iter=96, rtol=0.05, per="token"))
 """Without grad."""
+
+DERIVATIVE_FREE = (FixedPoint, Anderson, Broyden)
+"""Solvers whose points may be tensors of inference mode, which autograd cannot differentiate at."""
 
 
 class LMOutput(NamedTuple):
@@ -66,13 +74,14 @@ class ImplicitLM(nn.Module):
         dropout: ordinary dropout of the embeddings, before the solve.
         labels: "shifted" (the label of a token is compared with the logits of the token before) or "aligned" (with its
             own).
-        solve: how to solve with grad; None is plain iteration with the rule of 24 evaluations at rtol .05.
+        solve: how to solve with grad; None is plain iteration, at most 24 evaluations, rtol .05 in every token.
         gradient: how gradients are made; None is ``Phantom(4, 0.8)``.
         no_grad: how to solve without grad; None is damping .8, at most 96 evaluations, rtol .05 in every token.
         mode: `Auto`, `Simultaneous`, `Chunked`, `Sequential` or `Frontier`, by object, name or dict; see
             `deqlm.modes`.
-        on_failure: "ignore", "warn" or "raise" when a row does not converge. Training by a bounded number of
-            evaluations seldom converges, so the default leaves it to the reader of ``solution``.
+        on_failure: "auto", "warn", "raise" or "ignore" when a row does not converge. Training by a bounded number of
+            evaluations seldom converges, so "auto" warns without grad, and with grad only of rows that end DIVERGED or
+            NONFINITE; all else is left to the reader of ``solution``.
         failed_grad: as for `deqlm.DEQ`.
         device: of embeddings and head.
         dtype: likewise.
@@ -109,7 +118,7 @@ class ImplicitLM(nn.Module):
         gradient: str | Mapping[str, Any] | Gradient | None = None,
         no_grad: Solve | Mapping[str, Any] | None = None,
         mode: str | Mapping[str, Any] | Mode = "auto",
-        on_failure: OnFailure = "ignore",
+        on_failure: WhenFailed = "auto",
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -129,9 +138,11 @@ class ImplicitLM(nn.Module):
         self.solve = _solve(solve, FREE)
         self.gradient = GRADIENTS.make(Phantom() if gradient is None else gradient)
         self.gradient.check(self.solve)
+        same = getattr(self.gradient, "same_value", False)
+        require(not same, "gradient", self.gradient, "one without same_value, because no_grad is another solve")
         self.no_grad = _solve(no_grad, EVALUATION)
         self.mode = MODES.make(mode)
-        self.failures = Failures(on_failure, failed_grad)
+        self.failures = LMFailures(on_failure, failed_grad)
 
     def forward(
         self,
@@ -147,15 +158,16 @@ class ImplicitLM(nn.Module):
         start: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         label_count: int | Tensor | None = None,
+        on_failure: WhenFailed | None = None,
     ) -> LMOutput:
         """Return logits, and the loss if there are labels.
 
         Args:
-            ids: tokens, (B, L) int64, L >= 1.
+            ids: tokens, (B, L), whole numbers, L >= 1.
             embeddings: in their place, (B, L, D); not read at padding.
             mask: (B, L) bool, True at real tokens; None if all are. Padding stands before the real tokens of a row, or
                 behind its last one; it has the logits of a zero state and changes nothing else.
-            labels: (B, L) int64; -100 does not count, nor does padding.
+            labels: (B, L), whole numbers; -100 does not count, nor does padding.
             cache: of the tokens before these, from a call with ``use_cache``.
             use_cache: also return the cache behind the last token.
             mode: in place of the model's, for this call.
@@ -165,50 +177,60 @@ class ImplicitLM(nn.Module):
                 tolerance and one basin of attraction. Not read at padding.
             logits_to_keep: of so many last tokens alone, or of those of an index (K,); 0 is all.
             label_count: the loss is the sum over labels divided by this; None is their number, which makes the mean.
+            on_failure: in place of the model's, for this call.
 
         Raises:
+            TypeError: what must be a tensor, a cache or a rule is none.
+            RuntimeError: the call is recorded by torch.jit.trace, make_fx or torch.export, and something is solved.
             ValueError: ids or labels out of range or of another shape, no token, a cache of another batch size, a start
                 of another shape, or an option that the explicit twin would ignore.
         """
+        if self.backbone.implicit:
+            refuse_tracing()
+        if torch.is_inference_mode_enabled() and not isinstance(self.no_grad.solver, DERIVATIVE_FREE):
+            given = {"ids": ids, "embeddings": embeddings, "mask": mask, "labels": labels, "cache": cache}
+            given |= {"start": start, "logits_to_keep": logits_to_keep, "label_count": label_count}
+            options = {"use_cache": use_cache, "mode": mode, "stop": stop, "on_failure": on_failure}
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(**map_tensors(_ordinary, given), **options)
         e = self._embed(ids, embeddings)
+        if not isinstance(stop, Stop | None):
+            raise TypeError(f"stop must be a Stop, got {type(stop).__name__}")
+        before = self._before(e, mask, cache)
+        context = self.backbone.open(e, mask, offset=before.length, committed=before.committed)
+        how = MODES.make(self.mode if mode is None else mode)
+        if self.backbone.implicit:
+            state, solution, layers = self._solved(e, context, before, how, stop, start, use_cache, on_failure)
+        else:
+            for name, given in (("stop", stop), ("start", start), ("on_failure", on_failure)):
+                require(given is None, name, given, "None for an explicit model, which solves nothing")
+            state, layers = self._explicit(e, context, before, how)
+            solution = None
+        logits = self.head(wanted(state, logits_to_keep).to(self.head.weight.dtype))
+        after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask)
+        return LMOutput(logits, self._loss(logits, labels, mask, label_count), solution, state, after)
+
+    def _before(self, e: Tensor, mask: Tensor | None, cache: LMCache | None) -> LMCache:
+        """Return the cache of earlier tokens, checked against embeddings and mask of the next ones."""
         batch, length = e.shape[:2]
         if mask is not None:
-            ok = mask.shape == (batch, length) and mask.dtype == torch.bool
-            require(ok, "mask", f"{mask.dtype} {tuple(mask.shape)}", f"bool of shape {(batch, length)}")
+            check_mask(mask, batch, length)
         if cache is not None:
             if not isinstance(cache, LMCache):
                 raise TypeError(f"cache must be the LMCache of an earlier call, got {type(cache).__name__}")
             cache.check_fits(self.backbone, batch)
         before = LMCache.empty(self.backbone, batch) if cache is None else cache
         before.check_next(mask)
-        context = self.backbone.open(e, mask, offset=before.length, committed=before.committed)
-        how = MODES.make(self.mode if mode is None else mode)
-        if self.backbone.implicit:
-            state, solution, layers = self._solved(e, context, before, how, stop, start, use_cache)
-        else:
-            for name, given in (("stop", stop), ("start", start)):
-                require(given is None, name, given, "None for an explicit model, which solves nothing")
-            state, layers = self._explicit(e, context, before, how)
-            solution = None
-        logits = self.head(_last(state, logits_to_keep).to(self.head.weight.dtype))
-        after = None if not use_cache or layers is None else before.extend(layers, length, mask)
-        return LMOutput(logits, self._loss(logits, labels, mask, label_count), solution, state, after)
+        return before
 
     def _embed(self, ids: Tensor | None, embeddings: Tensor | None) -> Tensor:
-        require((ids is None) != (embeddings is None), "ids", ids, "given, or embeddings in their place")
+        got = "neither" if ids is None else "both"
+        require((ids is None) != (embeddings is None), "ids", got, "given, or embeddings in their place")
         if ids is not None:
-            ok = ids.dim() == 2 and not ids.is_floating_point() and not ids.is_complex() and ids.dtype != torch.bool
-            require(ok, "ids", f"{ids.dtype} {tuple(ids.shape)}", "whole numbers of shape (B, L)")
-            require(ids.shape[1] >= 1, "the length of ids", ids.shape[1], ">= 1")
-            if ids.numel():
-                (low, high), size = torch.stack(torch.aminmax(ids)).tolist(), self.embedding.num_embeddings
-                require(low >= 0 and high < size, "ids", f"{low} to {high}", f"from 0 to {size - 1}")
-            embeddings = self.embedding(ids)
-        assert embeddings is not None
-        ok = embeddings.dim() == 3 and embeddings.shape[2] == self.backbone.d_model and embeddings.shape[1] >= 1
-        require(ok, "embeddings", tuple(embeddings.shape), f"of shape (B, L, {self.backbone.d_model}) with L >= 1")
-        return self.dropout(embeddings)
+            embeddings = self.embedding(tokens(ids, self.embedding.num_embeddings))
+        return self.dropout(embedded(embeddings, self.backbone.d_model))
 
+    @eagerly
     def _solved(
         self,
         e: Tensor,
@@ -218,6 +240,7 @@ class ImplicitLM(nn.Module):
         stop: Stop | None,
         start: Tensor | None,
         use_cache: bool,
+        on_failure: WhenFailed | None,
     ) -> tuple[Tensor, Solution, tuple[Any, ...] | None]:
         grad = torch.is_grad_enabled()
         how = self.solve if grad else self.no_grad
@@ -225,8 +248,11 @@ class ImplicitLM(nn.Module):
         how = how if rule is how.stop else Solve(how.solver, rule)
         if grad:
             self.gradient.check(how)
+        refuse_collective(self.backbone, how, self.gradient)
         if isinstance(mode, Auto) and (grad or how.stop.is_budget):
             mode = Simultaneous()
+        # without grad, a solver that takes derivatives takes them by the state
+        context = context if grad else replace(context, constant=True)
         u = self.backbone.project(e, context)
         # the iterates are float32 or wider, whatever the weights are
         origin = torch.zeros_like(e, dtype=torch.promote_types(e.dtype, torch.float32))
@@ -251,7 +277,7 @@ class ImplicitLM(nn.Module):
             mode,
             how,
             self.gradient,
-            self.failures,
+            self.failures.of_call(how, mode, on_failure),
             cache=before.layers,
             commit=use_cache or not grad,
             token_mask=context.mask if how.stop.per == "token" else None,
@@ -262,8 +288,8 @@ class ImplicitLM(nn.Module):
 
     def _explicit(self, e: Tensor, context: Context, before: LMCache, mode: Mode) -> tuple[Tensor, tuple[Any, ...]]:
         outputs, layers = [], before.layers
-        if isinstance(mode, Auto):
-            mode = Simultaneous()
+        if isinstance(mode, Auto) or mode == Chunked("auto", start=mode.start):
+            mode = Simultaneous()  # no chunk is cheaper than another
         for first, end in mode.cuts(e.shape[1]):
             part = context.tokens(first, end)
             y, layers = self.backbone.forward_chunk(e[:, first:end], None, layers, part)
@@ -276,33 +302,24 @@ class ImplicitLM(nn.Module):
         if labels is None:
             require(count is None, "label_count", count, "None without labels")
             return None
-        require(labels.shape == logits.shape[:2], "labels", tuple(labels.shape), f"of shape {tuple(logits.shape[:2])}")
-        self._check_labels(labels)
+        if count is not None:
+            check_count(count)
+        wants = targets(labels, logits.shape[:2], len(self.head.weight), shifted=self.labels == "shifted")
         if mask is not None:
-            labels = labels.masked_fill(~mask, -100)
+            wants = wants.masked_fill(~mask, -100)
         if self.labels == "shifted":
-            logits, labels = logits[:, :-1], labels[:, 1:]
+            logits, wants = logits[:, :-1], wants[:, 1:]
             # the first real token of a row has nothing before it to be predicted from
-            labels = labels if mask is None else labels.masked_fill(~mask[:, :-1], -100)
+            wants = wants if mask is None else wants.masked_fill(~mask[:, :-1], -100)
         logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
         if count is None:
-            return F.cross_entropy(logits, labels.flatten())
-        return F.cross_entropy(logits, labels.flatten(), reduction="sum") / count
-
-    def _check_labels(self, labels: Tensor) -> None:
-        if self.labels == "shifted":
-            require(labels.shape[1] > 1, "the length of shifted labels", labels.shape[1], "> 1: the first is not used")
-        real = labels[labels != -100]
-        if real.numel():
-            low, high, size = int(real.min()), int(real.max()), len(self.head.weight)
-            require(low >= 0 and high < size, "labels", f"{low} to {high}", f"-100 or from 0 to {size - 1}")
+            return F.cross_entropy(logits, wants.flatten())
+        return F.cross_entropy(logits, wants.flatten(), reduction="sum") / count
 
 
-def _last(state: Tensor, keep: int | Tensor) -> Tensor:
-    if isinstance(keep, Tensor):
-        return state[:, keep]
-    whole("logits_to_keep", keep, 0)
-    return state[:, -keep:] if keep else state
+def _ordinary(t: Tensor) -> Tensor:
+    """Return ``t``, or where it is a tensor of inference mode, one that is none."""
+    return t.clone() if t.is_inference() else t
 
 
 def _solve(given: Solve | Mapping[str, Any] | None, default: Solve) -> Solve:

@@ -20,7 +20,7 @@ __all__ = ["MIXERS", "AttentionOptions", "LMOptions", "Mamba2Options", "MixerOpt
 
 
 SIZES = ("vocab_size", "pad_vocab", "d_model", "n_layer", "max_iter", "phantom_steps")
-SOLVING = ("max_iter", "eval_max_iter", "rtol", "phantom_steps", "damping")
+SOLVING = ("max_iter", "eval_max_iter", "rtol", "best_f", "phantom_steps", "damping")
 """Options without effect where nothing is solved."""
 
 
@@ -109,9 +109,12 @@ class LMOptions(Options):
         tie: use the embedding table as the head's weight.
         head_bias: give the head a bias.
         labels: "shifted" or "aligned".
-        max_iter: most evaluations per solve in training, which keeps f(z) at the smallest residual.
+        max_iter: most evaluations per solve in training.
         eval_max_iter: most evaluations per solve without grad; None is four times as many.
         rtol: tolerance of both.
+        best_f: solves in training end by the rule of the paper, which `PRESETS` have, ``Stop(keep="best_f")``: when all
+            rows pass at once, so that a loss depends on how a batch is cut into parts. False ends every row by itself,
+            when all its tokens pass.
         phantom_steps: damped steps that are differentiated.
         damping: of these steps, and of the solve without grad.
 
@@ -144,6 +147,7 @@ class LMOptions(Options):
     max_iter: int = 24
     eval_max_iter: int | None = None
     rtol: float = 0.05
+    best_f: bool = False
     phantom_steps: int = 4
     damping: float = 0.8
 
@@ -161,6 +165,7 @@ class LMOptions(Options):
         number("norm_eps", self.norm_eps, "> 0", lambda e: 0 < e < float("inf"))
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
         number("rtol", self.rtol, "> 0", lambda t: 0 < t < float("inf"))
+        require(isinstance(self.best_f, bool), "best_f", self.best_f, "True or False")
         require(self.labels in ("shifted", "aligned"), "labels", self.labels, "'shifted' or 'aligned'")
         if not self.implicit:
             for name in SOLVING:
@@ -176,7 +181,8 @@ class LMOptions(Options):
     @property
     def solve(self) -> Solve:
         """How to solve with grad."""
-        return Solve(FixedPoint(), Stop(max_iter=self.max_iter, rtol=self.rtol, keep="best_f"))
+        rule: dict[str, Any] = {"keep": "best_f"} if self.best_f else {"per": "token"}
+        return Solve(FixedPoint(), Stop(max_iter=self.max_iter, rtol=self.rtol, **rule))
 
     @property
     def no_grad(self) -> Solve:

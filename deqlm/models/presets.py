@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from deqlm.models.options import AttentionOptions, LMOptions, Mamba2Options
 from deqlm_solvers.checks import suggest
@@ -18,14 +19,16 @@ MAMBA2 = {"130m": (768, 24), "370m": (1024, 48), "760m": (1536, 48), "1.3b": (20
 LLAMA3 = {"130m": (768, 12, 12), "370m": (1024, 24, 16), "760m": (1536, 24, 16), "1.3b": (2048, 24, 32)}
 """Width, depth and heads."""
 
-BOUNDED = {"max_iter": 4, "phantom_steps": 1}
+PAPER: dict[str, Any] = {"best_f": True}
+"""The rule by which the authors' models were trained."""
+BOUNDED = {**PAPER, "max_iter": 4, "phantom_steps": 1}
 """4 + 1 evaluations, the first phase of pretraining ("-pretrain")."""
 
 
 def _mamba2(size: str, variant: str) -> LMOptions:
     width, depth = MAMBA2[size]
     padded = 1 if (size, variant) == ("130m", "explicit") else 16
-    free = {"max_iter": 24}
+    free = {**PAPER, "max_iter": 24}
     return LMOptions(
         vocab_size=GPT_NEOX,
         pad_vocab=padded,
@@ -39,7 +42,7 @@ def _mamba2(size: str, variant: str) -> LMOptions:
 
 def _llama3(size: str, variant: str) -> LMOptions:
     width, depth, heads = LLAMA3[size]
-    free = {"max_iter": 24 if size == "370m" else 32}
+    free = {**PAPER, "max_iter": 24 if size == "370m" else 32}
     return LMOptions(
         vocab_size=GPT_NEOX,
         d_model=width,
@@ -60,6 +63,7 @@ _STATE_TRACKING = LMOptions(
     labels="aligned",
     max_iter=32,
     eval_max_iter=2048,
+    best_f=True,
 )
 
 PRESETS: Mapping[str, LMOptions] = MappingProxyType(

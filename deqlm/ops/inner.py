@@ -48,6 +48,11 @@ class InnerSizes(NamedTuple):
         """Of the convolution, C."""
         return self.ssm + 2 * self.groups * self.state
 
+    @property
+    def inputs(self) -> int:
+        """Of a token, U."""
+        return 2 * self.mlp + self.ssm + self.channels + self.heads
+
 
 class InnerParameters(NamedTuple):
     """Parameters, with the shapes and the meaning that they have in `deqlm.layers.Mamba2`.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,16 @@ from deqlm_solvers.checks import require, whole
 __all__ = ["CheckpointError", "checkpoints", "load_checkpoint", "save_checkpoint", "write_atomically"]
 
 MAGIC = b"deqlm-checkpoint-1"
+VERSION = re.compile(rb"deqlm-checkpoint-(\d{1,9}) ")
 HEADER = re.compile(rb"deqlm-checkpoint-1 ([0-9a-f]{64}) (\d{20})\n")
 HEADER_SIZE = len(MAGIC) + 1 + 64 + 1 + 20 + 1
 NAME = re.compile(r"step-(\d{8,})\.ckpt")
-PLAIN = (bool, int, float, str, type(None), torch.Tensor)
+KEYS = ("step", "experiment", "state")
+
+# exactly these, and no subclasses such as the numbers of numpy, can be read back without running code
+PLAIN = (bool, int, float, str, type(None))
+MAPPINGS = (dict, OrderedDict, Counter)
+SEQUENCES = (list, tuple, torch.Size)
 
 
 class CheckpointError(RuntimeError):
@@ -61,7 +70,8 @@ def save_checkpoint(
     Args:
         folder: made if it is missing; of one training only.
         step: optimizer steps that were taken, in the name of the file.
-        state: tensors, numbers, text and None in dicts with such keys, lists and tuples.
+        state: tensors, numbers, text and None in dicts with keys of text or whole numbers, lists and tuples. Where a
+            tensor is a part of a larger one, only the part is written.
         experiment: JSON data that `load_checkpoint` compares.
         keep: newest checkpoints that stay, this one included, >= 1.
 
@@ -69,15 +79,19 @@ def save_checkpoint(
         The file.
 
     Raises:
-        TypeError: a value that could not be read back safely, with its place.
+        TypeError: a value that could not be read back safely, with its place, such as a number of numpy.
+        ValueError: a step, a number of checkpoints or a key that breaks its rule, or a state that holds itself.
         OSError: it could not be written; earlier checkpoints are untouched.
     """
     whole("step", step, 0)
     whole("keep", keep, 1)
-    content = {"step": step, "experiment": experiment, "state": dict(state)}
-    _check_plain(content, "")
+    content = {"step": step, "experiment": _json(experiment), "state": dict(state)}
+    try:
+        _check_plain(content, "")
+    except RecursionError:
+        raise ValueError("state must be finite, and holds itself, or is nested too deeply") from None
     payload = io.BytesIO()
-    torch.save(content, payload)
+    torch.save(_alone(content), payload)
     data = payload.getbuffer()
     header = b"%b %b %020d\n" % (MAGIC, hashlib.sha256(data).hexdigest().encode(), len(data))
     folder = Path(folder)
@@ -120,8 +134,7 @@ def load_checkpoint(path: Path | str, *, experiment: Mapping[str, Any] | None = 
     data = path.read_bytes()
     header = HEADER.fullmatch(data[:HEADER_SIZE])
     if header is None:
-        what = "is truncated" if data.startswith(MAGIC) or MAGIC.startswith(data) else "is no checkpoint of deqlm"
-        raise CheckpointError(f"{path} {what}{_others(path)}")
+        raise CheckpointError(f"{path} {_headless(data)}{_others(path)}")
     digest, size = header[1].decode(), int(header[2])
     payload = memoryview(data)[HEADER_SIZE:]
     if len(payload) != size:
@@ -130,10 +143,11 @@ def load_checkpoint(path: Path | str, *, experiment: Mapping[str, Any] | None = 
     if hashlib.sha256(payload).hexdigest() != digest:
         raise CheckpointError(f"{path} was changed after it had been written: its checksum differs{_others(path)}")
     try:
-        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        step, saved, state = content["step"], content["experiment"], content["state"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} holds something else than a checkpoint of deqlm: {error}") from error
+        step, saved, state = _content(payload)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} holds something else than a checkpoint of deqlm: {error}{_others(path)}"
+        ) from error
     if experiment is not None and (different := differences(saved, experiment)):
         raise CheckpointError(f"{path} belongs to another experiment: {different}")
     return step, state
@@ -181,19 +195,86 @@ def _step(path: Path) -> int:
     return int(match[1])
 
 
+def _headless(data: bytes) -> str:
+    """Return what is wrong with bytes that do not start as ours do."""
+    version = VERSION.match(data)
+    if version is not None and version[1] != b"1":
+        return f"is a checkpoint of version {version[1].decode()}; this deqlm reads version 1"
+    return "is truncated" if data.startswith(MAGIC) or MAGIC.startswith(data) else "is no checkpoint of deqlm"
+
+
+def _content(payload: memoryview) -> tuple[int, Any, dict[str, Any]]:
+    """Return step, experiment and state of bytes that somebody sealed, whatever they are.
+
+    Raises:
+        CheckpointError: they are not what `save_checkpoint` seals.
+    """
+    try:
+        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message goes on to say how to run the code
+        raise CheckpointError("other objects than tensors and plain data, or damaged ones") from error
+    except Exception as error:  # of many types
+        raise CheckpointError(str(error).strip().split("\n")[0] or type(error).__name__) from error
+    if type(content) is not dict or set(content) != set(KEYS):
+        found = sorted(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise CheckpointError(f"it must be {', '.join(KEYS)}, got {found}")
+    step, experiment, state = (content[key] for key in KEYS)
+    try:
+        whole("step", step, 0)
+        require(type(state) is dict, "state", type(state).__name__, "a dict")
+        _json(experiment)
+        _check_plain(state, "")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(str(error)) from error
+    return step, experiment, state
+
+
+def _json(experiment: Any) -> Any:
+    """Return ``experiment``; raise ``TypeError`` unless it is None or a mapping of JSON data."""
+    if experiment is not None and not isinstance(experiment, Mapping):
+        raise TypeError(f"experiment must be a mapping of JSON data or None, got {type(experiment).__name__}")
+    try:
+        json.dumps(experiment)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"experiment must be JSON data: {error}") from error
+    return experiment
+
+
 def _others(path: Path) -> str:
     left = [other.name for other in checkpoints(path.parent) if other != path]
     return f"; other checkpoints here: {', '.join(reversed(left))}" if left else ""
 
 
 def _check_plain(value: Any, place: str) -> None:
-    if isinstance(value, Mapping):
+    kind = type(value)
+    if kind in MAPPINGS:
         for key, part in value.items():
-            ok = isinstance(key, str | int)
+            ok = type(key) in (str, int, bool)
             require(ok, f"keys of {place or 'state'}", key, "text or whole numbers")
             _check_plain(part, f"{place}.{key}" if place else str(key))
-    elif isinstance(value, list | tuple):
+    elif kind in SEQUENCES:
         for index, part in enumerate(value):
             _check_plain(part, f"{place}[{index}]")
-    elif not isinstance(value, PLAIN):
-        raise TypeError(f"a checkpoint holds tensors and plain data, got {type(value).__name__} at {place}")
+    elif kind not in PLAIN and not isinstance(value, torch.Tensor):
+        raise TypeError(f"a checkpoint holds tensors and plain data, got {kind.__name__} at {place}")
+
+
+def _alone(value: Any) -> Any:
+    """Return ``value`` with a copy of each tensor whose storage holds more than it: the whole of it would be saved."""
+    if isinstance(value, MAPPINGS):
+        copied = copy.copy(value)  # with what a state_dict carries as an attribute
+        for key, part in value.items():
+            copied[key] = _alone(part)
+        return copied
+    if isinstance(value, list | tuple):
+        return value if isinstance(value, torch.Size) else type(value)(map(_alone, value))
+    if isinstance(value, torch.Tensor) and _is_part(value):
+        part = value.detach().clone()
+        return torch.nn.Parameter(part, value.requires_grad) if isinstance(value, torch.nn.Parameter) else part
+    return value
+
+
+def _is_part(tensor: torch.Tensor) -> bool:
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    return plain and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.itemsize

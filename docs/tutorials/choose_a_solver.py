@@ -2,7 +2,7 @@
 # # Choose and compare solvers
 #
 # Which solver is best depends on your map and on nothing else. So measure it: this tutorial takes a map, runs every
-# solver on it, and reads the result. It needs the `compare` extra (`pip install "deqlm[compare]"`), which brings scipy
+# solver on it, and reads the result. It needs the `compare` extra (`pip install '.[compare]'`), which brings scipy
 # and torchdeq as competitors.
 #
 # The states here are small. More threads gain nothing with them, and on a machine with other work to do they wait for

@@ -3,7 +3,7 @@
 #
 # One minute of training on a CPU, then everything you would do with a model from Hugging Face: save it, load it with
 # `AutoModelForCausalLM` in a new process, and let it write. Two models, the two of "Implicit Language Models are RNNs"
-# in small: an implicit Mamba2 and an implicit Llama. You need `pip install 'deqlm[hf]'`.
+# in small: an implicit Mamba2 and an implicit Llama. You need `pip install '.[hf]'`.
 #
 # An ordinary language model sends the embedded text once through its layers. An implicit one iterates *all of its
 # layers*,

@@ -81,7 +81,7 @@ def layers_against_length(length: int, layers: int | None, *, seed: int = 0) -> 
     """
     model = preset("mamba2-state-tracking-implicit").replace(vocab_size=120, dropout=0.0)
     if layers is not None:
-        plain = {"implicit": False, "n_layer": layers, "max_iter": 24, "eval_max_iter": None}
+        plain = {"implicit": False, "n_layer": layers, "max_iter": 24, "eval_max_iter": None, "best_f": False}
         model = model.replace(**plain)
     loop = _loop(Stage(length=length, rows=ROWS), steps=STEPS, seed=seed)
     if layers is not None:

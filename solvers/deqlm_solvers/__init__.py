@@ -3,6 +3,7 @@
 from deqlm_solvers.anderson import Anderson
 from deqlm_solvers.broyden import Broyden
 from deqlm_solvers.deer import Deer
+from deqlm_solvers.dogleg import Dogleg
 from deqlm_solvers.fallback import Fallback
 from deqlm_solvers.fixed_point import FixedPoint
 from deqlm_solvers.forecast import Forecast, forecast_solve
@@ -29,6 +30,7 @@ __all__ = [
     "ConvergenceWarning",
     "Cost",
     "Deer",
+    "Dogleg",
     "Evaluation",
     "Fallback",
     "FixedPoint",

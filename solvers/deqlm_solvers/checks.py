@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-__all__ = ["explain_options", "number", "require", "suggest", "whole"]
+__all__ = ["LARGEST", "explain_options", "number", "require", "suggest", "whole"]
+
+LARGEST = 2**31 - 1
+"""Largest whole number of an option that memory is asked for by."""
 
 
 def require(ok: bool, name: str, value: Any, rule: str) -> None:
@@ -23,16 +26,22 @@ def require(ok: bool, name: str, value: Any, rule: str) -> None:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
 
 
-def whole(name: str, value: Any, least: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is a whole number >= ``least``; booleans are none.
+def whole(name: str, value: Any, least: int, most: int = LARGEST) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number from ``least`` to ``most``; booleans are none.
+
+    The bound is what an index can hold: a larger number would wrap where memory is asked for.
 
     Examples:
         >>> whole("memory", True, 1)
         Traceback (most recent call last):
         ValueError: memory must be a whole number >= 1, got True
+        >>> whole("memory", 2**64 + 3, 1)
+        Traceback (most recent call last):
+        ValueError: memory must be a whole number >= 1 and <= 2147483647, got 18446744073709551619
     """
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    require(ok, name, value, f"a whole number >= {least}")
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(is_whole, name, value, f"a whole number >= {least}")
+    require(value <= most, name, value, f"a whole number >= {least} and <= {most}")
 
 
 def number(name: str, value: Any, rule: str, ok: Callable[[float], bool]) -> None:

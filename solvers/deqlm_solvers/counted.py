@@ -14,12 +14,13 @@ from deqlm_solvers.derivative import (
     push_forward,
     push_forward_many,
 )
+from deqlm_solvers.kinds import require_state
 from deqlm_solvers.narrow import narrowed
 from deqlm_solvers.solution import Cost
 from deqlm_solvers.solver import Evaluation, Map
 from deqlm_solvers.transforms import refuse_transforms
 
-__all__ = ["HALF", "CountedMap", "InnerMap", "check_start", "inner_dtype"]
+__all__ = ["HALF", "CountedMap", "InnerMap", "check_start", "evaluated_dtype", "inner_dtype"]
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -34,14 +35,20 @@ def check_start(z0: Tensor) -> None:
 
     Raises:
         TypeError: no tensor.
-        ValueError: wrong number of dimensions, or an integer or complex dtype.
+        ValueError: wrong number of dimensions, an integer or complex dtype, or no dense tensor of numbers.
         RuntimeError: see `refuse_transforms`.
     """
     if not isinstance(z0, Tensor):
         raise TypeError(f"z0 must be a tensor, got {type(z0).__name__}")
     refuse_transforms(z0)
+    require_state(z0, "z0")
     require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
     require(z0.is_floating_point(), "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
+
+
+def evaluated_dtype(z: Tensor) -> torch.dtype:
+    """Return the dtype that a map of ``z`` computes in: that of autocast where it is on, else that of ``z``."""
+    return _autocast(z.device.type) or z.dtype
 
 
 class CountedMap:
@@ -67,18 +74,29 @@ class CountedMap:
         self.inner = inner_dtype(z0.dtype)
         self.shape = z0.shape
         self.device = z0.device
-        self.calls = self.rows = self.jvps = self.vjps = 0
-        self._jacobian_calls = 0
+        self.steps = self.rows = self.jvps = self.vjps = 0
+        self._beside = 0
         self._carries: tuple[Tensor | None] | None = (None,) if record else None
         self._recorded: Recorded | None = None
         self._obstacle: NoDerivativeError | None = None
         self._push_modes = [False, True]
+        self._column_modes, self._dual_modes = [True, False], [True, False]
         self._one_by_one_fails = False
+
+    @property
+    def calls(self) -> int:
+        """Calls of f so far: `steps`, which ``max_iter`` bounds, and those beside them."""
+        return self.steps + self._beside
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether rows have been left out."""
+        return self.f is not self._whole
 
     @property
     def cost(self) -> Cost:
         """What was spent so far."""
-        return Cost(self.calls + self._jacobian_calls, self.rows, jvps=self.jvps, vjps=self.vjps)
+        return Cost(self.calls, self.rows, jvps=self.jvps, vjps=self.vjps)
 
     @property
     def call(self) -> InnerMap:
@@ -116,7 +134,7 @@ class CountedMap:
             raise TypeError(f"f must return a tensor, got {type(fz).__name__}")
         if fz.shape != self.shape or fz.dtype != self.dtype or fz.device != self.device:
             self._explain(fz)
-        return fz
+        return fz.resolve_neg() if fz.is_neg() else fz
 
     def narrow(self, rows: Tensor, at: Evaluation) -> bool:
         """Leave out of f all but ``rows`` (K,) from now on, if f can be evaluated on these alone; say whether it is so.
@@ -128,7 +146,7 @@ class CountedMap:
         if self.snap is not None:
             return False
         if self._kept is None:
-            made = narrowed(self.f, rows, at.z.to(self.dtype), at.fz.to(self.dtype), self._evaluate)
+            made = narrowed(self.f, rows, at.z.to(self.dtype), at.fz.to(self.dtype), self._evaluate_beside)
             self._kept = rows
         else:
             # the probe of the first time has shown that rows of the whole do not mix, so it is the whole that is cut
@@ -139,12 +157,24 @@ class CountedMap:
         self.f, self.shape = made, torch.Size((rows.shape[0], self.shape[1]))
         return True
 
+    def widen(self, z: Tensor) -> Evaluation:
+        """Take back what `narrow` has left out, and evaluate all rows at ``z`` (B, N), beside the steps."""
+        self.f, self.shape, self._kept = self._whole, z.shape, None
+        at = self(z)
+        self.steps -= 1
+        self._beside += 1
+        return at
+
     def evaluate(self, z: Tensor) -> Tensor:
         """Return f(z), state dtype, counted and otherwise as it is."""
+        self.steps += 1
         return self._evaluate(self.f, z)
 
+    def _evaluate_beside(self, f: Map, z: Tensor) -> Tensor:
+        self._beside += 1
+        return self._evaluate(f, z)
+
     def _evaluate(self, f: Map, z: Tensor) -> Tensor:
-        self.calls += 1
         self.rows += z.shape[0]
         if self.autocast is None:
             return f(z)
@@ -160,22 +190,22 @@ class CountedMap:
         point = z.to(self.dtype)
         if known is not None:
             return self.known(z, known, "jacobian", "(B, N, N)", (*self.shape, self.shape[1]))
-        before = self.calls
+        before = self.steps
         try:
             return self._jacobian(point).to(self.inner)
         finally:
             # they are paid for by their products
-            self._jacobian_calls += self.calls - before
-            self.calls = before
+            self._beside += self.steps - before
+            self.steps = before
 
     def products(self, z: Tensor, v: Tensor) -> Tensor:
         """See `InnerMap.products`."""
-        before = self.calls
+        before = self.steps
         try:
             products = self._products(z.to(self.dtype), v.to(self.dtype))
         finally:
-            self._jacobian_calls += self.calls - before
-            self.calls = before
+            self._beside += self.steps - before
+            self.steps = before
         self.jvps += v.shape[0]
         return products.to(self.inner)
 
@@ -201,22 +231,21 @@ class CountedMap:
 
     def aside(self, z: Tensor) -> Tensor:
         """See `InnerMap.aside`."""
-        fz = self.evaluate(z.to(self.dtype))
-        self.calls -= 1
-        self._jacobian_calls += 1
-        return fz
+        return self._evaluate_beside(self.f, z.to(self.dtype))
 
     def _jacobian(self, point: Tensor) -> Tensor:
-        if self._obstacle is None:
+        while self._column_modes:
             try:
-                jacobian = jacobian_by_columns(self.evaluate, point)
+                jacobian = jacobian_by_columns(self.evaluate, point, grad=self._column_modes[0])
                 self.jvps += self.shape[1]
                 return jacobian
             except NoDerivativeError as error:
-                self._obstacle = error
+                self._obstacle = self._obstacle or error
+                del self._column_modes[0]
         try:
             jacobian = jacobian_by_rows(self.evaluate, point)
         except NoDerivativeError as error:
+            assert self._obstacle is not None
             raise _explained(forward=self._obstacle, reverse=error) from error
         self.vjps += self.shape[1]
         return jacobian
@@ -243,7 +272,7 @@ class CountedMap:
 
     def _reverse(self, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
         try:
-            if self._recorded is None or not torch.equal(self._recorded.z, point):
+            if self._recorded is None or not _same(self._recorded.z, point):
                 self._recorded = None  # the old graph goes before the new one comes
                 self._recorded = Recorded(self.checked, point)
             kept = self._recorded
@@ -255,10 +284,15 @@ class CountedMap:
     def _forward(self, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if v is None:
             return self.checked(point).detach(), None
-        try:
-            return push_forward(self.evaluate, point, v.to(self.dtype))
-        except NoDerivativeError as error:
-            raise _explained(forward=error, reverse=self._obstacle) from error
+        first: NoDerivativeError | None = None
+        while self._dual_modes:
+            try:
+                return push_forward(self.evaluate, point, v.to(self.dtype), grad=self._dual_modes[0])
+            except NoDerivativeError as error:
+                first = first or error
+                del self._dual_modes[0]
+        assert first is not None
+        raise _explained(forward=first, reverse=self._obstacle) from first
 
     def _explain(self, fz: Tensor) -> None:
         for what, got, want in (
@@ -354,6 +388,11 @@ def _explained(forward: NoDerivativeError, reverse: NoDerivativeError | None) ->
         "this solver needs the Jacobian of f, which autograd cannot give; use 'anderson' or 'broyden', or give f "
         f"operations that can be differentiated (forward mode: {forward}; reverse mode: {reverse})"
     )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Say whether two points are the same, NaN in the same places included."""
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _version(t: Tensor) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -49,11 +50,11 @@ class Recorded:
     """
 
     def __init__(self, f: Map, z: Tensor) -> None:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with _differentiating():
             self._z = z.detach().clone().requires_grad_()
             try:
                 self._fz = f(self._z.clone())
-            except RuntimeError as error:
+            except Exception as error:
                 # work in place, or an error of f that its next call shows as it is
                 raise NoDerivativeError(str(error)) from error
         self.z, self.fz = self._z.detach(), self._fz.detach()
@@ -80,7 +81,7 @@ class Recorded:
         """Return u and J^T u as a function of it."""
         if not self._fz.requires_grad:
             raise NoDerivativeError("f(z) has no graph")
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with _differentiating():
             u = torch.zeros_like(self._fz, requires_grad=True)
             try:
                 (pulled,) = torch.autograd.grad(self._fz, self._z, u, create_graph=True)
@@ -91,20 +92,25 @@ class Recorded:
         return u, pulled
 
 
-def push_forward(f: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def push_forward(f: Map, z: Tensor, v: Tensor, *, grad: bool = True) -> tuple[Tensor, Tensor]:
     """Return f(z) and J v by one call of f on dual numbers, in forward mode; (B, N) each, without a graph.
 
-    Grad mode is on, because layers with fused kernels for inference leave them then. Where f(z) carries no tangent, f
-    does not depend on z as far as autograd can tell, and J v is zero.
+    Where f(z) carries no tangent, f does not depend on z as far as autograd can tell, and J v is zero.
+
+    Args:
+        f: the map.
+        z: the point, (B, N).
+        v: tangents, (B, N).
+        grad: grad mode inside f, see `push_forward_many`.
 
     Raises:
         NoDerivativeError: an operation of f has no forward mode.
     """
     _load_forward_mode()
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+    with _differentiating(grad), forward_ad.dual_level():
         try:
-            fz, product = forward_ad.unpack_dual(f(forward_ad.make_dual(z.detach(), v)))
-        except RuntimeError as error:
+            fz, product = forward_ad.unpack_dual(f(forward_ad.make_dual(z.detach().clone(), v.clone())))
+        except Exception as error:
             raise NoDerivativeError(str(error)) from error
     fz = fz.detach()
     return fz, torch.zeros_like(fz) if product is None else product.detach()
@@ -124,29 +130,25 @@ def push_forward_many(f: Map, z: Tensor, v: Tensor, *, grad: bool) -> Tensor:
         NoDerivativeError: an operation of f has no forward mode, or f cannot be vectorised over tangents.
     """
     _load_forward_mode()
-    with torch.set_grad_enabled(grad), sdpa_kernel(SDPBackend.MATH):
-        push = torch.vmap(lambda v: torch.func.jvp(f, (z.detach(),), (v.expand(z.shape),))[1], randomness="same")
+    with _differentiating(grad):
+        point = z.detach().clone()
+        push = torch.vmap(lambda v: torch.func.jvp(f, (point,), (v.expand(z.shape),))[1], randomness="same")
         try:
             return push(v).detach()
-        except RuntimeError as error:
+        except Exception as error:
             raise NoDerivativeError(str(error)) from error
 
 
-def jacobian_by_columns(f: Map, z: Tensor) -> Tensor:
+def jacobian_by_columns(f: Map, z: Tensor, *, grad: bool = True) -> Tensor:
     """Return the Jacobians of all rows, (B, N, N) state dtype, by one call of f with N tangents.
 
     Rows are independent, so N tangents, one per unknown and the same for all rows, give every column of every row.
 
     Raises:
-        NoDerivativeError: an operation of f has no forward mode, or f cannot be vectorised over tangents.
+        NoDerivativeError: see `push_forward_many`, whose ``grad`` this is.
     """
-    _load_forward_mode()
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        push = torch.vmap(lambda v: torch.func.jvp(f, (z.detach(),), (v,))[1], randomness="same")
-        try:
-            return push(_basis(z)).detach().permute(1, 2, 0)
-        except RuntimeError as error:
-            raise NoDerivativeError(str(error)) from error
+    unit = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    return push_forward_many(f, z, unit, grad=grad).permute(1, 2, 0)
 
 
 def jacobian_by_rows(f: Map, z: Tensor) -> Tensor:
@@ -155,14 +157,14 @@ def jacobian_by_rows(f: Map, z: Tensor) -> Tensor:
     Raises:
         NoDerivativeError: f has no graph, or an operation of it no derivative.
     """
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with _differentiating():
         point = z.detach().clone().requires_grad_()
         try:
             fz = f(point.clone())
             if not fz.requires_grad:
                 raise NoDerivativeError("f(z) has no graph")
             rows = [torch.autograd.grad(fz, point, e, retain_graph=True)[0] for e in _basis(z)]
-        except RuntimeError as error:
+        except Exception as error:
             raise NoDerivativeError(str(error)) from error
     return torch.stack(rows, 1)
 
@@ -171,6 +173,16 @@ def _basis(z: Tensor) -> Tensor:
     """Return the unit vectors of a row, the same for all rows, (N, B, N)."""
     rows, unknowns = z.shape
     return torch.eye(unknowns, dtype=z.dtype, device=z.device)[:, None].expand(unknowns, rows, unknowns)
+
+
+@contextmanager
+def _differentiating(grad: bool = True) -> Iterator[None]:
+    """Evaluate f with derivatives: in a grad mode, outside of inference mode, and attention by its plain kernel.
+
+    A tensor made in inference mode has no derivative, so points are cloned inside.
+    """
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @functools.cache

@@ -45,15 +45,17 @@ def _loop(solver: StepSolver, evaluate: CountedMap, z0: Tensor, stop: Stop, fram
     pace = set_pace(solver, evaluate, stop, frame, z)
     compact = stop.compact and not stop.is_budget and not torch.is_grad_enabled()
     for k in range(stop.max_iter):
-        at = evaluate(z)
-        if pace.masked is not None:
-            # what f makes of a token that does not count, NaN perhaps, must not reach the method's algebra
-            at = at.held(pace.masked)
-        last = evaluate.calls >= stop.max_iter
+        at = pace.held(evaluate(z))
+        last = k + 1 == stop.max_iter or evaluate.steps >= stop.max_iter
         z, goes_on = pace.take(k, at, last)
         if last or not goes_on:
-            break
-        if compact and (rows := pace.leaving()) is not None:
+            if not evaluate.narrowed:
+                break
+            # a row that left was tested while others were elsewhere, and f may mix rows more weakly than a probe sees
+            z, compact = pace.points(), False
+            if not pace.review(evaluate.widen(z), take_up=not last):
+                break
+        elif compact and (rows := pace.leaving()) is not None:
             compact = evaluate.narrow(rows, at)
             if compact:
                 z = pace.narrow(rows, z)

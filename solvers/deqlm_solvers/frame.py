@@ -22,6 +22,8 @@ class Frame:
         unit: factor of ``atol``, (B,) float64, or None for 1; what has a size of its own in every row.
         snap: rounds a point (B, N) to what f will see of it, for states of several dtypes; None where that is the
             point itself.
+        first: residual and max(||z||, ||f(z)||) of the first point of every row, (2, B) float64, for a solve that goes
+            on from the end of another one; None where it begins. See `Runaway`.
 
     Examples:
         >>> import torch
@@ -38,3 +40,4 @@ class Frame:
     token_mask: Tensor | None = None
     unit: Tensor | None = None
     snap: Callable[[Tensor], Tensor] | None = None
+    first: Tensor | None = None

@@ -130,7 +130,7 @@ class BatchedGMRES:
         turned = (self._rotations * column[:, None]).sum(2)
         here, below = self.count.clamp_max(self.size - 1), (self.count + 1).clamp_max(self.size)
         a, b = turned.gather(1, here), turned.gather(1, below)
-        length = torch.hypot(a, b)
+        length = _hypotenuse(a, b)
         cos, sin = torch.where(length > 0, a / length, 1.0), torch.where(length > 0, b / length, 0.0)
         turned = torch.where(self._slots == here, length, torch.where(self._slots == below, 0.0, turned))
         self._triangle = torch.where(place, turned[..., None], self._triangle)
@@ -152,3 +152,11 @@ class BatchedGMRES:
 
     def _expand(self, slot: Tensor) -> Tensor:
         return slot[..., None].expand(-1, 1, self._vectors.shape[2])
+
+
+def _hypotenuse(a: Tensor, b: Tensor) -> Tensor:
+    """Return the root of a^2 + b^2; torch.hypot rounds by the place of a number in its tensor."""
+    a, b = a.abs(), b.abs()
+    large = torch.maximum(a, b)
+    share = torch.where(large > 0, torch.minimum(a, b) / large, 0.0)
+    return large * (1 + share * share).sqrt()

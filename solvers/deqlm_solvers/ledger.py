@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.measure import Measure, Reading
+from deqlm_solvers.runaway import Runaway
 from deqlm_solvers.schedule import Schedule, make_schedule
 from deqlm_solvers.solution import Cost, Solution
 from deqlm_solvers.solver import Evaluation
@@ -16,6 +18,9 @@ from deqlm_solvers.status import Status
 from deqlm_solvers.stop import Stop
 
 __all__ = ["Ledger", "open_ledger"]
+
+BEYOND = math.nextafter(1.0, 2.0)
+"""Ratio of a point within tolerance that is no solution, because the row runs away."""
 
 
 class Ledger(ABC):
@@ -36,7 +41,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
-        """Take evaluation number ``k`` (from 0), the last one if ``last``."""
+        """Take evaluation number ``k`` (from 0), the last one if ``last``; ``final`` is that of `StepSolver.final`."""
 
     def finished(self, k: int, last: bool) -> bool:
         """Say whether every row is done; may read from the device."""
@@ -49,6 +54,17 @@ class Ledger(ABC):
     def evaluations_left(self) -> float:
         """Return how many evaluations the slowest active row still needs at its mean rate so far; reads the device."""
         return 0.0
+
+    def points(self) -> Tensor:
+        """Return the points that would be returned now, (B, N)."""
+        raise NotImplementedError
+
+    def review(self, k: int, at: Evaluation, take_up: bool) -> bool:
+        """Take f at `points`, of all rows together after some had left; say whether a row no longer passes.
+
+        Such rows are active again with ``take_up``, after evaluation ``k``.
+        """
+        return False
 
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         """Return ``z_next`` with finished rows held at ``z``."""
@@ -77,6 +93,9 @@ class RowLedger(Ledger):
 
     Where f mixes rows, a row that passed may no longer do so when the last one is done, because its neighbours moved.
     It is then taken up again, so that CONVERGED holds for all rows at once.
+
+    A point that the update rule refuses (see `StepSolver.final`) is none of the row's: it is neither its best nor its
+    last one, and does not end it.
     """
 
     def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
@@ -94,6 +113,7 @@ class RowLedger(Ledger):
         self.k = 0
         self.count: int | None = None
         self.halfway: Tensor | None = None
+        self.runaway = Runaway(frame.first)
         if stop.patience is not None:
             self.mark = self.best_ratio.clone()
             self.since = torch.zeros_like(self.steps)
@@ -107,41 +127,62 @@ class RowLedger(Ledger):
         if not self.schedule.tests(k, last):
             self._trace(None, self.active)
             return
-        reading = self.measure(at.fz, at.r)
+        reading = self.measure(at)
         if k == 0:
             self.limit = reading.residual * self.stop.divergence
             self.first_ratio = reading.ratio
         self.reading = reading
         tested = self.schedule.narrow(k, self.active, last)
-        if final is not None and not last:
-            bad = ~(reading.residual <= self.limit) | ~reading.residual.isfinite()
-            tested = tested & ~(bad & ~final)
         self._trace(reading, tested | ~self.active)
         self.steps.masked_fill_(tested, k + 1)
+        bounded = reading.residual <= self.limit
+        counts = tested if final is None else tested & (bounded | final)
         now = torch.stack((reading.residual, reading.relative))
-        self.last = torch.where(tested, now, self.last)
-        grown = self._keep_best(k, tested, reading, now, at.z)
-        stays = (reading.ratio > 1) & (reading.residual <= self.limit)
+        self.last = torch.where(counts, now, self.last)
+        within = reading.ratio <= 1 if counts is self.active else (reading.ratio <= 1) & counts
+        runs = self.runaway.runs(within, reading.residual, reading.size)
+        ratio = reading.ratio.masked_fill(runs, BEYOND)
+        grown = self._keep_best(k, counts, reading, ratio, now, at.z)
+        stays = (ratio > 1) & bounded
+        if final is not None:
+            stays |= tested & ~counts
         if self.stalled is not None:
-            stays &= self._progressing(k, tested, reading, grown)
+            stays &= self._progressing(k, tested, counts, reading, grown)
         self.active = self.active & (stays if tested is self.active else stays | ~tested)
-        if self.halfway is None and 2 * (k + 1) >= self.stop.max_iter:
-            self.halfway = self.last
+        if 2 * (k + 1) >= self.stop.max_iter:
+            self._note_halfway(tested)
         self.schedule.plan(k, tested, self.active, reading.ratio)
 
     def finished(self, k: int, last: bool) -> bool:
         if not self.schedule.looks(k, last):
             return False
         self.count = int(self.active.sum())
-        if self.count:
-            return False
+        return not (self.count or self._take_up_lost(k))
+
+    def _note_halfway(self, tested: Tensor) -> None:
+        """Keep the residuals of each row's first test in the second half of ``max_iter``."""
+        if self.schedule.together:
+            self.halfway = self.last if self.halfway is None else self.halfway
+        else:
+            before = torch.full_like(self.last, torch.inf) if self.halfway is None else self.halfway
+            self.halfway = torch.where(tested & before[0].isinf(), self.last, before)
+
+    def points(self) -> Tensor:
+        return self.best_z
+
+    def review(self, k: int, at: Evaluation, take_up: bool) -> bool:
+        self.reading = self.measure(at)
+        return take_up and self._take_up_lost(k)
+
+    def _take_up_lost(self, k: int) -> bool:
+        """Go on with rows that no longer pass; say whether there is one. Reads the device."""
         lost = self._lost()
         if not bool(lost.any()):
-            return True
+            return False
         self.active = self.active | lost
         self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
         self.schedule.reopen(k, lost)
-        return False
+        return True
 
     def active_rows(self) -> int | None:
         return self.count
@@ -174,6 +215,8 @@ class RowLedger(Ledger):
             cost=cost,
             trace=self._traced(),
             token_steps=self._token_steps(),
+            runaway=(self.best_ratio == BEYOND) & (status == int(Status.DIVERGED)),
+            first=self.runaway.first,
         )
 
     def _lost(self) -> Tensor:
@@ -183,9 +226,15 @@ class RowLedger(Ledger):
         """
         return (self.best_ratio <= 1) & (self.reading.ratio > 1.05)
 
-    def _keep_best(self, k: int, tested: Tensor, reading: Reading, now: Tensor, z: Tensor) -> Tensor | None:
-        """Update the best point; return where the converged prefix grew (per="token" only)."""
-        better = tested & (reading.ratio < self.best_ratio)
+    def _keep_best(
+        self, k: int, tested: Tensor, reading: Reading, ratio: Tensor, now: Tensor, z: Tensor
+    ) -> Tensor | None:
+        """Update the best point; return where the converged prefix grew (per="token" only).
+
+        ``ratio`` is that of the reading, but `BEYOND` where the row runs away: better than what misses the tolerance,
+        worse than what passes.
+        """
+        better = tested & (ratio < self.best_ratio)
         grown = None
         if self.stop.per == "token" and reading.groups is not None:
             passing = reading.groups <= 1
@@ -197,14 +246,14 @@ class RowLedger(Ledger):
             if self.token_steps is None:
                 self.token_steps = torch.ones_like(passing, dtype=torch.int64)
             self.token_steps.masked_fill_(tested[:, None] & ~passing, k + 2)
-        self.best_ratio = torch.where(better, reading.ratio, self.best_ratio)
+        self.best_ratio = torch.where(better, ratio, self.best_ratio)
         self.best = torch.where(better, now, self.best)
         self.best_z = torch.where(better[:, None], z, self.best_z)
         return grown
 
-    def _progressing(self, k: int, tested: Tensor, reading: Reading, grown: Tensor | None) -> Tensor:
+    def _progressing(self, k: int, tested: Tensor, counts: Tensor, reading: Reading, grown: Tensor | None) -> Tensor:
         assert self.stalled is not None and self.stop.patience is not None
-        progress = tested & (reading.ratio < 0.9 * self.mark)
+        progress = counts & (reading.ratio < 0.9 * self.mark)
         self.mark = torch.where(progress, reading.ratio, self.mark)
         if grown is not None:
             progress |= grown
@@ -222,7 +271,7 @@ class RowLedger(Ledger):
             status.masked_fill_(vanishing, int(Status.STALLED))
         if self.stalled is not None:
             status.masked_fill_(self.stalled, int(Status.STALLED))
-        status.masked_fill_(residual > self.limit, int(Status.DIVERGED))
+        status.masked_fill_((residual > self.limit) | (self.best_ratio == BEYOND), int(Status.DIVERGED))
         status.masked_fill_(~residual.isfinite(), int(Status.NONFINITE))
         status.masked_fill_(self.best_ratio <= 1, int(Status.CONVERGED))
         return status
@@ -251,12 +300,12 @@ class BudgetLedger(Ledger):
         self.start = z.detach()
 
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
-        self.last = (at.fz, at.r)
+        self.last = at
         if self.stop.trace:
-            self.trace.append(self.measure(*self.last).residual)
+            self.trace.append(self.measure(at).residual)
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        reading = self.measure(*self.last)
+        reading = self.measure(self.last)
         z = z_last.detach()
         sound = reading.residual.isfinite() & torch.linalg.vector_norm(z, dim=1, dtype=torch.float64).isfinite()
         status = torch.where(sound, int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8)
@@ -275,6 +324,8 @@ class BudgetLedger(Ledger):
 class BestMapLedger(Ledger):
     """Keeps f(z) at the tested z with the smallest ||f(z) - z|| / (||f(z)|| + 1e-9); no row is frozen.
 
+    A row that runs away (`Runaway`) ends the loop like any other, as the rule has it, and is told DIVERGED.
+
     Reference: the rule of torchdeq 0.1.0, fixed_point_iter, with which M. Schoene et al. (2025), Implicit language
     models are RNNs, ICML, trained.
     """
@@ -285,14 +336,17 @@ class BestMapLedger(Ledger):
         self.best_relative = torch.full((z.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
         self.best_residual = self.best_relative.clone()
         self.relative = self.best_relative
+        self.runaway = Runaway(frame.first)
+        self.runs = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
         self.count = torch.zeros((), dtype=torch.int64, device=z.device)
 
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
-        reading = self.measure(at.fz, at.r)
-        size = self.measure.size(at.fz)
-        relative = reading.residual / (size + 1e-9)
+        reading = self.measure(at)
+        relative = reading.residual / (self.measure.norm(at.fz) + 1e-9)
         better = (relative < self.best_relative) & ~self.over
+        runs = self.runaway.runs(relative < self.stop.rtol, reading.residual, reading.size)
+        self.runs = torch.where(better, runs, self.runs)
         self.best_relative = torch.where(better, relative, self.best_relative)
         self.best_residual = torch.where(better, reading.residual, self.best_residual)
         self.best_f = torch.where(better[:, None], at.fz, self.best_f)
@@ -309,7 +363,9 @@ class BestMapLedger(Ledger):
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         status = torch.full_like(self.best_relative, int(Status.MAX_ITER), dtype=torch.int8)
         status.masked_fill_(~self.relative.isfinite(), int(Status.NONFINITE))
-        status.masked_fill_(self.best_relative < self.stop.rtol, int(Status.CONVERGED))
+        passes = self.best_relative < self.stop.rtol
+        status.masked_fill_(passes & self.runs, int(Status.DIVERGED))
+        status.masked_fill_(passes & ~self.runs, int(Status.CONVERGED))
         return Solution(
             z=self.best_f,
             residual=self.best_residual,
@@ -319,4 +375,6 @@ class BestMapLedger(Ledger):
             cost=cost,
             residual_of="previous",
             trace=self._traced(),
+            runaway=passes & self.runs,
+            first=self.runaway.first,
         )

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from deqlm_solvers.checks import require
 from deqlm_solvers.frame import Frame
+from deqlm_solvers.solver import Evaluation
 from deqlm_solvers.stop import Stop
 
-__all__ = ["Measure", "Reading"]
+__all__ = ["Measure", "Reading", "row_norms"]
 
-SMALLEST = 1e-250
-"""Added to every divisor: zero over zero is zero, and a residual over an f(z) of zero stays finite."""
+SMALLEST = 1e-270
+"""Least divisor: zero over zero is zero, and a residual over an f(z) of zero stays finite."""
 
 
 class Reading(NamedTuple):
@@ -26,19 +27,22 @@ class Reading(NamedTuple):
         relative: residual / max(||f(z)||, s), (B,) float64, of the worst group; 0 for an exact zero.
         ratio: residual / tolerance, (B,) float64, of the worst group; a point passes at <= 1.
         groups: ratio of each token or leaf, (B, G) float64; None for per="row".
+        size: max(||z||, ||f(z)||), (B,) float64, of the largest group.
     """
 
     residual: Tensor
     relative: Tensor
     ratio: Tensor
     groups: Tensor | None
+    size: Tensor
 
 
 class Measure:
     """Reads residuals by the rule of a `Stop`: ||f(z) - z|| <= atol + rtol * max(||f(z)||, s).
 
-    Norms are accumulated in float64, so that squares of a float32 state neither overflow nor vanish; those of a float64
-    state do beyond about 1e-150 and 1e150.
+    Norms are accumulated in float64, so that squares of a float32 state neither overflow nor vanish, and those of a
+    float64 state are scaled where they would. States from about 1e-250 to 1e300 are served; a smaller one counts as
+    zero.
 
     Args:
         stop: norm, per, tolerances.
@@ -53,11 +57,10 @@ class Measure:
         self.stop = stop
         self.leaves = tuple(map(tuple, frame.leaves or ())) or (tuple(z.shape[1:]),)
         self.scale = _scale(frame.scale, z)
-        self.floor: float | Tensor = stop.atol + SMALLEST
-        if frame.unit is not None:
-            unit = frame.unit if stop.per == "row" else frame.unit[:, None]
-            self.floor = stop.atol * unit + SMALLEST
-        self.unit = frame.unit
+        self.unit = None if frame.unit is None else frame.unit.resolve_neg()
+        self.floor: float | Tensor = stop.atol
+        if self.unit is not None:
+            self.floor = stop.atol * (self.unit if stop.per == "row" else self.unit[:, None])
         if frame.scale is not None and stop.keep == "best_f":
             raise ValueError("scale is not used with keep='best_f'")
         self.weights = self._weights(z) if isinstance(stop.norm, tuple) else None
@@ -69,35 +72,37 @@ class Measure:
             raise ValueError("token_mask is not used unless Stop(per='token')")
         self.masked = None if self.mask is None else self._masked_unknowns(self.mask, z)
 
-    def __call__(self, fz: Tensor, r: Tensor) -> Reading:
-        """Read one evaluation. fz, r: (B, N)."""
-        stop = self.stop
-        residual, size = self._norms(r), self._norms(fz)
-        scale = self.scale
-        if scale is not None:
-            size = torch.maximum(size, scale if size.dim() == 1 else scale[:, None])
-        ratio = residual / (size * stop.rtol + self.floor)
-        if stop.per == "row":
-            return Reading(residual, residual / (size + SMALLEST), ratio, None)
-        relative = residual / (size + SMALLEST)
+    def __call__(self, at: Evaluation) -> Reading:
+        """Read one evaluation, (B, N)."""
+        residual, norm = self._norms(at.r), self._norms(at.fz)
+        relative, ratio = self._against(residual, norm)
+        size = torch.maximum(norm, self._norms(at.z))
+        if self.stop.per == "row":
+            return Reading(residual, relative, ratio, None, size)
         if self.mask is not None:
-            residual, relative, ratio = (torch.where(self.mask, t, 0.0) for t in (residual, relative, ratio))
+            residual, relative, ratio, size = (
+                torch.where(self.mask, t, 0.0) for t in (residual, relative, ratio, size)
+            )
         if ratio.shape[1] == 0:
             zero = ratio.sum(1)
-            return Reading(zero, zero, zero, ratio)
-        return Reading(residual.amax(1), relative.amax(1), ratio.amax(1), ratio)
+            return Reading(zero, zero, zero, ratio, zero)
+        return Reading(residual.amax(1), relative.amax(1), ratio.amax(1), ratio, size.amax(1))
 
-    def groups(self, fz: Tensor, r: Tensor) -> Tensor:
-        """Return residual, relative residual and ratio of each token or leaf, (3, B, G) float64, the mask not applied.
+    def groups(self, at: Evaluation) -> Tensor:
+        """Return residual, relative residual, ratio and size of each token or leaf, (4, B, G) float64, unmasked."""
+        residual, norm = self._norms(at.r), self._norms(at.fz)
+        size = torch.maximum(norm, self._norms(at.z))
+        return torch.stack((residual, *self._against(residual, norm), size))
 
-        fz, r: (B, N).
-        """
-        residual, size = self._norms(r), self._norms(fz)
-        if self.scale is not None:
-            size = torch.maximum(size, self.scale[:, None])
-        return torch.stack((residual, residual / (size + SMALLEST), residual / (size * self.stop.rtol + self.floor)))
+    def _against(self, residual: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the residual relative to max(||f(z)||, s), and in units of its tolerance."""
+        scale = self.scale
+        if scale is not None:
+            norm = torch.maximum(norm, scale if norm.dim() == 1 else scale[:, None])
+        tolerance = norm * self.stop.rtol + self.floor
+        return residual / norm.clamp_min(SMALLEST), residual / tolerance.clamp_min(SMALLEST)
 
-    def size(self, fz: Tensor) -> Tensor:
+    def norm(self, fz: Tensor) -> Tensor:
         """Return ||f(z)|| of rows, (B,) float64; for per="row"."""
         return self._norms(fz)
 
@@ -106,19 +111,19 @@ class Measure:
         if self.weights is not None:
             t = t * self.weights
         if self.stop.per == "row":
-            norm = torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+            norm = row_norms(t)
             return norm / math.sqrt(max(1, t.shape[1])) if self.stop.norm == "rms" else norm
         parts = self._split(t)
         if self.stop.per == "leaf":
-            norms = [torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64) for p in parts]
+            sizes = [math.prod(shape) for shape in self.leaves]
+            by_leaf = [row_norms(p.reshape(t.shape[0], n)) for p, n in zip(parts, sizes, strict=True)]
             if self.stop.norm == "rms":
-                sizes = [max(1, math.prod(shape)) for shape in self.leaves]
-                norms = [n / math.sqrt(size) for n, size in zip(norms, sizes, strict=True)]
-            return torch.stack(norms, dim=1)
+                by_leaf = [norm / math.sqrt(max(1, n)) for norm, n in zip(by_leaf, sizes, strict=True)]
+            return torch.stack(by_leaf, dim=1)
         by_token = [p.movedim(1 + self.token_axis, 1) for p in parts]
         by_token = [p.reshape(*p.shape[:2], math.prod(p.shape[2:])) for p in by_token]
         joined = by_token[0] if len(by_token) == 1 else torch.cat(by_token, dim=2)
-        norm = torch.linalg.vector_norm(joined, dim=2, dtype=torch.float64)
+        norm = row_norms(joined)
         return norm / math.sqrt(max(1, joined.shape[2])) if self.stop.norm == "rms" else norm
 
     def _split(self, t: Tensor) -> list[Tensor]:
@@ -133,7 +138,8 @@ class Measure:
         for shape in self.leaves:
             view = [1] * len(shape)
             view[self.token_axis] = mask.shape[1]
-            parts.append(~mask.reshape(z.shape[0], *view).expand(z.shape[0], *shape).reshape(z.shape[0], -1))
+            whole = ~mask.reshape(z.shape[0], *view).expand(z.shape[0], *shape)
+            parts.append(whole.reshape(z.shape[0], math.prod(shape)))
         return torch.cat(parts, dim=1)
 
     def _weights(self, z: Tensor) -> Tensor:
@@ -166,4 +172,19 @@ def _scale(scale: Tensor | None, z: Tensor) -> Tensor | None:
         return None
     require(tuple(scale.shape) == (z.shape[0],), "scale", tuple(scale.shape), f"one value per row, ({z.shape[0]},)")
     require(bool((scale.isfinite() & (scale >= 0)).all()), "scale", scale, "finite and >= 0 in every row")
-    return scale.detach().to(device=z.device, dtype=torch.float64)
+    return scale.detach().to(device=z.device, dtype=torch.float64).resolve_neg()
+
+
+def row_norms(t: Tensor) -> Tensor:
+    """Return the l2 norms along the last dimension, float64, right at every magnitude of ``t``.
+
+    Examples:
+        >>> row_norms(torch.tensor([[3e200, 4e200]], dtype=torch.float64)).item()
+        5e+200
+    """
+    if t.dtype != torch.float64 or t.shape[-1] == 0:
+        return torch.linalg.vector_norm(t, dim=-1, dtype=torch.float64)
+    # by a power of two, which changes no bit of a norm that was right without
+    top = torch.linalg.vector_norm(t, ord=torch.inf, dim=-1)
+    exponent = torch.where(top.isfinite(), torch.frexp(top).exponent, 0).clamp(-1000, 1000).double()
+    return torch.ldexp(torch.linalg.vector_norm(torch.ldexp(t, -exponent[..., None]), dim=-1), exponent)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from deqlm_solvers.checks import number, require
-from deqlm_solvers.counted import InnerMap, check_start, inner_dtype
-from deqlm_solvers.frame import Frame
+from deqlm_solvers.advice import newton_advice
+from deqlm_solvers.checks import number
+from deqlm_solvers.counted import InnerMap, inner_dtype
+from deqlm_solvers.dense import DenseSolver
 from deqlm_solvers.linalg import solve_general
 from deqlm_solvers.line_search import LineSearch
 from deqlm_solvers.options import options
-from deqlm_solvers.solution import Solution
-from deqlm_solvers.solver import Evaluation, Map, StepSolver, register_solver
+from deqlm_solvers.solver import Evaluation, register_solver
+from deqlm_solvers.status import Status
 from deqlm_solvers.stop import Stop
 
 __all__ = ["Newton"]
@@ -24,7 +23,7 @@ __all__ = ["Newton"]
 
 @register_solver("newton")
 @options
-class Newton(StepSolver):
+class Newton(DenseSolver):
     """Newton's method on f(z) - z with the Jacobian of every row, for up to about 128 unknowns.
 
     A few steps solve what takes others dozens of evaluations, where N products with the Jacobian are affordable: rows
@@ -61,23 +60,14 @@ class Newton(StepSolver):
         (0.39, 7)
     """
 
-    jacobian: Callable[[Tensor], Tensor] | None = None
     damping: float = 0.5
 
-    guarantees: ClassVar[frozenset[str]] = frozenset({"known_answers", "rows", "check_every", "half"})
-
     def __post_init__(self) -> None:
-        if self.jacobian is not None and not callable(self.jacobian):
-            raise TypeError(f"jacobian must be a function or None, got {type(self.jacobian).__name__}")
+        super().__post_init__()
         number("damping", self.damping, "in (0, 1]", lambda t: 0 < t <= 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        if self.jacobian is not None:
-            raise TypeError("a Newton with jacobian=... has no plain form, because a function is no plain data")
-        return super().to_dict()
-
-    def rehearsable(self) -> bool:
-        return False
+    def advice(self, status: Status) -> str:
+        return newton_advice(status) or status.hint
 
     def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
         """Return what holds where autograd gives the Jacobian; None for a user's function.
@@ -90,32 +80,29 @@ class Newton(StepSolver):
         # the Jacobian, then I - J and what the batched solve makes of it, in float64; one identity for all rows
         return rows * matrix * (size + 4 * 8) + matrix * size + 12 * rows * unknowns * size
 
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
-        check_start(z0)
-        price = 1 + z0.shape[1] if self.jacobian is None else 2
-        rule = f">= {price + 1}, two evaluations and {price - 1} products with the Jacobian, for one step of 'newton'"
-        require(stop.max_iter > price, "max_iter", stop.max_iter, rule)
-        points = stop.max_iter // price if stop.is_budget else 1 + (stop.max_iter - 1) // price
-        return super().solve(f, z0, stop.replace(max_iter=points), frame)
-
     def init(self, z: Tensor) -> NewtonState:
         return NewtonState(
             search=LineSearch(z),
             base_z=z,
             base_r=torch.zeros_like(z),
+            base_norm=torch.full((z.shape[0], 1), torch.inf, dtype=torch.float64, device=z.device),
             step=torch.zeros_like(z),
             first=torch.ones(z.shape[0], 1, dtype=torch.bool, device=z.device),
         )
 
+    def final(self, state: NewtonState) -> Tensor:
+        return state.search.final()
+
     def step(self, f: InnerMap, at: Evaluation, state: NewtonState) -> tuple[Tensor, NewtonState]:  # type: ignore[override]
         search, norm = state.search, _norm(at.r)
         accepted, given_up = search.judge(torch.ones_like(norm, dtype=torch.bool), norm)
-        search.fail(given_up)
+        search.fail(given_up, state.base_norm)
         # a row that is done is held where it is and needs no new direction
         accepted &= state.first | (at.z != state.base_z).any(1, keepdim=True)
         state.first = torch.zeros_like(accepted)
         state.base_z = torch.where(accepted, at.z, state.base_z)
         state.base_r = torch.where(accepted, at.r, state.base_r)
+        state.base_norm = torch.where(accepted, norm, state.base_norm)
         turns = accepted & (search.walk <= 0)
         if bool(turns.any()):
             self._turn(f, at, turns, norm, state)
@@ -126,10 +113,7 @@ class Newton(StepSolver):
 
     def _turn(self, f: InnerMap, at: Evaluation, turns: Tensor, norm: Tensor, state: NewtonState) -> None:
         """Give rows ``turns`` (B, 1) the Newton direction of their new point, where it is one."""
-        jacobian = f.jacobian(at.z, self.jacobian).double()
-        # tokens that do not count are held, whatever f makes of them, and their derivatives may be NaN
-        jacobian = jacobian.masked_fill((at.r == 0)[..., None] & ~jacobian.isfinite(), 0.0)
-        system = torch.eye(at.z.shape[1], dtype=torch.float64, device=at.z.device) - jacobian
+        system = self.system(f, at)
         # of length one, so that neither tiny nor huge states leave what the solve can hold
         rhs = at.r.double() / torch.where(norm > 0, norm, 1.0)
         unit_step = solve_general(system, rhs)
@@ -137,7 +121,7 @@ class Newton(StepSolver):
         sound = linear < 0.5
         state.step = torch.where(turns & sound, (norm * unit_step).to(at.z.dtype), state.step)
         state.search.start(turns & sound, norm, linear)
-        state.search.fail(turns & ~sound)
+        state.search.fail(turns & ~sound, norm)
 
 
 @dataclass
@@ -146,7 +130,7 @@ class NewtonState:
 
     Attributes:
         search: the line searches.
-        base_z, base_r: point that the pending step starts from and its residual, (B, N).
+        base_z, base_r, base_norm: point that the pending step starts from, its residual, (B, N), and ||r||, float64.
         step: direction, (B, N).
         first: no step has been made yet, (B, 1).
     """
@@ -154,6 +138,7 @@ class NewtonState:
     search: LineSearch
     base_z: Tensor
     base_r: Tensor
+    base_norm: Tensor
     step: Tensor
     first: Tensor
 

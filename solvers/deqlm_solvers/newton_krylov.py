@@ -8,12 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from deqlm_solvers.advice import newton_advice
 from deqlm_solvers.checks import number, whole
 from deqlm_solvers.counted import InnerMap
 from deqlm_solvers.gmres import BatchedGMRES
 from deqlm_solvers.line_search import LineSearch
 from deqlm_solvers.options import options
 from deqlm_solvers.solver import Evaluation, StepSolver, register_solver
+from deqlm_solvers.status import Status
 
 __all__ = ["NewtonKrylov"]
 
@@ -74,6 +76,9 @@ class NewtonKrylov(StepSolver):
         number("forcing", self.forcing, "in (0, 1)", lambda t: 0 < t < 1)
         number("damping", self.damping, "in (0, 1]", lambda t: 0 < t <= 1)
 
+    def advice(self, status: Status) -> str:
+        return newton_advice(status) or status.hint
+
     def init(self, z: Tensor) -> NewtonKrylovState:
         column = torch.zeros(z.shape[0], 1, dtype=torch.float64, device=z.device)
         return NewtonKrylovState(
@@ -90,12 +95,15 @@ class NewtonKrylov(StepSolver):
             solving=torch.zeros_like(column, dtype=torch.bool),
         )
 
+    def final(self, state: NewtonKrylovState) -> Tensor:
+        return state.search.final()
+
     def step(self, f: InnerMap, at: Evaluation, state: NewtonKrylovState) -> tuple[Tensor, NewtonKrylovState]:  # type: ignore[override]
         search, tried = state.search, ~state.solving
         if at.jv is not None:
             self._extend(at.jv, state)
         accepted, given_up = search.judge(tried, _norm(at.r))
-        search.fail(given_up)
+        search.fail(given_up, state.base_norm)
         self._arrive(accepted, at, state)
         plain = ~state.solving & (search.walk > 0)
         state.step = torch.where(plain, self.damping * state.base_r, state.step)
@@ -124,7 +132,7 @@ class NewtonKrylov(StepSolver):
         linear = state.linear_norm / state.base_norm
         descends = linear < 0.999
         state.search.start(done & descends, state.base_norm, linear)
-        state.search.fail(done & ~descends)
+        state.search.fail(done & ~descends, state.base_norm)
 
     def _arrive(self, accepted: Tensor, at: Evaluation, state: NewtonKrylovState) -> None:
         """Take up the point in rows that accept it, and begin a linear system in those that do not walk."""

@@ -32,6 +32,10 @@ class Pace(ABC):
 
     masked: Tensor | None = None
 
+    def held(self, at: Evaluation) -> Evaluation:
+        """Return ``at`` without what f makes of tokens that do not count: NaN there must not reach the algebra."""
+        return at if self.masked is None else at.held(self.masked)
+
     @abstractmethod
     def take(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
         """Take evaluation ``k`` (from 0); return the point to evaluate next, and whether to go on.
@@ -51,6 +55,17 @@ class Pace(ABC):
         """Go on with ``rows`` (K,) of those present; return their part of the point ``z``, (K, N)."""
 
     @abstractmethod
+    def points(self) -> Tensor:
+        """Return the points that would be returned now, (B, N), of all rows."""
+
+    @abstractmethod
+    def review(self, at: Evaluation, take_up: bool) -> bool:
+        """Take f at `points`, of all rows together after some had left; all are present from now on.
+
+        Returns whether rows that passed on their own no longer do, and go on; never without ``take_up``.
+        """
+
+    @abstractmethod
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         """Return the solution, (B, N); see `Ledger.close`. ``z_last`` is not read where rows have left."""
 
@@ -60,19 +75,27 @@ def pays(active: int, present: int, unknowns: int) -> bool:
     return 2 * active <= present and (present - active) * unknowns >= LEAST_GAIN
 
 
-def may_leave(stop: Stop, active: int, present: int, unknowns: int, left: Callable[[], float]) -> bool:
+def may_leave(
+    stop: Stop, k: int, active: int, present: int, rows: int, unknowns: int, left: Callable[[], float]
+) -> bool:
     """Say whether the rows that are done leave now; ``left()`` is what the slowest other one still needs.
+
+    The first that leave cost a probe of the others and, at the end, an evaluation of all.
 
     Args:
         stop: says when.
+        k: number of the evaluation, from 0.
         active: rows that are not done.
         present: rows in the batch.
+        rows: B.
         unknowns: N.
         left: returns evaluations.
     """
+    most = stop.max_iter - (k + 1)
     if stop.compact == "at_once":
-        return 0 < active < present
-    return active > 0 and pays(active, present, unknowns) and left() >= LEAST_LEFT
+        price = active + rows if present == rows else 0
+        return 0 < active < present and most * (present - active) > price
+    return active > 0 and most >= LEAST_LEFT and pays(active, present, unknowns) and left() >= LEAST_LEFT
 
 
 class TorchPace(Pace):
@@ -82,7 +105,8 @@ class TorchPace(Pace):
         self.solver = solver
         self.evaluate = evaluate
         self.ledger = open_ledger(stop, frame, z)
-        self.masked = self.ledger.measure.masked
+        self.masked = self._masked = self.ledger.measure.masked
+        self.k = 0
         self.state = solver.init(z)
         self.chosen = self.solver.picked(self.state)
         self.rows: Tensor | None = None
@@ -93,8 +117,8 @@ class TorchPace(Pace):
             assert self.whole is not None
             z = self.whole.z.index_copy(0, self.rows, at.z)
             at = Evaluation(z, self.whole.fz.index_copy(0, self.rows, at.fz))
-        self.whole = at
-        self.ledger.record(k, at.detached(), last, self.solver.final(self.state))
+        self.whole, self.k = at, k
+        self.ledger.record(k, at.detached(), last, self.solver.final(self.state) if k else None)
         if self.ledger.finished(k, last) or (last and not self.ledger.steps_after_last):
             return at.z, False
         z_next, self.state = self.solver.step(self.evaluate.call, at, self.state)
@@ -116,7 +140,8 @@ class TorchPace(Pace):
             count = int(active.sum())
         if count is None or active is None:
             return None
-        if not may_leave(stop, count, present, unknowns, self.ledger.evaluations_left):
+        rows = self.whole.z.shape[0]
+        if not may_leave(stop, self.k, count, present, rows, unknowns, self.ledger.evaluations_left):
             return None
         mask = active if self.rows is None else active.index_select(0, self.rows)
         return mask.nonzero().squeeze(1)
@@ -126,6 +151,14 @@ class TorchPace(Pace):
         if self.masked is not None:
             self.masked = self.masked.index_select(0, rows)
         return z.index_select(0, rows)
+
+    def points(self) -> Tensor:
+        return self.ledger.points()
+
+    def review(self, at: Evaluation, take_up: bool) -> bool:
+        self.rows, self.masked = None, self._masked
+        self.whole = self.held(at)
+        return self.ledger.review(self.k, self.whole, take_up)
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         sol = self.ledger.close(z_last, cost, keep_last)

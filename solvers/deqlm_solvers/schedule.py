@@ -12,10 +12,18 @@ from deqlm_solvers.stop import Stop
 __all__ = ["Schedule", "make_schedule"]
 
 LONGEST_GAP = 8
+NEVER = torch.iinfo(torch.int64).max
+"""When a row is due that is done."""
 
 
 class Schedule(ABC):
-    """Decides which evaluations are tested, for which rows, and when "is every row done" is read."""
+    """Decides which evaluations are tested, for which rows, and when "is every row done" is read.
+
+    Attributes:
+        together: whether all rows that are active are tested at the same evaluations.
+    """
+
+    together = True
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
@@ -66,6 +74,8 @@ class Predicted(Schedule):
     The host reads one number per test: the nearest evaluation at which an active row is due.
     """
 
+    together = False
+
     def __init__(self, stop: Stop, z: Tensor) -> None:
         super().__init__(stop)
         self.next = 0
@@ -88,16 +98,16 @@ class Predicted(Schedule):
         self.before = torch.where(tested, ratio, self.before)
         self.due = torch.where(tested, k + ahead, self.due)
         if active.numel():
-            self.next = int(torch.where(active, self.due, torch.iinfo(torch.int64).max).min())
+            self.next = int(torch.where(active, self.due, NEVER).min())
         else:
-            self.next = torch.iinfo(torch.int64).max
+            self.next = NEVER
 
     def reopen(self, k: int, rows: Tensor) -> None:
         self.next = k + 1
         self.due = self.due.masked_fill(rows, k + 1)
 
     def looks(self, k: int, last: bool) -> bool:
-        return self.next > self.stop.max_iter + LONGEST_GAP
+        return self.next == NEVER
 
 
 def make_schedule(stop: Stop, z: Tensor) -> Schedule:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
+import torch
 from torch import Tensor
 
 from deqlm_solvers.anderson import Anderson
 from deqlm_solvers.checks import require
+from deqlm_solvers.counted import check_start, evaluated_dtype
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.options import Options, options
 from deqlm_solvers.solution import Solution
@@ -68,4 +73,20 @@ class Solve(Options):
         Raises:
             TypeError, ValueError: a bad start, or an f that changes shape, dtype or device or works in place.
         """
-        return self.solver.solve(f, z0, self.stop, frame or Frame())
+        if self.stop.rtol == "auto":
+            return self.resolve(z0)(f, z0, frame)
+        return self.solver.solve(f, z0, self.stop, frame or Frame()).replace(solver=self.solver)
+
+    def resolve(self, z0: Tensor, *dtypes: torch.dtype) -> Self:
+        """Return the solve with a number for ``rtol="auto"``; self where it has one.
+
+        Args:
+            z0: start, under the autocast of the solve.
+            *dtypes: of the leaves of the state, where there are several.
+        """
+        if self.stop.rtol != "auto":
+            return self
+        check_start(z0)
+        made = copy.copy(self)  # checked before, and to check all again costs as much as an evaluation of a small f
+        object.__setattr__(made, "stop", self.stop.resolve(evaluated_dtype(z0), *dtypes))
+        return made

@@ -14,6 +14,7 @@ from deqlm_solvers.native.kernel import Kernel
 from deqlm_solvers.options import Options
 from deqlm_solvers.registry import Registry
 from deqlm_solvers.solution import Solution
+from deqlm_solvers.status import Status
 from deqlm_solvers.stop import Stop
 
 __all__ = ["GUARANTEES", "SOLVERS", "Evaluation", "Map", "Solver", "StepSolver", "register_solver"]
@@ -110,6 +111,10 @@ class Solver(Options, ABC):
     def for_frame(self, frame: Frame, stop: Stop) -> Solver:
         """Return the solver whose `peak_bytes` are those on rows of ``frame``; self where N tells it all."""
         return self
+
+    def advice(self, status: Status) -> str:
+        """Return what to try for rows that ended with ``status``, in one sentence; empty where that is no failure."""
+        return status.hint
 
     def rehearsable(self) -> bool:
         """Say whether all its memory is torch's and in proportion to N, so that small solves show what it holds."""

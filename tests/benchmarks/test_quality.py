@@ -1,11 +1,19 @@
-"""How many of thirty problems each solver solves: `pytest -m bench -s tests/benchmarks/test_quality.py`."""
+"""How many of thirty problems each solver solves, and which of the literature's.
+
+pytest -m bench -s tests/benchmarks/test_quality.py
+"""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.quality_set import problems
+from deqlm.compare import compare_literature
+from deqlm.compare.literature.contenders import is_peer, own
 from deqlm_solvers import Anderson, Broyden, Fallback, FixedPoint, NewtonKrylov, Solve, Solver, Stop
 
 SOLVERS: dict[str, tuple[Solver, int, int]] = {
@@ -42,3 +50,19 @@ def test_solved_problems(name: str, dtype: torch.dtype) -> None:
                 unsolved.append(f"{problem.name} ({int(good.sum())} of {len(good)} rows)")
     print(f"\n{name} {dtype}: {solved} solved; not: {', '.join(unsolved) or 'none'}")
     assert solved >= known[dtype == torch.float64]
+
+
+@pytest.mark.bench
+def test_no_problem_of_the_literature_is_lost() -> None:
+    """What our solvers solve according to docs/records/literature.json they still solve, in the same form."""
+    record = json.loads((Path(__file__).resolve().parents[2] / "docs/records/literature.json").read_text())
+    recorded = {
+        (problem["label"], entry["solver"], entry["form"])
+        for problem in record["problems"]
+        for entry in problem["entries"]
+        if entry["outcome"] == "solved" and not is_peer(entry["solver"])
+    }
+    found = compare_literature(solvers=list(own()), progress=False)
+    print(f"\n{found}")
+    solved = {(p.label, e.solver, e.form) for p in found.problems for e in p.entries if e.outcome == "solved"}
+    assert not recorded - solved

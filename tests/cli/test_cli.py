@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -96,6 +98,53 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     blocked.write_text("")
     assert main([*TINY, "--solvers", "fixed_point", "--no-plots", "--out", str(blocked / "below")]) == 2
     assert "cannot write into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blocked", ["parent", "compare.json", "profile.png", "full disk"])
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, capsys, monkeypatch, blocked):
+    import deqlm.cli.compare as command
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "compare", lambda *_, **__: pytest.fail("it ran"))
+    out = tmp_path / "out"
+    if blocked == "parent":
+        out.write_text("")
+        out = out / "below"
+    elif blocked == "full disk":
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    else:
+        (out / blocked).mkdir(parents=True)
+    assert main([*TINY, "--solvers", "fixed_point", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"deqlm: error: cannot write into {out}: ")
+
+
+SETTINGS = '"record": "deqlm compare", "settings": {"dtype": 1, "seed": 2}, "problems": []'
+MALFORMED = [
+    '{"record": "deqlm compare", "files": null}',
+    '{"record": "deqlm compare", "files": [["profile.svg"], 1, "profile.svg"]}',
+    f'{{{SETTINGS}, "environment": {{"argv": [1, 2]}}}}',
+    '{"record": "deqlm compare", "settings": [], "environment": 1, "problems": null, "files": {"profile.svg": 1}}',
+    f'{{{SETTINGS}, "environment": {{"argv": ["\\ud800"]}}}}',
+]
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_a_malformed_record_of_a_former_run_is_replaced(tmp_path, capsys, text):
+    (tmp_path / "compare.json").write_text(text)
+    assert main([*TINY, "--solvers", "fixed_point", "--no-plots", "--out", str(tmp_path)]) == 0
+    assert ("a record that is malformed" in capsys.readouterr().out) is ("ud800" not in text)
+    assert len(json.loads((tmp_path / "compare.json").read_text())["problems"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "\xff", '{"record": "another"}', "[]", '{"record": ["deqlm compare"]}']
+)
+def test_a_file_that_is_no_record_is_replaced(tmp_path, capsys, text):
+    (tmp_path / "compare.json").write_text(text, encoding="latin-1")
+    assert main([*TINY, "--solvers", "fixed_point", "--no-plots", "--out", str(tmp_path)]) == 0
+    assert "in place of" not in capsys.readouterr().out
 
 
 def test_a_run_replaces_the_former_one_and_says_so(tmp_path, capsys):
@@ -283,6 +332,17 @@ def test_env_says_whether_the_step_is_compiled(capsys, monkeypatch):
     monkeypatch.setattr(env, "load", lambda: Outcome(None, "no C++ compiler found"))
     assert main(["env"]) == 0
     assert "fused step none: no C++ compiler found; solvers run on torch operations" in capsys.readouterr().out
+
+
+def test_env_says_what_a_strange_compiler_does(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_bytes(b"#!/bin/sh\nprintf '\\377 caf\\351'\nexit 1\n")
+    compiler.chmod(0o755)
+    environment = {**os.environ, "CXX": str(compiler), "DEQLM_CACHE": os.fsdecode(bytes(tmp_path) + b"/caf\xe9")}
+    command = [sys.executable, "-m", "deqlm", "env"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    for part in ("fused step", "layers    "):
+        assert f"{part} none: {compiler} could not build the kernel: \ufffd caf\ufffd; " in text
 
 
 def test_env_names_what_is_missing_and_what_it_would_give(capsys, monkeypatch):

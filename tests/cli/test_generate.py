@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deqlm.cli.main import main
+from models.families import contract
 
 hf = pytest.importorskip("deqlm.hf")
 
@@ -31,6 +32,8 @@ def save(folder, *, tokenizer, **options):
     if sizes.get("implicit", True):
         sizes["deq"] = {"no_grad": {"stop": {"max_iter": 5, "rtol": 0.05, "per": "token"}}}
     model = hf.ImplicitLlamaForCausalLM(hf.ImplicitLlamaConfig(vocab_size=256 if tokenizer else 13, **sizes))
+    if model.config.implicit:
+        contract(model.lm)
     model.save_pretrained(folder)
     if tokenizer:
         byte_tokenizer().save_pretrained(folder)
@@ -96,10 +99,23 @@ def test_options_reach_the_solves(plain, capsys):
     argv = ["--model", plain, "--ids", "3 1 4", "--stats"]
     status, _, err = run(capsys, *argv, "--rtol", "1e-6", "--max-iter", "2", "--mode", "chunked:size=2")
     assert status == 0
+    assert "warning: generate: the solves of 1 of 1 prompts" in err
     assert "3 + 4 tokens in" in err
     assert "prompt: 4 evaluations of f" in err
     assert "new tokens: 2.0 evaluations each, least 2, most 2" in err
     assert run(capsys, *argv, "--start", "previous", "--beams", "2")[0] == 0
+
+
+def test_solves_that_do_not_converge_are_told(plain, capsys):
+    argv = ["--model", plain, "--ids", "3 1 4", "--rtol", "1e-6", "--max-iter", "2"]
+    status, out, err = run(capsys, *argv)
+    assert status == 0
+    assert len(out.split()) == 7
+    assert err.startswith("warning: generate: the solves of 1 of 1 prompts and 3 of 3 tokens that were fed back")
+    assert "Stop(max_iter=8, rtol=1e-06, per='token')" in err
+    assert "Here Stop is --max-iter and --rtol" in err
+    assert len(err.strip().splitlines()) == 1
+    assert run(capsys, *argv[:4])[2] == ""
 
 
 def test_an_explicit_model_generates_and_refuses_what_it_would_ignore(explicit, capsys):

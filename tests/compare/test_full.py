@@ -134,6 +134,28 @@ def test_the_command_prints_verdicts_and_paths(tmp_path, capsys):
     assert str(tmp_path / "records/comparison.json") in out
 
 
+def test_a_cost_below_zero_is_not_printed():
+    overhead = [{"solver": "broyden", "per_evaluation_us": 130.3, "per_solve_us": -745.1, "f_us": 5.0}]
+    assert "| broyden | 130.3 us | not resolved |" in blocks({"environment": {}, "overhead": overhead})["overhead"]
+
+
+@pytest.mark.parametrize(
+    "part", [{"measured": None}, {"speed": 1}, {"overhead": [{}]}, {"quality": [1]}, {"growth": {"a": 1}}]
+)
+def test_a_malformed_record_or_page_is_found_before_the_work(tmp_path, capsys, monkeypatch, part):
+    monkeypatch.setattr("deqlm.compare.full.run._measure", lambda *_: pytest.fail("it measured"))
+    stored = tmp_path / "records/comparison.json"
+    stored.parent.mkdir()
+    stored.write_text(json.dumps({"record": "deqlm compare --full", **part}))
+    argv = ["compare", "--full", "--parts", "adjoint", "--no-plots", "--out", str(tmp_path)]
+    assert main(argv) == 2
+    assert f"the record {stored} is malformed" in capsys.readouterr().err
+    stored.unlink()
+    (tmp_path / "how_it_compares.md").write_text("no markers")
+    assert main(argv) == 2
+    assert "has no block 'machine'" in capsys.readouterr().err
+
+
 def test_causes_are_diagnosed_anew_and_drawn_into_their_page(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     page = tmp_path / "guides/not_converging.md"
@@ -142,7 +164,7 @@ def test_causes_are_diagnosed_anew_and_drawn_into_their_page(tmp_path, capsys):
     assert main(["compare", "--full", "--parts", "causes", "--out", str(tmp_path)]) == 0
     patterns = json.loads((tmp_path / "records/causes.json").read_text())["patterns"]
     assert [one["cause"] for one in patterns] == [
-        "SLOW_CONTRACTION", "COMPLEX_PAIR", "TWO_CYCLE", "NON_NORMAL", "DIVERGENCE",
+        "SLOW_CONTRACTION", "COMPLEX_PAIR", "TWO_CYCLE", "NON_NORMAL", "DIVERGENCE", "RUNAWAY",
     ]  # fmt: skip
     assert all(one["worked"] for one in patterns)
     text = page.read_text()

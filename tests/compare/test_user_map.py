@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deqlm.compare import compare
+from deqlm import DEQ
+from deqlm.compare import UserProblem, compare, compare_gradients
 from deqlm.compare.spec import parse_problem, split_specs
+from deqlm.inject import Inject
+from deqlm.layers import Attention, Block
+from deqlm.models import Backbone, ImplicitLM
 
 SOURCE = '''
 import torch
@@ -111,3 +115,125 @@ def test_lists_keep_options_with_their_name():
         split_specs("x=1,a")
     with pytest.raises(ValueError, match="an empty name"):
         split_specs("a,,b")
+
+
+def layer(dtype=torch.float32):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()).to(dtype)
+
+
+def two_arguments(z, u):
+    return torch.tanh(0.5 * z + u)
+
+
+class TwoArguments(torch.nn.Module):
+    def forward(self, z, u):
+        return two_arguments(z, u)
+
+
+X = 3 * torch.linspace(-1, 1, 20).reshape(5, 4)
+START = torch.full((4,), 0.25)
+
+
+def at(f, u):
+    return lambda z: f(z + u)
+
+
+DEQS = {
+    "add": (lambda: (DEQ(layer()), X), lambda: (at(layer(), X), torch.zeros(5, 4))),
+    "argument": (
+        lambda: (DEQ(two_arguments, inject="argument"), X),
+        lambda: (lambda z: two_arguments(z, X), torch.zeros(5, 4)),
+    ),
+    "projected": (
+        lambda: (DEQ(layer(), inject=layer()), X),
+        lambda: (at(layer(), layer()(X)), torch.zeros(5, 4)),
+    ),
+    "start": (
+        lambda: (DEQ(layer(), start=START, solver="fixed_point"), X),
+        lambda: (at(layer(), X), START.expand(5, 4)),
+    ),
+    "one problem": (
+        lambda: (DEQ(torch.tanh, batch_dims=0, inject=Scaled()), X),
+        lambda: (lambda z: torch.tanh(0.5 * z + X.reshape(1, 20)), torch.zeros(1, 20)),
+    ),
+    "tree": (
+        lambda: (DEQ(lambda z: {"a": 0.5 * torch.cos(z["b"]), "b": z["a"]}), {"a": X, "b": X[:, :2].repeat(1, 2)}),
+        lambda: (
+            lambda z: {"a": 0.5 * torch.cos(z["b"] + X[:, :2].repeat(1, 2)), "b": z["a"] + X},
+            {"a": torch.zeros(5, 4), "b": torch.zeros(5, 4)},
+        ),
+    ),
+}
+
+
+class Scaled(Inject):
+    def join(self, layer, z, u, args, kwargs):
+        return layer(0.5 * z + u)
+
+
+@pytest.mark.parametrize("name", DEQS)
+def test_a_deq_is_compared_on_its_own_equation(name):
+    deq, plain = (run(UserProblem(make=make)).problems[0] for make in DEQS[name])
+    assert (deq.rows, deq.unknowns) == (plain.rows, plain.unknowns)
+    (got,), (want,) = deq.entries, plain.entries
+    assert got.outcome == want.outcome == "solved"
+    assert got.evaluations == want.evaluations > 3
+    assert "is a DEQ: solved is its equation" in deq.note
+
+
+def test_a_deq_is_widened_with_its_input():
+    (problem,) = run(UserProblem(make=lambda: (DEQ(layer()), X))).problems
+    assert "float64" not in problem.note
+    assert problem.entries[0].residual < 2e-5
+
+
+def test_gradients_of_a_deq_reach_layer_and_injection():
+    make = lambda: (DEQ(layer(), inject=torch.nn.Linear(4, 4)), X)  # noqa: E731
+    result = compare_gradients(UserProblem(make=make), "implicit,phantom", repeats=1, progress=False)
+    (problem,) = result.problems
+    assert problem.parameters == 2 * 20
+    assert problem.entries[0].error < 1e-3
+
+
+def lm():
+    return ImplicitLM(Backbone([Block(Attention(8, n_head=2))]), vocab_size=11)
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: DEQ(layer()),
+            "must be a pair (f, z0) with a callable f, or (deq, x) with a DEQ and its input, got 'DEQ'",
+        ),
+        (lambda: (DEQ(layer()), X, X), "got ['DEQ', 'Tensor', 'Tensor']"),
+        (lambda: (torch.nn.Sequential(DEQ(layer()), layer()), X), "got Sequential with a DEQ inside, which solves"),
+        (
+            lambda: (DEQ(layer()).forward, X),
+            "got DEQ, which solves at every evaluation: return (the DEQ itself, its x)",
+        ),
+        (lambda: (lm(), torch.ones(2, 3, dtype=torch.int64)), "got ImplicitLM, which solves at every evaluation"),
+        (lambda: (Wrapped(lm()), torch.ones(2, 3, dtype=torch.int64)), "of its backbone, see deqlm.models.Backbone"),
+        (lambda: (TwoArguments(), X), "got 'f(z, u)'"),
+        (lambda: (two_arguments, X), "return (deqlm.DEQ(layer, inject='argument'), x)"),
+        (lambda: (DEQ(layer()), None), "x must be a tensor or a tree of tensors, got NoneType"),
+        (lambda: (DEQ(two_arguments), X), "missing 1 required positional argument: 'u'"),
+    ],
+)
+def test_what_is_no_equation_is_refused(make, said):
+    (problem,) = run(UserProblem(make=make)).problems
+    assert not problem.entries
+    assert said in problem.message
+
+
+def test_a_function_that_solves_at_every_evaluation_is_taken_as_it_is():
+    deq = DEQ(layer())
+    (problem,) = run(UserProblem(make=lambda: (lambda z: 0.5 * deq(z), X))).problems
+    assert problem.entries[0].ran

@@ -174,7 +174,7 @@ def ours_evaluates_each_row_as_long_as_it_needs() -> None:
         sol = deqlm.solve(f, z0, args=(rates,), solver="fixed_point", stop=stop)
     assert sol.converged.all()
     assert sol.cost.row_evaluations == rows
-    assert rows <= int(sol.steps.sum()) + 32, "the steps of every row, and one probe"
+    assert rows <= int(sol.steps.sum()) + 2 * 32, "the steps of every row, one probe, and one look at all at the end"
     assert rows < 32 * int(sol.steps.max()) / 10
 
 

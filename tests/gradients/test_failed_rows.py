@@ -246,14 +246,17 @@ def test_a_dropped_row_is_told_of(name: str, stop: Stop) -> None:
         deq(x)
 
 
-def test_an_adjoint_that_fails_in_one_row_leaves_the_others() -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_cotangent_that_is_not_finite_stays_visible_and_leaves_the_other_rows(value: float) -> None:
     deq = wrap(TanhLayer(5), "implicit", on_failure="ignore")
     x = torch.randn(3, 5, dtype=F64, requires_grad=True)
     y, sol = deq(x, with_stats=True)
     g = torch.ones(3, 5, dtype=F64)
     g[1] = 0
     (clean,) = torch.autograd.grad(y, x, g, retain_graph=True)
-    g[1] = torch.nan
-    (found,) = torch.autograd.grad(y, x, g)
-    assert torch.equal(found, clean)
+    g[1, 2] = value
+    found, weight = torch.autograd.grad(y, [x, deq.layer.W], g)
+    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+    assert not found[1].isfinite().any()
+    assert not weight.isfinite().all()
     assert sol.adjoint.status.tolist() == [Status.CONVERGED, Status.NONFINITE, Status.CONVERGED]

@@ -27,6 +27,7 @@ from hf.authors_reference import TOKENS, config, rows, state
 FAMILIES = ("mamba2", "llama")
 KINDS = ("implicit", "explicit")
 TINY = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 1}
+THEIRS = {"grad": {"stop": {"max_iter": 24, "rtol": 0.05, "keep": "best_f"}}}
 
 
 def names(given, prefix=""):
@@ -245,8 +246,10 @@ def test_the_names_and_their_order_are_those_of_their_files(family, kind):
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: ImplicitMamba2ForCausalLM(ImplicitMamba2Config(**TINY, state_size=4)),
-        lambda: ImplicitLlamaForCausalLM(ImplicitLlamaConfig(**TINY, rms_norm_eps=1e-6, pad_vocab=8, head_bias=True)),
+        lambda: ImplicitMamba2ForCausalLM(ImplicitMamba2Config(**TINY, state_size=4, deq=THEIRS)),
+        lambda: ImplicitLlamaForCausalLM(
+            ImplicitLlamaConfig(**TINY, rms_norm_eps=1e-6, pad_vocab=8, head_bias=True, deq=THEIRS)
+        ),
         lambda: ImplicitLlamaForCausalLM(ImplicitLlamaConfig(**TINY, implicit=False)),
     ],
     ids=["mamba2", "llama", "explicit"],
@@ -289,10 +292,11 @@ def test_a_changed_model_exports_the_change():
         ({"sliding_window": 2}, "sliding_window must be None for the authors' code"),
         ({"deq": {"grad": {"solver": "anderson", "stop": {}}}}, "deq.grad.solver must be FixedPoint"),
         ({"deq": {"grad": {"stop": {"max_iter": 9}}}}, "keep='best_f'"),
-        ({"deq": {"no_grad": {"stop": {"rtol": 0.01, "per": "token"}}}}, "deq.no_grad.stop must be"),
-        ({"deq": {"no_grad": {"solver": "anderson"}}}, "deq.no_grad.solver must be FixedPoint"),
-        ({"deq": {"grad": {"gradient": {"name": "phantom", "damping": 0.5}}}}, "deq.grad.gradient must be Phantom"),
-        ({"deq": {"phases": {"phases": [warm_up(3).to_dict()]}}}, "deq.phases must be one warm_up"),
+        ({"deq": {}}, "keep='best_f'"),
+        ({"deq": {**THEIRS, "no_grad": {"stop": {"rtol": 0.01, "per": "token"}}}}, "deq.no_grad.stop must be"),
+        ({"deq": {**THEIRS, "no_grad": {"solver": "anderson"}}}, "deq.no_grad.solver must be FixedPoint"),
+        ({"deq": {"grad": {**THEIRS["grad"], "gradient": {"name": "phantom", "damping": 0.5}}}}, "must be Phantom"),
+        ({"deq": {**THEIRS, "phases": {"phases": [warm_up(3).to_dict()]}}}, "deq.phases must be one warm_up"),
         ({"implicit": False, "weight_norm": True}, "weight_norm must be False"),
     ],
 )

@@ -304,3 +304,54 @@ def test_configurations_are_given_by_name_only():
     for cls in (ImplicitMamba2Config, ImplicitLlamaConfig):
         with pytest.raises(TypeError, match="positional"):
             cls(16)
+
+
+@BOTH
+def test_what_is_no_tensor_of_the_right_kind_is_told_by_name(family):
+    made, ids = model(family, deq={"on_failure": "ignore"}), tokens()
+    for given in (ids.tolist(), ids.numpy()):
+        with pytest.raises(TypeError, match=f"ids must be a tensor, got {type(given).__name__}"):
+            made(given)
+        with pytest.raises(TypeError, match=f"the prompts must be a tensor, got {type(given).__name__}"):
+            made.generate(given, max_new_tokens=1)
+    for name in ("attention_mask", "position_ids", "cache_position", "labels"):
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, got list"):
+            made(ids, **{name: [1]})
+    with pytest.raises(TypeError, match="attention_mask must be a tensor, got list"):
+        made.generate(ids, attention_mask=[[1] * 7] * 2, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"attention_mask must be bool, or of zeros and ones, got torch\.complex64"):
+        made(ids, attention_mask=torch.ones(2, 7, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="ids must be a tensor that holds numbers, got 'a tensor on the device meta'"):
+        made(ids.to("meta"))
+    with pytest.raises(ValueError, match=r"ids must be a dense tensor, got torch\.sparse_coo"):
+        made(ids.to_sparse())
+    with pytest.raises(ValueError, match=r"labels must be whole numbers, got torch\.float32"):
+        made(ids, labels=ids.float())
+
+
+@BOTH
+def test_a_mask_of_ones_must_have_the_shape_of_the_prompts(family):
+    """Transformers drops a mask of ones without a look at its shape."""
+    made, ids = model(family, deq={"on_failure": "ignore"}), tokens()
+    for shape in ((2, 6), (1, 7), (2, 8)):
+        with pytest.raises(ValueError, match=r"attention_mask must be of a shape in \[\(2, 7\)\]"):
+            made.generate(ids, attention_mask=torch.ones(shape, dtype=torch.int64), max_new_tokens=1)
+
+
+@BOTH
+def test_a_batch_without_rows(family):
+    made, ids = model(family), tokens()[:0]
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            out = made(ids, attention_mask=ids)
+        assert out.logits.shape == (0, 7, VOCAB)
+        assert out.status.shape == (0,)
+    with pytest.raises(ValueError, match="at least one row and at least one token, got \\(0, 7\\)"):
+        made.generate(ids)
+
+
+def test_a_mode_that_its_solver_cannot_do_is_refused_in_the_configuration():
+    with pytest.raises(ValueError, match="solver must be FixedPoint with mode Frontier"):
+        DeqOptions(mode={"name": "frontier", "window": 4}, no_grad={"solver": "newton"})
+    with pytest.raises(ValueError, match="with mode Frontier"):
+        DeqOptions(prompt_mode={"name": "frontier", "window": 4}, no_grad={"stop": {"trace": True}})

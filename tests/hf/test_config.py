@@ -81,6 +81,7 @@ def test_a_preset_keeps_sizes_and_solve(name):
     if isinstance(mixer, AttentionOptions):
         mixer = mixer.replace(n_kv_head=mixer.n_head)
     solving = {"max_iter": 24, "eval_max_iter": None, "rtol": 0.05, "phantom_steps": 4, "damping": 0.8}
+    solving["best_f"] = False
     assert sizes == given.replace(mixer=mixer, embedding_dropout=given.dropout, **solving)
     if given.implicit:
         assert made.deq.grad.solve == given.solve
@@ -97,10 +98,10 @@ def test_a_preset_of_the_other_family_is_refused():
         ImplicitLlamaConfig.from_preset("llama3-130m-implict")
 
 
-def test_defaults_are_those_of_the_paper():
+def test_defaults_are_those_of_the_paper_but_for_rows_that_end_by_themselves():
     section = DeqOptions()
     assert section.grad == Grad(
-        solver=FixedPoint(), stop=Stop(max_iter=24, rtol=0.05, keep="best_f"), gradient=Phantom(4, 0.8)
+        solver=FixedPoint(), stop=Stop(max_iter=24, rtol=0.05, per="token"), gradient=Phantom(4, 0.8)
     )
     assert section.no_grad.solver == FixedPoint(damping=0.8)
     assert section.no_grad.stop == Stop(max_iter=96, rtol=0.05, per="token")

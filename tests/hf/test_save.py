@@ -40,6 +40,7 @@ def load(where, **options):
 
 @BOTH
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.filterwarnings("ignore::deqlm.ConvergenceWarning")
 def test_every_bit_comes_back(family, variant, tmp_path):
     made, ids = model(family, deq={"mode": {"name": "chunked", "size": 3}}, **VARIANTS[variant]), tokens()
     made.save_pretrained(tmp_path)

@@ -351,32 +351,6 @@ def test_what_lies_elsewhere_is_refused_as_by_torch(grad):
         mixer.forward_chunk(z, u, cache._replace(state=cache.state.to("meta")), Context.open(mixer, z, build=functions))
 
 
-class Stands(torch.autograd.Function):
-    """The identity, whose cotangent is a tensor without its numbers in memory."""
-
-    @staticmethod
-    def forward(ctx, x, how):
-        ctx.how = how
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, to_y):
-        zero = torch._efficientzerotensor(to_y.shape, dtype=to_y.dtype)
-        return zero if ctx.how == "zero" else torch._neg_view(to_y.contiguous()), None
-
-
-@pytest.mark.parametrize("how", ["zero", "negative"])
-def test_cotangents_without_memory(how):
-    mixer = random_mixer(MIXERS["mamba2"])
-    z, u = inputs(mixer)
-    projected = u.requires_grad_()
-    twin = Context.open(mixer, z, build=functions).twins[mixer]
-    y, *_ = twin.attached(projected, None, None, None, mixer._parameters_of(lambda layer: layer.weight))
-    (plain,) = torch.autograd.grad(y.sum(), projected, retain_graph=True)
-    (got,) = torch.autograd.grad(Stands.apply(y, how).sum(), projected)
-    torch.testing.assert_close(got, 0 * plain if how == "zero" else -plain)
-
-
 def test_parameters_and_mask_may_not_change_before_the_derivative():
     mixer = random_mixer(MIXERS["mamba2"])
     z, u = inputs(mixer)

@@ -18,8 +18,9 @@ BLOCKS = {
 
 
 def make(family: str, dtype: torch.dtype = torch.float64, depth: int = 2, **options) -> ImplicitLM:
-    """Return a model of ``family``; ``implicit=False`` makes the explicit twin."""
+    """Return a model of ``family``, quiet unless told otherwise; ``implicit=False`` makes the explicit twin."""
     implicit = options.pop("implicit", True)
+    options.setdefault("on_failure", "ignore")
     backbone = Backbone([BLOCKS[family]() for _ in range(depth)], implicit=implicit)
     return ImplicitLM(backbone, vocab_size=VOCAB, **options).to(dtype)
 

@@ -1,4 +1,4 @@
-"""Rows that leave at once, in every mode: the bill is the sum of the steps, of commits and of probes."""
+"""Rows that leave at once, in every mode: the bill is the sum of the steps, of commits, probes and last looks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import deqlm
 from deqlm.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.pieces import Piece
 from deqlm_solvers import Anderson, FixedPoint, Solve, Stop
+from deqlm_solvers.counted import CountedMap
 from models.families import BLOCKS, VOCAB, contract, make
 
 MODES = [Simultaneous(), Chunked(3), Chunked(4, start="previous"), Chunked("auto"), Sequential(), Auto(), Frontier(3)]
@@ -24,7 +25,7 @@ def model(request):
 
 
 class Bill:
-    """Rows evaluated by commits and probes, counted where they are called.
+    """Rows evaluated by commits, probes and last looks at all rows, counted where they are called.
 
     A window makes an evaluation of all rows when it probes those that move on.
     """
@@ -45,6 +46,13 @@ class Bill:
                 self.rows += piece.shape[0] if window else len(rows)
             return narrow(piece, rows)
 
+        widen = CountedMap.widen
+
+        def widening(counted, z):
+            self.rows += z.shape[0]
+            return widen(counted, z)
+
+        patch.setattr(CountedMap, "widen", widening)
         patch.setattr(Piece, "commit", committing)
         patch.setattr(Piece, "narrow", narrowing)
 

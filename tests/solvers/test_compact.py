@@ -147,3 +147,46 @@ def test_the_probe_sees_a_difference():
     for f, possible in ((Rows(b, gain), True), (Mixing(b, gain), False), (Capturing(b, gain), False)):
         assert (narrowed(f, rows, z, f(z)) is not None) is possible
     assert narrowed(exact_rows(b, gain), rows, z, z) is None
+
+
+@each
+@pytest.mark.parametrize("compact", [True, "at_once"])
+def test_neither_probe_nor_last_look_is_a_step(solver: StepSolver, compact):
+    """A row has all its ``max_iter`` evaluations, whoever left the batch before."""
+    b, gain = one_hard_row()
+    alone = Solve(solver, Stop(max_iter=300, rtol=1e-6))(Rows(b[5:6], gain[5:6]), torch.zeros(1, N).double())
+    stop = Stop(max_iter=int(alone.steps[0]), rtol=1e-6, compact=compact)
+    f = Rows(b, gain)
+    sol = Solve(solver, stop)(f, torch.zeros_like(b))
+    assert sol.converged.all()
+    assert sol.steps[5] == alone.steps[0] == stop.max_iter
+    assert torch.equal(sol.z[5], alone.z[0])
+    assert len(set(f.log)) > 1, "rows have left"
+
+
+@each
+def test_rows_stay_when_leaving_would_cost_more_than_it_saves(solver: StepSolver):
+    b, gain = one_hard_row()
+    f = Rows(b, gain)
+    quick = Solve(solver, Stop(max_iter=300, rtol=1e-6, compact=False))(Rows(b, gain), torch.zeros_like(b))
+    first = int(quick.steps.min())
+    Solve(solver, Stop(max_iter=first + 1, rtol=1e-6, compact="at_once"))(f, torch.zeros_like(b))
+    assert len(f.log) == first + 1
+    assert set(f.log) == {B}
+
+
+@each
+def test_a_map_that_raises_for_fewer_rows_keeps_them(solver: StepSolver):
+    """An assertion of the user's, met by the probe only, is no error of the solve."""
+
+    class Strict(Rows):
+        def __call__(self, z: Tensor) -> Tensor:
+            assert z.shape[0] == B, "exactly this batch"
+            return super().__call__(z)
+
+        def narrow(self, rows: Tensor) -> Strict:
+            return Strict(self.b[rows], self.gain[rows], self.log)
+
+    b, gain = one_hard_row()
+    sol = Solve(solver, Stop(max_iter=300, rtol=1e-6))(Strict(b, gain), torch.zeros_like(b))
+    assert sol.converged.all()

@@ -29,15 +29,15 @@ def costs(solver: Solver, stop: Stop, rate: float = 0.98) -> tuple[float, float]
     [
         (FixedPoint(impl="torch"), BUDGET, 2),
         (FixedPoint(damping=0.8, impl="torch"), BUDGET, 3),
-        (FixedPoint(impl="torch"), ENDLESS, 24),
-        (FixedPoint(impl="torch"), ENDLESS.replace(test_every=8), 4.5),
-        (FixedPoint(impl="torch"), ENDLESS.replace(patience=50), 35),
-        (FixedPoint(impl="torch"), ENDLESS.replace(trace=True), 26),
+        (FixedPoint(impl="torch"), ENDLESS, 43),
+        (FixedPoint(impl="torch"), ENDLESS.replace(test_every=8), 6.3),
+        (FixedPoint(impl="torch"), ENDLESS.replace(patience=50), 54),
+        (FixedPoint(impl="torch"), ENDLESS.replace(trace=True), 45),
         (Anderson(impl="torch"), BUDGET, 105),
-        (Anderson(memory=1, impl="torch"), ENDLESS, 42),
+        (Anderson(memory=1, impl="torch"), ENDLESS, 43),
         (Broyden(impl="torch"), BUDGET, 82),
-        (Broyden(update="bad", impl="torch"), ENDLESS, 90),
-        (Broyden(line_search="armijo", impl="torch"), ENDLESS, 129),
+        (Broyden(update="bad", impl="torch"), ENDLESS, 109),
+        (Broyden(line_search="armijo", impl="torch"), ENDLESS, 148),
     ],
     ids=[
         *("picard_budget", "damped_budget", "picard", "picard_every_8", "picard_patience", "picard_trace"),
@@ -51,10 +51,10 @@ def test_operations_per_evaluation(solver, stop, most):
 
 
 def test_the_predicted_schedule_is_cheap():
-    """A third of the operations of testing every evaluation, and a quarter of a sync."""
+    """A quarter of the operations of testing every evaluation, and a quarter of a sync."""
     operations, syncs = costs(FixedPoint(impl="torch"), ENDLESS.replace(test_every="auto"))
     assert syncs <= 0.25
-    assert operations <= 8
+    assert operations <= 10.3
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)

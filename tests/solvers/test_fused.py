@@ -307,3 +307,40 @@ def test_the_kernel_is_built_once_and_kept(tmp_path):
     stamp = made.stat().st_mtime_ns
     assert run_python(SOLVE, DEQLM_CACHE=str(tmp_path)) == first
     assert made.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("solver", [FixedPoint, Anderson, Broyden])
+def test_lazy_views_are_what_they_stand_for(solver):
+    """The negative of an imaginary part is a view with a bit; what reads the memory must not miss it."""
+    pair = torch.randn(3, 4, dtype=torch.complex128)
+
+    def f(z):
+        return (0.3 * torch.complex(torch.cos(z), torch.sin(z)) + pair).conj().imag
+
+    assert f(torch.zeros(3, 4, dtype=torch.float64)).is_neg()
+    start = torch.randn(3, 4, dtype=torch.complex128).conj().imag
+    frame = Frame(scale=torch.complex(torch.zeros(3).double(), -torch.ones(3).double()).conj().imag)
+    for z0 in (start, torch.zeros(3, 4, dtype=torch.float64)):
+        stop = Stop(rtol=1e-8)
+        one, other = (Solve(solver(impl=impl), stop)(f, z0, frame) for impl in ("cpp", "torch"))
+        assert one.converged.all()
+        assert torch.allclose(one.z, other.z, rtol=1e-7)
+        assert torch.allclose(f(one.z), one.z, rtol=1e-6)
+
+
+DEVICE = """
+import torch
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Stop
+torch.set_default_device("meta")
+z0 = torch.zeros(3, 6, device="cpu")
+for solver in (FixedPoint, Anderson, Broyden):
+    for impl in ("torch", "cpp"):
+        for stop in (Stop(trace=True, patience=9), Stop(per="token", test_every="auto"), Stop(rtol=0, max_iter=3)):
+            sol = Solve(solver(impl=impl), stop)(lambda z: 0.5 * z.cos() + 1, z0, Frame(leaves=((3, 2),)))
+            assert sol.z.device.type == "cpu" and sol.status.device.type == "cpu" and not sol.failed.any()
+"""
+
+
+def test_the_default_device_is_not_asked():
+    run = subprocess.run([sys.executable, "-c", DEVICE], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from deqlm_solvers import FixedPoint, Frame, Solve, Status, Stop
-from deqlm_solvers.measure import Measure
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, Stop
+from deqlm_solvers.measure import Measure, row_norms
+from deqlm_solvers.solver import Evaluation
 from solvers.problems import normal
 
 B, L, D = 3, 5, 2
@@ -14,7 +17,7 @@ TOKENS = Frame(leaves=((L, D),))
 
 
 def reading(stop: Stop, frame: Frame, fz: torch.Tensor, z: torch.Tensor):
-    return Measure(stop, frame, z)(fz, fz - z)
+    return Measure(stop, frame, z)(Evaluation(z, fz))
 
 
 def states(N: int = L * D) -> tuple[torch.Tensor, torch.Tensor]:
@@ -263,3 +266,48 @@ def test_a_weight_of_zero_leaves_an_unknown_out():
 def test_what_does_not_fit_the_state_is_refused(stop, frame, message):
     with pytest.raises(ValueError, match=message):
         Measure(stop, frame, torch.zeros(B, L * D))
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("solver", [FixedPoint, Anderson, Broyden])
+def test_a_leaf_of_one_number_per_row(solver, impl):
+    frame = Frame(leaves=((2, 2), ()))
+    sol = Solve(solver(impl=impl), Stop(per="leaf", rtol=1e-6))(lambda z: 0.5 * torch.cos(z), torch.zeros(3, 5), frame)
+    assert sol.converged.all()
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize(
+    "stop", [Stop(per="token"), Stop(per="token", norm="rms", compact="at_once"), Stop(per="leaf")]
+)
+def test_no_rows_at_all(impl, stop):
+    mask = torch.ones(0, 4, dtype=torch.bool) if stop.per == "token" else None
+    sol = Solve(Anderson(impl=impl), stop)(torch.cos, torch.zeros(0, 12), Frame(leaves=((4, 3),), token_mask=mask))
+    assert sol.z.shape == (0, 12)
+    assert sol.status.shape == (0,)
+
+
+@pytest.mark.parametrize("size", [1e-240, 1e-200, 1e-160, 1e160, 1e200, 1e280])
+@pytest.mark.parametrize("stop", [Stop(), Stop(per="token"), Stop(norm=[1.0, 2.0, 0.5, 1.0, 1.0, 3.0])])
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_norms_are_right_at_every_magnitude_of_float64(size, stop, impl):
+    """z = z / 2 + b, solved at size 1 and at the size given, in the same steps."""
+    b = normal(0, 3, 6)
+    frame = Frame(leaves=((3, 2),))
+    z0 = torch.zeros(3, 6, dtype=torch.float64)
+    one = Solve(FixedPoint(impl=impl), stop)(lambda z: 0.5 * z + b, z0, frame)
+    other = Solve(FixedPoint(impl=impl), stop)(lambda z: 0.5 * z + size * b, z0, frame)
+    assert other.converged.all()
+    assert torch.equal(one.steps, other.steps)
+    assert torch.allclose(other.residual / size, one.residual, rtol=1e-9)
+    assert torch.allclose(other.z / size, one.z, rtol=1e-12)
+
+
+def test_a_row_norm_is_that_of_a_loop():
+    for size in (1e-250, 1.0, 1e250):
+        t = size * normal(3, 4, 9)
+        want = torch.tensor([math.hypot(*row) for row in t.tolist()], dtype=torch.float64)
+        assert torch.allclose(row_norms(t), want, rtol=1e-14)
+    strange = torch.tensor([[torch.inf, 1.0], [torch.nan, 1.0], [0.0, 0.0], [1e308, 1e308]], dtype=torch.float64)
+    assert row_norms(strange)[:3].nan_to_num(7.0, posinf=8.0).tolist() == [8.0, 7.0, 0.0]
+    assert row_norms(torch.zeros(2, 0, dtype=torch.float64)).tolist() == [0.0, 0.0]

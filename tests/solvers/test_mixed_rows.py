@@ -34,3 +34,48 @@ def test_a_row_that_is_lost_at_the_end_is_not_called_converged():
     relative = (fz - sol.z).norm(dim=1) / fz.norm(dim=1)
     assert (sol.status == Status.MAX_ITER).any()
     assert (relative[sol.converged] <= 1.2e-3).all()
+
+
+class Weak:
+    """Rows that mix by ``weight`` times their mean: less than a probe sees, more than the tolerance allows."""
+
+    def __init__(self, b: torch.Tensor, rate: torch.Tensor, weight: float) -> None:
+        self.b, self.rate, self.weight = b, rate, weight
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        return self.rate * torch.tanh(z) + self.b + self.weight * z.mean(0, keepdim=True)
+
+    def narrow(self, rows: torch.Tensor) -> Weak:
+        return Weak(self.b[rows], self.rate[rows], self.weight)
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("solver", [FixedPoint(), Anderson(), Broyden()], ids=lambda s: s.name)
+@pytest.mark.parametrize("compact", [True, "at_once"])
+@pytest.mark.parametrize(("dtype", "rtol", "weight"), [(torch.float32, 1e-6, 1e-4), (torch.float64, 1e-12, 1e-13)])
+def test_rows_that_mix_less_than_a_probe_sees(solver, impl, compact, dtype, rtol, weight):
+    """After rows have left, an evaluation of all decides, and a row that no longer passes is taken up again."""
+    rate = torch.cat([torch.full((24, 1), 0.05), torch.full((8, 1), 0.97)]).to(dtype)
+    f = Weak(3 * torch.randn(32, 256, dtype=torch.float64).to(dtype), rate, weight)
+    stop = Stop(max_iter=900, rtol=rtol, compact=compact)
+    sol = Solve(solver.replace(impl=impl), stop)(f, torch.zeros(32, 256, dtype=dtype))
+    fz = f(sol.z).double()
+    relative = (fz - sol.z.double()).norm(dim=1) / fz.norm(dim=1)
+    assert sol.cost.row_evaluations < sol.cost.evaluations * 32, "rows have left"
+    assert (relative[sol.converged] <= 1.1 * rtol).all()
+    assert sol.converged.all()
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_a_row_that_is_lost_when_nothing_is_left_to_pay_is_told(impl):
+    rate = torch.cat([torch.full((24, 1), 0.05), torch.full((8, 1), 0.97)]).double()
+    f = Weak(3 * torch.randn(32, 256, dtype=torch.float64), rate, 1e-13)
+    alone = Solve(FixedPoint(impl=impl), Stop(max_iter=900, rtol=1e-12, compact=False))(
+        f, torch.zeros(32, 256).double()
+    )
+    stop = Stop(max_iter=int(alone.steps[:24].max()) + 8, rtol=1e-12)
+    sol = Solve(FixedPoint(impl=impl), stop)(f, torch.zeros(32, 256).double())
+    fz = f(sol.z)
+    relative = (fz - sol.z).norm(dim=1) / fz.norm(dim=1)
+    assert (relative[sol.converged] <= 1.1e-12).all()
+    assert (sol.status[24:] == Status.MAX_ITER).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import sys
 
 import pytest
 
@@ -113,3 +114,17 @@ def test_require_and_suggest_read_well():
         require(False, "memory", 0, ">= 1")
     assert suggest("xyz", []) == "known: (none)"
     assert suggest("andersen", ["anderson", "broyden"]) == "did you mean 'anderson'? known: anderson, broyden"
+
+
+@pytest.mark.parametrize("number", [2**31, 2**61 + 1, 2**64 + 3])
+def test_whole_numbers_are_bounded_by_what_an_index_holds(number):
+    for make in (lambda n: Anderson(memory=n), lambda n: Broyden(memory=n)):
+        with pytest.raises(ValueError, match=f"memory must be a whole number >= 1 and <= 2147483647, got {number}"):
+            make(number)
+
+
+@pytest.mark.parametrize("name", ["max_iter", "patience", "test_every", "check_every"])
+def test_numbers_of_evaluations_are_bounded_by_what_a_machine_counts(name):
+    assert getattr(Stop(**{name: sys.maxsize}), name) == sys.maxsize
+    with pytest.raises(ValueError, match=f"{name} must be a whole number >= . and <= {sys.maxsize}, got {2**64}"):
+        Stop(**{name: 2**64})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -221,3 +223,26 @@ def test_summary_counts_rows_per_status_and_shortens_long_lists():
     assert solved.summary().startswith("solve: 30 CONVERGED of 30 rows")
     assert solved.raise_if_failed() is solved
     assert "evaluations of f on" in repr(solved)
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_where_a_row_stood_half_way_is_its_own_matter(impl):
+    """test_every="auto": whether another row was tested at the half may not turn STALLED into MAX_ITER."""
+    gain = torch.linspace(0.2, 0.999, 40, dtype=torch.float64)[:, None]
+    b = torch.cat([torch.zeros(20, 3), torch.ones(20, 3)]).double()
+    z0 = torch.ones(40, 3, dtype=torch.float64)
+    for most in (8, 9, 12, 20, 31):
+        stop = Stop(max_iter=most, rtol=1e-9, test_every="auto", compact=False)
+        whole = Solve(FixedPoint(impl=impl), stop)(lambda z: gain * z + b, z0)
+        for row in range(40):
+            here = slice(row, row + 1)
+            alone = Solve(FixedPoint(impl=impl), stop)(lambda z, h=here: gain[h] * z + b[h], z0[here])
+            assert alone.status.item() == whole.status[row].item(), (most, row)
+
+
+def test_the_largest_number_of_evaluations_ends_all_the_same():
+    for impl in ("torch", "cpp"):
+        for test_every in (1, "auto"):
+            stop = Stop(max_iter=sys.maxsize, test_every=test_every, patience=sys.maxsize)
+            sol = Solve(FixedPoint(impl=impl), stop)(lambda z: 0.5 * torch.cos(z), torch.zeros(2, 3))
+            assert sol.converged.all()

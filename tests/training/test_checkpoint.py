@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import enum
 import errno
+import hashlib
+import io
+import math
 import os
 import pickle
 import resource
 import signal
+import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -104,6 +111,117 @@ def test_a_right_checksum_does_not_make_a_checkpoint(tmp_path, monkeypatch):
     path = save_checkpoint(tmp_path, 1, {})
     with pytest.raises(CheckpointError, match="holds something else than a checkpoint"):
         load_checkpoint(path)
+
+
+def seal(folder, payload, version=b"1"):
+    path = folder / "step-00000001.ckpt"
+    header = b"deqlm-checkpoint-%b %b %020d\n" % (version, hashlib.sha256(payload).hexdigest().encode(), len(payload))
+    path.write_bytes(header + payload)
+    return path
+
+
+def saved(content):
+    payload = io.BytesIO()
+    torch.save(content, payload)
+    return payload.getvalue()
+
+
+CYCLE: dict[str, object] = {}
+CYCLE["again"] = CYCLE
+CONTENT = {"step": 1, "experiment": None, "state": {"w": torch.ones(1000)}}
+NONSENSE = {
+    "empty": (b"", "EOF|Ran out of input|Invalid"),
+    "noise": (bytes(range(256)), ""),
+    "cut before sealing": (saved(CONTENT)[:-200], ""),
+    "a tensor": (saved(torch.ones(2)), "must be step, experiment, state, got a Tensor"),
+    "a list": (saved([1, 2]), "got a list"),
+    "without a state": (saved({"step": 1, "experiment": None}), r"got \['experiment', 'step'\]"),
+    "with more": (saved({**CONTENT, "more": 1}), "'more'"),
+    **{
+        f"step {step}": (saved({**CONTENT, "step": step}), "step must be a whole number >= 0")
+        for step in ("five", math.nan, -1, True, 1.0, None)
+    },
+    "state is a tensor": (saved({**CONTENT, "state": torch.ones(2)}), "state must be a dict, got 'Tensor'"),
+    "state is None": (saved({**CONTENT, "state": None}), "state must be a dict, got 'NoneType'"),
+    "a set": (saved({**CONTENT, "state": {"a": [{1}]}}), r"got set at a\[0\]"),
+    "a key": (saved({**CONTENT, "state": {1.5: 0}}), "keys of state must be text"),
+    "a cycle": (saved({**CONTENT, "state": CYCLE}), "recursion"),
+    "experiment": (saved({**CONTENT, "experiment": {"lr": torch.ones(1)}}), "experiment must be JSON data"),
+    "experiment is text": (saved({**CONTENT, "experiment": "mine"}), "experiment must be a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_sealed_nonsense_is_refused(tmp_path, name):
+    payload, said = NONSENSE[name]
+    path = seal(tmp_path, payload)
+    for experiment in (None, {"lr": 0.1}):
+        with pytest.raises(CheckpointError, match=f"step-00000001.ckpt holds something else.*({said})"):
+            load_checkpoint(path, experiment=experiment)
+
+
+def test_a_checkpoint_of_another_version_says_so(tmp_path):
+    path = seal(tmp_path, saved(CONTENT), version=b"12")
+    with pytest.raises(CheckpointError, match="is a checkpoint of version 12; this deqlm reads version 1"):
+        load_checkpoint(path)
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(0.5), np.int64(1), np.str_("a"), np.ones(2), Colour.RED, time.gmtime(0), defaultdict(int), {1}, b"a"],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_could_not_be_read_back_is_not_saved(tmp_path, value):
+    with pytest.raises(TypeError, match=rf"got {type(value).__name__} at state.deep\[0\]"):
+        save_checkpoint(tmp_path, 1, {"deep": [value]})
+    assert not names(tmp_path)
+
+
+def test_a_state_that_holds_itself_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="state must be finite, and holds itself"):
+        save_checkpoint(tmp_path, 1, {"cycle": CYCLE})
+
+
+@pytest.mark.parametrize("experiment", [{"lr": torch.ones(1)}, "mine", {"f": save_checkpoint}])
+def test_an_experiment_is_json(tmp_path, experiment):
+    with pytest.raises(TypeError, match="experiment must be"):
+        save_checkpoint(tmp_path, 1, {}, experiment=experiment)
+
+
+def test_a_part_of_a_tensor_is_saved_alone(tmp_path):
+    big = torch.arange(100_000.0)
+    module = torch.nn.BatchNorm1d(3)
+    state = {
+        "view": big[10:12],
+        "steps": [big[::50_000]],
+        "parameter": torch.nn.Parameter(big[:2], requires_grad=False),
+        "expanded": torch.ones(1).expand(1000),
+        "sparse": torch.eye(2).to_sparse(),
+        "module": module.state_dict(),
+        "counted": Counter("aab"),
+    }
+    path = save_checkpoint(tmp_path, 1, state)
+    assert path.stat().st_size < 20_000
+    found = load_checkpoint(path)[1]
+    assert torch.equal(found["view"], big[10:12])
+    assert torch.equal(found["steps"][0], big[::50_000])
+    assert type(found["parameter"]) is torch.nn.Parameter
+    assert not found["parameter"].requires_grad
+    assert found["expanded"].untyped_storage().nbytes() == 4
+    assert torch.equal(found["sparse"].to_dense(), torch.eye(2))
+    assert found["module"]._metadata == module.state_dict()._metadata
+    assert found["counted"] == Counter("aab")
+    assert state["view"].untyped_storage().nbytes() == 400_000, "what is saved is left as it is"
+
+
+def test_tensors_of_one_storage_stay_so(tmp_path):
+    shared = torch.ones(4)
+    found = load_checkpoint(save_checkpoint(tmp_path, 1, {"a": shared, "b": shared.view(2, 2)}))[1]
+    assert found["a"].data_ptr() == found["b"].data_ptr()
 
 
 def test_another_experiment_is_refused_by_the_names_of_its_fields(tmp_path):

@@ -12,7 +12,7 @@ from deqlm.compare.full.quality import SOLVER_NAMES
 from deqlm.compare.full.verdicts import best_peer, default_of, floor_share, jax_best, losses, ratio, verdicts
 from deqlm.compare.text import amount
 
-__all__ = ["SECTIONS", "blocks", "redraw", "table", "write_page"]
+__all__ = ["SECTIONS", "blocks", "drawn", "redraw", "table", "write_page"]
 
 SECTIONS = {
     "machine": "Where it was measured",
@@ -46,16 +46,25 @@ def write_page(path: Path, record: dict[str, Any]) -> Path:
         >>> "begin overhead" in page.read_text()
         True
     """
+    text = drawn(path, record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def drawn(path: Path, record: dict[str, Any]) -> str:
+    """Return the text that `write_page` writes.
+
+    Raises:
+        ValueError: the page lacks a marker.
+    """
     made = blocks(record)
     if path.exists():
         text = path.read_text(encoding="utf-8")
     else:
         heads = [f"## {head}\n\n<!-- begin {name} -->\n<!-- end {name} -->\n" for name, head in SECTIONS.items()]
         text = "\n".join(["# How it compares\n", *heads])
-    text = redraw(text, made, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+    return redraw(text, made, str(path))
 
 
 def redraw(text: str, made: dict[str, str], where: str) -> str:
@@ -189,10 +198,15 @@ def _solvers(record: dict[str, Any]) -> str:
 
 def _overhead(record: dict[str, Any]) -> str:
     rows = [
-        [one["solver"], f"{one['per_evaluation_us']:.1f} us", f"{one['per_solve_us']:.0f} us"]
+        [one["solver"], _cost(one["per_evaluation_us"], 1), _cost(one["per_solve_us"], 0)]
         for one in record.get("overhead") or []
     ]
     return table(["solver", "per evaluation", "per solve"], rows) if rows else MISSING
+
+
+def _cost(microseconds: float, digits: int) -> str:
+    """Return a cost; one below zero says that its evaluations do not cost the same, and no more."""
+    return f"{microseconds:.{digits}f} us" if microseconds > 0 else "not resolved"
 
 
 def _rows(record: dict[str, Any]) -> str:

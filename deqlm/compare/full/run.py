@@ -21,7 +21,7 @@ from deqlm.compare.full.figures import draw_figures
 from deqlm.compare.full.growth import BUDGETS, measure_growth
 from deqlm.compare.full.jax_peers import jax_missing, measure_jax
 from deqlm.compare.full.maps import EASY_CHEAP, HARD, SpeedMap, speed_maps
-from deqlm.compare.full.page import write_page
+from deqlm.compare.full.page import blocks, drawn, write_page
 from deqlm.compare.full.quality import SOLVER_NAMES, default_solver, measure_quality
 from deqlm.compare.full.quality_maps import all_problems
 from deqlm.compare.full.speed import measure_overhead, measure_rows, measure_speed
@@ -98,7 +98,8 @@ def run_full(
         The record, plain data for JSON.
 
     Raises:
-        ValueError: a part nobody knows, or a page without its markers.
+        ValueError: a part nobody knows, a page without its markers, or a malformed record in ``folder``; all are found
+            before anything is measured.
         ImportError: plots are wanted and matplotlib is missing.
     """
     chosen = list(parts)
@@ -112,6 +113,7 @@ def run_full(
     if chosen or "environment" not in record:
         record.update(record=NAME, version=VERSION, environment=environment(), missing=_missing())
     record.setdefault("measured", {})
+    _check(record, stored, folder / PAGE)
     python = jax or sys.executable
     begun = time.perf_counter()
     with torch_threads(1), Progress(_steps(whole_extent, chosen), progress) as bar:
@@ -205,10 +207,21 @@ def _missing() -> dict[str, str]:
     return {name: remedy for name in ("torchdeq", "scipy") if find_spec(name) is None}
 
 
+def _check(record: dict[str, Any], stored: Path, page: Path) -> None:
+    """Draw the page from what the record has already, so that nothing fails behind minutes of work."""
+    try:
+        require(isinstance(record["measured"], dict), "measured", record["measured"], "a mapping")
+        blocks(record)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the record {stored} is malformed ({why}); move it away to measure anew") from error
+    drawn(page, record)
+
+
 def _former(path: Path) -> dict[str, Any]:
     """Return the record that lies there, if it is ours; else an empty one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and found.get("record") == NAME else {}

@@ -4,6 +4,7 @@ from deqlm.compare.problem import Problem
 from deqlm.compare.problems.chain import Parity
 from deqlm.compare.problems.layers import Tanh, TwoCycle
 from deqlm.compare.problems.linear import HardRow, NonNormal, Rotation, Symmetric
+from deqlm.compare.problems.published import Published
 from deqlm.compare.problems.transformer import Transformer
 from deqlm.compare.problems.user import UserProblem
 
@@ -14,6 +15,7 @@ __all__ = [
     "HardRow",
     "NonNormal",
     "Parity",
+    "Published",
     "Rotation",
     "Symmetric",
     "Tanh",

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from deqlm.compare.problem import Case, Problem, Setting
+from deqlm.compare.problems.equation import Equation, refuse_solvers
+from deqlm.deq import DEQ
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import Map, options
 from deqlm_solvers.checks import require, suggest
@@ -31,6 +33,7 @@ class UserProblem(Problem):
     ``make`` is called with those of the keywords ``dtype``, ``device``, ``batch`` and ``seed`` that it accepts, and
     with ``options``; it returns ``(f, z0)``: a callable (or `nn.Module`) and a start of the same structure, a tensor or
     a tree of tensors with the batch first. torch's generator is seeded before the call. A z0 of another dtype is cast.
+    Of ``(deq, x)``, a `DEQ` and its input, the equation z = layer(z + x) is the map, and the start is that of the DEQ.
 
     The true residual needs f in float64: a module is copied and widened, any other f is called with a float64 z. Where
     it refuses or returns another dtype, the residual is taken in f's own dtype and the table says so.
@@ -77,9 +80,18 @@ class UserProblem(Problem):
     def build(self, setting: Setting) -> Case:
         f, state = self.call(setting)
         state = _cast(state, setting.dtype, setting.device)
-        rows = Rows(state)
+        notes, batch_dims = [], None
+        if isinstance(f, DEQ):
+            notes.append(f"{self.label} is a DEQ: solved is its equation at x, with none of its own settings")
+            f, batch_dims = Equation(f, state), f.batch_dims
+            state = f.start()
+        else:
+            refuse_solvers(f, self.label)
+        rows = Rows(state, batch_dims)
         packed = RowMap(rows, f, ())
-        exact, widened = _exact(f, state, rows)
+        exact, widened = _exact(f, state, rows, batch_dims)
+        if widened is None:
+            notes.append(f"{self.label} does not run in float64: residual in its own dtype")
         parameters = tuple(f.parameters()) if isinstance(f, nn.Module) else ()
         return Case(
             f=packed,
@@ -88,11 +100,11 @@ class UserProblem(Problem):
             max_iter=self.budget(setting),
             parameters=parameters,
             exact_parameters=tuple(widened.parameters()) if isinstance(widened, nn.Module) else (),
-            note="" if widened is not None else f"{self.label} does not run in float64: residual in its own dtype",
+            note="\n".join(notes),
         )
 
     def call(self, setting: Setting) -> tuple[Callable[..., Any], Any]:
-        """Call the factory with what it accepts of the setting; return its (f, z0).
+        """Call the factory with what it accepts of the setting; return its (f, z0) or (deq, x).
 
         Raises:
             ValueError: it returns anything else.
@@ -101,7 +113,9 @@ class UserProblem(Problem):
             torch.manual_seed(setting.seed)
             made = call_with(self.make, setting, self.options)
         ok = isinstance(made, tuple) and len(made) == 2 and callable(made[0])
-        require(ok, f"the result of {self.label}", type(made).__name__, "a pair (f, z0) with a callable f")
+        rule = "a pair (f, z0) with a callable f, or (deq, x) with a DEQ and its input"
+        got = [type(part).__name__ for part in made] if isinstance(made, tuple) else type(made).__name__
+        require(ok, f"the result of {self.label}", got, rule)
         return made
 
 
@@ -181,10 +195,12 @@ def _cast(state: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return state
 
 
-def _exact(f: Callable[..., Any], state: Any, rows: Rows) -> tuple[Map, Callable[..., Any] | None]:
+def _exact(
+    f: Callable[..., Any], state: Any, rows: Rows, batch_dims: int | None
+) -> tuple[Map, Callable[..., Any] | None]:
     """Return f as a map on float64 rows, and the widened f, or None where f keeps its own dtype."""
     wide = _cast(state, torch.float64, rows.device)
-    wide_rows = Rows(wide)
+    wide_rows = Rows(wide, batch_dims)
     widened = copy.deepcopy(f).double() if isinstance(f, nn.Module) else f
     try:
         with torch.no_grad():

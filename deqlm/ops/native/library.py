@@ -57,12 +57,15 @@ def common_dtype(parameters: Iterable[Tensor | None]) -> torch.dtype | None:
 
 
 def unwatched(*given: Tensor | None) -> bool:
-    """Say whether tensors are plain, on the CPU, and nobody needs the operations on them.
+    """Say whether tensors are plain, on the CPU, hold their own numbers, and nobody needs the operations on them.
 
-    Those who do are compilers, tracers, transforms, forward-mode derivatives and dispatch modes.
+    A view with the negative bit holds others, and a tensor of zeros that autograd made none. Those who need the
+    operations are compilers, tracers, transforms, forward-mode derivatives and dispatch modes.
     """
     for t in given:
-        if t is not None and (type(t) not in PLAIN or not t.is_cpu):
+        if t is None:
+            continue
+        if type(t) not in PLAIN or not t.is_cpu or t.is_neg() or t._is_zerotensor():
             return False
     return (
         not torch.compiler.is_compiling()

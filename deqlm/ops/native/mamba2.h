@@ -83,16 +83,16 @@ struct Layer {
     void read_window(int64_t b, int64_t row) const {
         const int64_t numbers = past * channels;
         if (k.window)
-            std::memcpy(seen_by(row), static_cast<const T*>(k.window) + b * numbers, numbers * sizeof(T));
+            std::copy_n(static_cast<const T*>(k.window) + b * numbers, numbers, seen_by(row));
         else
-            std::memset(seen_by(row), 0, numbers * sizeof(T));
+            std::fill_n(seen_by(row), numbers, T(0));
     }
 
     // Keep the last W - 1 inputs behind n tokens, for the next ones or for good.
     void keep_window(int64_t b, int64_t row, int64_t n, bool last) const {
         const int64_t numbers = past * channels;
         T* to = last ? static_cast<T*>(k.window_after) + b * numbers : seen_by(row);
-        std::memmove(to, seen_by(row) + n * channels, numbers * sizeof(T));
+        std::copy_n(seen_by(row) + n * channels, numbers, to);  // not memmove, which may not see null
     }
 
     void convolve(int64_t row, int64_t i) const {
@@ -119,9 +119,9 @@ struct Layer {
         const int64_t numbers = m.headdim * m.state, group = h / (m.heads / m.groups);
         T* S = static_cast<T*>(k.state_after) + (b * m.heads + h) * numbers;
         if (t == 0 && k.state)
-            std::memcpy(S, static_cast<const T*>(k.state) + (b * m.heads + h) * numbers, numbers * sizeof(T));
+            std::copy_n(static_cast<const T*>(k.state) + (b * m.heads + h) * numbers, numbers, S);
         else if (t == 0)
-            std::memset(S, 0, numbers * sizeof(T));
+            std::fill_n(S, numbers, T(0));
         const T *token = mixed + row * most * channels, *B = token + ssm + group * m.state;
         scan_head(Head<T>{m.headdim, m.state, n, channels, m.heads, outputs,
                           token + h * m.headdim, B, B + m.groups * m.state, steps + row * most * m.heads + h,

@@ -79,12 +79,13 @@ class Inner:
         self.address = ctypes.addressof(self.layer)
 
     def takes(self, projected: Tensor, *others: Tensor | None) -> bool:
-        """Say whether ``projected`` has the dtype, all inputs are `unwatched`, and with grad, if it pays.
+        """Say whether ``projected`` has dtype and width, all inputs are `unwatched`, and with grad, if it pays.
 
         The derivative has a thread for each row; and its work grows with the state, that of torch's with the length.
         """
-        rows, length, _ = projected.shape
-        if projected.dtype != self.dtype or length == 0 or not unwatched(projected, *others):
+        rows, length, width = projected.shape
+        fits = projected.dtype == self.dtype and width == self.sizes.inputs
+        if not fits or length == 0 or not unwatched(projected, *others):
             return False
         if not torch.is_grad_enabled():
             return True
@@ -215,7 +216,9 @@ class _Attached(torch.autograd.Function):
         given = [t for t in cotangents if t is not None]
         if not given:
             return (None,) * 11
-        if torch.is_grad_enabled() or not unwatched(*given) or any(map(_unreadable, given)):
+        # hooks on what is saved may give back other tensors than those of the forward
+        kept = projected.dtype == ctx.twin.dtype and unwatched(mask, *inputs, *given)
+        if torch.is_grad_enabled() or not kept or any(map(_batched, given)):
             return (None, None, *_by_torch(ctx.twin.sizes, mask, inputs, cotangents))
         to_projected, to_window, to_state, sums = ctx.twin.back(projected, mask, window, state, cotangents)
         p = InnerParameters(*parameters)
@@ -251,11 +254,9 @@ def _by_torch(
     return [next(found) if t is not None and t.requires_grad else None for t in views]
 
 
-def _unreadable(t: Tensor) -> bool:
-    """Say whether the numbers of a cotangent are not what lies in its memory."""
+def _batched(t: Tensor) -> bool:
     functorch = torch._C._functorch  # type: ignore[attr-defined]
-    batched = functorch.is_batchedtensor(t) or functorch.is_legacy_batchedtensor(t)
-    return batched or t._is_zerotensor() or t.is_neg()
+    return functorch.is_batchedtensor(t) or functorch.is_legacy_batchedtensor(t)
 
 
 def _fit(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:

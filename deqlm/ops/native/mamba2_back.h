@@ -60,7 +60,7 @@ struct LayerBack {
         const T *projected = at(k.projected, b * L * inputs), *bias = at(m.dt_bias, 0);
         const T low = static_cast<T>(m.dt_least), high = static_cast<T>(m.dt_most);
         if (k.window)
-            std::memcpy(seen.data(), at(k.window, b * past * C), past * C * sizeof(T));
+            std::copy_n(at(k.window, b * past * C), past * C, seen.data());
         else
             std::fill_n(seen.data(), past * C, T(0));
         for (int64_t t = 0; t < L; ++t) {
@@ -86,7 +86,7 @@ struct LayerBack {
             for (int64_t c = 0; c < C; ++c) out[c] = silu(to[c]);
         }
         if (k.state)
-            std::memcpy(S.data(), at(k.state, b * H * P * N), H * P * N * sizeof(T));
+            std::copy_n(at(k.state, b * H * P * N), H * P * N, S.data());
         else
             std::fill(S.begin(), S.end(), T(0));
         for (int64_t block = 0; block < blocks; ++block) {
@@ -147,7 +147,7 @@ struct LayerBack {
                    to_inputs + t * inputs, to_y.data() + t * ssm, to_norm);
         T* to_state = static_cast<T*>(back.state) + b * H * P * N;
         if (back.state_after)
-            std::memcpy(to_state, at(back.state_after, b * H * P * N), H * P * N * sizeof(T));
+            std::copy_n(at(back.state_after, b * H * P * N), H * P * N, to_state);
         else
             std::fill_n(to_state, H * P * N, T(0));
         std::fill(to_mixed.begin(), to_mixed.end(), T(0)), std::fill(to_steps.begin(), to_steps.end(), T(0));
@@ -169,13 +169,13 @@ struct LayerBack {
                 to_dt_bias[h] += to[C + h];
             }
         }
-        std::memcpy(static_cast<T*>(back.window) + b * past * C, to_seen.data(), past * C * sizeof(T));
+        std::copy_n(to_seen.data(), past * C, static_cast<T*>(back.window) + b * past * C);
     }
 
     void convolution(int64_t b, T* to_weight, T* to_bias) {
         std::fill(to_seen.begin(), to_seen.end(), T(0));
         if (back.window_after)
-            std::memcpy(to_seen.data() + L * C, at(back.window_after, b * past * C), past * C * sizeof(T));
+            std::copy_n(at(back.window_after, b * past * C), past * C, to_seen.data() + L * C);
         for (int64_t t = 0; t < L; ++t) {
             T* to = to_mixed.data() + t * C;
             const T* from = pre.data() + t * C;

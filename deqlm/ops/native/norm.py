@@ -28,7 +28,7 @@ class Norm:
 
     def takes(self, x: Tensor) -> bool:
         """Say whether ``x`` is a plain tensor (..., D) of the dtype that nobody watches."""
-        return x.dtype == self.dtype and not torch.is_grad_enabled() and unwatched(x) and x.shape[-1] == self.width
+        return x.dtype == self.dtype and not torch.is_grad_enabled() and unwatched(x) and x.shape[-1:] == (self.width,)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the normalised ``x`` (..., D)."""
@@ -48,7 +48,7 @@ def fuse_norm(build: Build, weight: Tensor, eps: float | None) -> Norm | None:
         eps: None is that of the dtype, as for ``nn.RMSNorm``.
     """
     dtype = common_dtype([weight])
-    functions = None if dtype is None or weight.dim() != 1 else built(build)
+    functions = None if dtype is None or weight.dim() != 1 or not weight.numel() else built(build)
     if dtype is None or functions is None:
         return None
     return Norm(functions, weight.detach().contiguous(), torch.finfo(dtype).eps if eps is None else eps)

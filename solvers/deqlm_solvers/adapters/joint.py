@@ -46,13 +46,13 @@ class Joint(Watch):
         at = self.evaluate(self._state(x))
         self.recent.append(at)
         if self.reading is None:
-            self._keep(at.z, self.measure(at.fz, at.r))
+            self._keep(at.z, self.measure(at))
         return self._vector(at)
 
     def residual_best(self, x: Vector) -> Vector:
         """Return F(x); a point is kept when its worst row is nearer to its tolerance than any before."""
         at = self.evaluate(self._state(x))
-        reading = self.measure(at.fz, at.r)
+        reading = self.measure(at)
         if self.reading is None or bool(reading.ratio.max() < self.reading.ratio.max()):
             self._keep(at.z, reading)
         return self._vector(at)
@@ -61,7 +61,7 @@ class Joint(Watch):
         """Keep an iterate of the peer, which has been evaluated; the callback of scipy's nonlinear solvers."""
         z = self._state(x)
         at = next(e for e in reversed(self.recent) if torch.allclose(e.z, z, rtol=0, atol=0, equal_nan=True))
-        self._keep(at.z, self.measure(at.fz, at.r))
+        self._keep(at.z, self.measure(at))
 
     def solution(self) -> Solution:
         """Return the kept point with its residual."""
@@ -69,7 +69,7 @@ class Joint(Watch):
         steps = self.token_steps
         if steps is not None and self.measure.mask is not None:
             steps = torch.where(self.measure.mask, steps, 0)
-        return self.close(self.kept, self.reading, self.measure(self.last.fz, self.last.r), steps)
+        return self.close(self.kept, self.reading, self.measure(self.last), steps)
 
     def _keep(self, z: Tensor, reading: Reading) -> None:
         """Keep a finite point; leave the peer when all rows pass, or one is not finite or has diverged."""

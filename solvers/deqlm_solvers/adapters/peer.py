@@ -15,6 +15,7 @@ from deqlm_solvers.counted import HALF, CountedMap, check_start
 from deqlm_solvers.driver import warn_below_floor
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.measure import Measure, Reading
+from deqlm_solvers.runaway import Runaway
 from deqlm_solvers.solution import Solution
 from deqlm_solvers.solver import Evaluation, Map, Solver
 from deqlm_solvers.status import Status
@@ -72,6 +73,7 @@ class Watch:
         self.most = most
         self.last: Evaluation | None = None
         self.limit = torch.full((z0.shape[0],), torch.inf, dtype=torch.float64, device=z0.device)
+        self.runaway = Runaway(frame.first)
         self.trace: list[Tensor] = []
         self.in_map = False
 
@@ -87,9 +89,11 @@ class Watch:
         at = self.map(z.contiguous())
         self.in_map = False
         if self.last is None:
-            self.limit = self.measure(at.fz, at.r).residual * self.stop.divergence
+            first = self.measure(at)
+            self.limit = first.residual * self.stop.divergence
+            self.runaway.runs(first.ratio <= 1, first.residual, first.size)
         if self.stop.trace:
-            self.trace.append(self.measure(at.fz, at.r).residual)
+            self.trace.append(self.measure(at).residual)
         self.last = at
         return at
 
@@ -124,9 +128,11 @@ class Watch:
         calls = self.map.calls
         end = Status.MAX_ITER if calls >= self.stop.max_iter else Status.STALLED
         status = torch.full_like(reading.residual, int(end), dtype=torch.int8)
-        status.masked_fill_((last.residual > self.limit) | (reading.residual > self.limit), int(Status.DIVERGED))
+        runs = self.runaway.runs(reading.ratio <= 1, reading.residual, reading.size)
+        beyond = (last.residual > self.limit) | (reading.residual > self.limit)
+        status.masked_fill_(beyond | runs, int(Status.DIVERGED))
         status.masked_fill_(~(last.residual.isfinite() & reading.residual.isfinite()), int(Status.NONFINITE))
-        status.masked_fill_(reading.ratio <= 1, int(Status.CONVERGED))
+        status.masked_fill_((reading.ratio <= 1) & ~runs, int(Status.CONVERGED))
         sound = reading.residual.isfinite()
         return Solution(
             z=z,
@@ -137,4 +143,6 @@ class Watch:
             cost=self.map.cost,
             trace=torch.stack(self.trace) if self.stop.trace else None,
             token_steps=token_steps,
+            runaway=runs & (status == int(Status.DIVERGED)),
+            first=self.runaway.first,
         )

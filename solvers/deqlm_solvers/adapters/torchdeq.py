@@ -68,8 +68,8 @@ def _verified(watch: Watch, start: Tensor, returned: Tensor | None) -> Solution:
     z = torch.where(z.isfinite().all(1, keepdim=True), z, start)
     watch.most = watch.stop.max_iter
     at = watch.evaluate(z)
-    reading = watch.measure(at.fz, at.r)
-    return watch.close(at.z, reading, reading if last is None else watch.measure(last.fz, last.r))
+    reading = watch.measure(at)
+    return watch.close(at.z, reading, reading if last is None else watch.measure(last))
 
 
 @register_solver("torchdeq.fixed_point_iter")

@@ -23,13 +23,14 @@ from deqlm_solvers.stop import Stop
 __all__ = ["FusedPace", "fused_bytes", "why_not_fused"]
 
 TEST, LAST = 1, 2
+CPU = torch.device("cpu")
 
 _NUMBERS = (
     *("rows", "unknowns", "pairs", "rule", "line_search", "automatic", "budget", "max_iter", "patience", "token"),
     *("groups", "runs", "threads"),
 )
 _REALS = ("rtol", "atol", "divergence", "damping", "first_damping", "ridge", "least_pivot", "growth", "plain_rate")
-_GIVEN = ("run_end", "run_group", "group_root", "mask", "weights", "scale", "unit", "best_z")
+_GIVEN = ("run_end", "run_group", "group_root", "mask", "weights", "scale", "unit", "first", "best_z")
 _MADE = ("token_steps", "workspace")
 _OWN = ("row", "restart_z", "restart_r", "ring_s", "ring_y", "direction", "scratch", "gram", "gram2", "systems", "sums")
 
@@ -41,7 +42,7 @@ class _Solve(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _NUMBERS),
         *((name, ctypes.c_double) for name in _REALS),
         *((name, ctypes.c_void_p) for name in (*_GIVEN, *_MADE, *_OWN, "index")),
-        *((name, ctypes.c_int64) for name in ("present", "next", "halfway", "active", "remaining")),
+        *((name, ctypes.c_int64) for name in ("present", "next", "active", "remaining")),
     ]
 
 
@@ -76,9 +77,12 @@ class FusedPace(Pace):
         suffix = "float" if z.dtype == torch.float32 else "double"
         functions = library.functions
         self.functions = functions
-        self.advance, self.finish = getattr(functions, f"advance_{suffix}"), getattr(functions, f"finish_{suffix}")
+        self.advance, self.finish, self.settle, self.reviewed = (
+            getattr(functions, f"{name}_{suffix}") for name in ("advance", "finish", "settle", "review")
+        )
         measure = Measure(stop, frame, z)
         self.measure, self.masked = measure, measure.masked
+        self._masked = measure.masked
         plain = stop.per == "row" and stop.norm == "l2" and frame.scale is None and frame.unit is None
         key = (kernel, stop, self.rows, self.unknowns, z.dtype, torch.get_num_threads())
         solve = _Solve.from_buffer_copy(_described(*key))
@@ -86,14 +90,17 @@ class FusedPace(Pace):
         self.keep = (_ONE,) if plain else _groups(solve, stop, measure)
         if plain:
             solve.group_root = ctypes.addressof(_ONE)
+        self.first = None if frame.first is None else frame.first.contiguous()
+        solve.first = _pointer(self.first)
         self.best_z = None if solve.budget else torch.empty_like(z)
-        self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64) if solve.token else None
+        self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64, device=CPU) if solve.token else None
         solve.best_z, solve.token_steps = _pointer(self.best_z), _pointer(self.token_steps)
-        self.workspace = torch.empty(getattr(functions, f"workspace_bytes_{suffix}")(self.pointer), dtype=torch.uint8)
+        size = getattr(functions, f"workspace_bytes_{suffix}")(self.pointer)
+        self.workspace = torch.empty(size, dtype=torch.uint8, device=CPU)
         solve.workspace = self.workspace.data_ptr()
         getattr(functions, f"open_{suffix}")(self.pointer, z.data_ptr())
         self.every = 0 if stop.test_every == "auto" or solve.budget else stop.test_every
-        self.looked = 0
+        self.looked = self.k = 0
         self.trace: list[Tensor] = []
         self.traced = stop.trace
         self.plain = kernel.rule == Rule.PICARD
@@ -103,7 +110,7 @@ class FusedPace(Pace):
         self.previous: Tensor | None = None
 
     def take(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
-        solve, z, fz = self.solve, at.z, at.fz
+        solve, z, fz, self.k = self.solve, at.z, at.fz, k
         budget = solve.budget
         tests = not budget and (last or (k % self.every == 0 if self.every else k >= solve.next))
         if not tests and not last and self._passes_on(k, fz):
@@ -112,7 +119,7 @@ class FusedPace(Pace):
         z, fz = z.contiguous(), fz.contiguous()
         goes_on = budget or not last
         z_next = torch.empty_like(z) if goes_on else z
-        trace = torch.empty(self.rows, dtype=torch.float64) if self.traced and not budget else None
+        trace = torch.empty(self.rows, dtype=torch.float64, device=CPU) if self.traced and not budget else None
         active = self.advance(
             self.pointer,
             z.data_ptr(),
@@ -123,7 +130,7 @@ class FusedPace(Pace):
             None if trace is None else trace.data_ptr(),
         )
         if self.traced:
-            self._trace(self.measure(fz, at.r).residual if budget else trace)
+            self._trace(self.measure(at).residual if budget else trace)
         if last and not budget:
             return z, False
         looks = self._looks(k, tests)
@@ -161,14 +168,15 @@ class FusedPace(Pace):
 
     def _trace(self, values: Tensor | None) -> None:
         if self.traced:
-            blank = torch.full((self.rows,), torch.nan, dtype=torch.float64)
+            blank = torch.full((self.rows,), torch.nan, dtype=torch.float64, device=CPU)
             self.trace.append(blank if values is None else values)
 
     def leaving(self) -> Tensor | None:
         solve = self.solve
-        if not may_leave(self.stop, solve.active, self.present, self.unknowns, lambda: solve.remaining):
+        here = (self.k, solve.active, self.present, self.rows, self.unknowns)
+        if not may_leave(self.stop, *here, lambda: solve.remaining):
             return None
-        rows = torch.empty(solve.active, dtype=torch.int64)
+        rows = torch.empty(solve.active, dtype=torch.int64, device=CPU)
         self.functions.indices_of_active(self.pointer, rows.data_ptr())
         return rows if self.index is None else torch.searchsorted(self.index, rows)
 
@@ -180,18 +188,33 @@ class FusedPace(Pace):
             self.masked = self.masked.index_select(0, rows)
         return z.index_select(0, rows)
 
+    def points(self) -> Tensor:
+        self.settle(self.pointer)
+        assert self.best_z is not None
+        return self.best_z.clone()
+
+    def review(self, at: Evaluation, take_up: bool) -> bool:
+        self.index, self.present, self.solve.present, self.masked = None, self.rows, self.rows, self._masked
+        at = self.held(at)
+        z, fz = at.z.contiguous(), at.fz.contiguous()
+        return bool(self.reviewed(self.pointer, z.data_ptr(), fz.data_ptr(), self.k, take_up))
+
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         rows, choices = self.rows, self.kernel.choices
-        residual, relative = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.float64)
-        steps = torch.empty(rows, dtype=torch.int64)
-        status = torch.empty(rows, dtype=torch.int8)
-        picked = torch.empty(rows, dtype=torch.int8) if choices else None
+        residual, relative = torch.empty(2, rows, dtype=torch.float64, device=CPU)
+        steps = torch.empty(rows, dtype=torch.int64, device=CPU)
+        status = torch.empty(rows, dtype=torch.int8, device=CPU)
+        first = torch.empty(2, rows, dtype=torch.float64, device=CPU)
+        runaway = torch.empty(rows, dtype=torch.bool, device=CPU)
+        picked = torch.empty(rows, dtype=torch.int8, device=CPU) if choices else None
         self.finish(
             self.pointer,
             residual.data_ptr(),
             relative.data_ptr(),
             steps.data_ptr(),
             status.data_ptr(),
+            first.data_ptr(),
+            runaway.data_ptr(),
             None if picked is None else picked.data_ptr(),
         )
         if self.traced and self.solve.budget:
@@ -207,6 +230,8 @@ class FusedPace(Pace):
             token_steps=self.token_steps,
             picked=picked,
             choices=choices,
+            runaway=None if self.solve.budget else runaway,
+            first=None if self.solve.budget else first,
         )
         return self._budget(sol, z_last) if self.solve.budget else sol
 

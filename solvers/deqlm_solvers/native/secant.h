@@ -80,7 +80,7 @@ void wait(const Solve& s, int64_t i, const T* z, const T* fz) {
 template <typename T>
 void remember_direction(const Solve& s, int64_t i, const T* step) {
     if (!s.line_search) return;
-    std::memcpy(static_cast<T*>(s.direction) + i * s.unknowns, step, s.unknowns * sizeof(T));
+    copy<T>(step, 0, s.direction, i, s.unknowns);
     s.row[i].length = 1;
 }
 

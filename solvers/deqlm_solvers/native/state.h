@@ -9,7 +9,12 @@ namespace {
 
 constexpr int LANES = 8;             // rows whose small systems are factored together
 constexpr int BLOCK = 1024;          // float sums are carried over to double after so many terms
-constexpr double SMALLEST = 1e-250;  // as in measure.py
+constexpr double SMALLEST = 1e-270;  // as in measure.py
+constexpr double LEAST_SAFE = 1e-150;  // norms between these are sums of squares that neither vanish nor overflow
+constexpr double MOST_SAFE = 1e150;
+constexpr double FALLEN = 0.5;  // as in runaway.py, with the next two
+constexpr double GROWN = 10.0;
+constexpr double NEAR = 0.5;
 constexpr double LONGEST = 1e6;
 constexpr double SMALLEST_DAMPING = 1.0 / 16;
 constexpr double SHORTEST = 1.0 / 16;
@@ -28,12 +33,12 @@ extern "C" {
 
 struct Row {
     double limit, best_ratio, best_residual, best_relative, residual, relative, ratio, mark;
-    double half_residual, half_relative, before, first_ratio;
+    double half_residual, half_relative, before, first_ratio, first_residual, first_size, mark_residual, mark_size;
     double first_norm, norm, last_norm, plain_below, best_norm, base_norm, unit, damping, length;
     double damping_limit, above;                                          // damping.h
     double start_norm, size, least_relative, peak, from_norm, mark_norm;  // watch.h
     int64_t steps, since, due, gap, prefix, count, newest, idle, way, since_mark;
-    uint8_t active, stalled, plain, best_pending, restart_pending, started, restarted, spent, away;
+    uint8_t active, stalled, plain, best_pending, restart_pending, started, restarted, spent, away, ran_away;
     uint8_t final;  // a point that is not finite, or beyond the divergence limit, ends the row: no other one is left to try
 };
 
@@ -48,6 +53,7 @@ struct Solve {
     const void* weights;        // (unknowns) or null
     const double* scale;        // (rows) or null
     const double* unit;         // (rows): factor of atol, or null
+    const double* first;        // (2, rows): residual and size of each row's first point, or null where that is to come
     void* best_z;               // (rows, unknowns), or null for a budget
     int64_t* token_steps;       // (rows, groups), or null
     char* workspace;
@@ -59,7 +65,7 @@ struct Solve {
     const int64_t* index;
     int64_t present;
     // outcome of a step
-    int64_t next, halfway, active, remaining;
+    int64_t next, active, remaining;
 };
 
 }  // extern "C"
@@ -95,13 +101,13 @@ int64_t layout(Solve& s) {
     carve(at, s.rule == BROYDEN_GOOD ? s.rows * s.pairs * s.pairs : 0, s.gram2);
     carve(at, mixes ? s.threads * scratch_numbers(s) : 0, t), s.scratch = t;
     carve(at, mixes ? s.threads * system_numbers(s) : 0, s.systems);
-    carve(at, s.groups ? s.threads * 2 * s.groups : 0, s.sums);
+    carve(at, s.groups ? s.threads * 4 * s.groups : 0, s.sums);
     return at - s.workspace + 64;
 }
 
 template <typename T>
 void copy(const void* from, int64_t from_row, void* to, int64_t to_row, int64_t n) {
-    std::memcpy(static_cast<T*>(to) + to_row * n, static_cast<const T*>(from) + from_row * n, n * sizeof(T));
+    if (n) std::memcpy(static_cast<T*>(to) + to_row * n, static_cast<const T*>(from) + from_row * n, n * sizeof(T));
 }
 
 template <typename T>

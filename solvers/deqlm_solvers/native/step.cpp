@@ -18,7 +18,7 @@ namespace {
 template <typename T>
 void picard_step(const Solve& s, const T* z, const T* fz, T* z_next, double damping) {
     if (damping == 1) {
-        std::memcpy(z_next, fz, s.unknowns * sizeof(T));
+        copy<T>(fz, 0, z_next, 0, s.unknowns);
         return;
     }
     const T beta = static_cast<T>(damping);
@@ -42,6 +42,16 @@ bool reopen(Solve& s, const T* z, const T* fz, int64_t k, bool take_up) {
         if (take_up) row.active = 1, row.due = k + 1;
     }
     return any;
+}
+
+// How many rows are active, and when the first of them is due.
+void count(Solve& s) {
+    s.active = 0, s.next = std::numeric_limits<int64_t>::max();
+    for (int64_t i = 0; i < s.rows; ++i) {
+        if (!s.row[i].active) continue;
+        ++s.active;
+        if (s.row[i].due < s.next) s.next = s.row[i].due;
+    }
 }
 
 // Evaluations that the slowest active row still needs at its mean rate so far.
@@ -75,7 +85,7 @@ int64_t advance(Solve& s, const void* z_, const void* fz_, void* z_next_, int64_
 #else
         const int64_t thread = 0;
 #endif
-        double* sums = s.sums + thread * 2 * s.groups;
+        double* sums = s.sums + thread * 4 * s.groups;
         T* scratch = static_cast<T*>(s.scratch) + thread * scratch_numbers(s);
         int64_t position[LANES], which[LANES];
         int held = 0;
@@ -86,9 +96,7 @@ int64_t advance(Solve& s, const void* z_, const void* fz_, void* z_next_, int64_
                 if (!s.budget) {
                     record(s, i, z + p * n, fz + p * n, k, flags, sums);
                 } else if (secant(s)) {
-                    double residual, size;
-                    both_square_sums(z + p * n, fz + p * n, n, residual, size);
-                    row.norm = std::sqrt(residual);
+                    row.norm = residual_norm(z + p * n, fz + p * n, n);
                 }
                 if (s.budget && (flags & LAST)) {
                     const Reading at = read(s, i, z + p * n, fz + p * n, sums);
@@ -97,7 +105,7 @@ int64_t advance(Solve& s, const void* z_, const void* fz_, void* z_next_, int64_
             }
             if (!go_on) continue;
             if (!row.active) {
-                std::memcpy(z_next + p * n, z + p * n, n * sizeof(T));
+                copy<T>(z, p, z_next, p, n);
             } else if (secant(s)) {
                 position[held] = p, which[held++] = i;
             } else {
@@ -108,71 +116,76 @@ int64_t advance(Solve& s, const void* z_, const void* fz_, void* z_next_, int64_
             secant_steps(s, position, which, held, z, fz, z_next, k, scratch, s.systems + thread * system_numbers(s));
     }
     if (s.budget) return s.rows;
-    int64_t active = 0, next = std::numeric_limits<int64_t>::max();
-    auto count = [&] {
-        active = 0;
-        for (int64_t i = 0; i < s.rows; ++i) {
-            if (!s.row[i].active) continue;
-            ++active;
-            if (s.row[i].due < next) next = s.row[i].due;
-        }
-    };
-    count();
-    if (!s.index && (active == 0 || (flags & LAST)) && reopen(s, z, fz, k, go_on) && go_on) {
+    count(s);
+    if (!s.index && (s.active == 0 || (flags & LAST)) && reopen(s, z, fz, k, go_on) && go_on) {
         for (int64_t i = 0; i < s.rows; ++i) {
             if (!s.row[i].active) continue;
             if (secant(s)) {
-                double residual, size;
-                both_square_sums(z + i * n, fz + i * n, n, residual, size);
-                s.row[i].norm = std::sqrt(residual);
+                s.row[i].norm = residual_norm(z + i * n, fz + i * n, n);
                 secant_steps(s, &i, &i, 1, z, fz, z_next, k, static_cast<T*>(s.scratch), s.systems);
             } else {
                 picard_step(s, z + i * n, fz + i * n, z_next + i * n, damping);
             }
         }
-        count();
-    }
-    if (2 * (k + 1) >= s.max_iter && (flags & TEST) && !s.halfway) {
-        for (int64_t i = 0; i < s.rows; ++i)
-            s.row[i].half_residual = s.row[i].residual, s.row[i].half_relative = s.row[i].relative;
-        s.halfway = 1;
+        count(s);
     }
     if (trace)
         for (int64_t i = 0; i < s.rows; ++i)
             trace[i] = s.row[i].steps == k + 1 || (!s.row[i].active && (flags & TEST))
                            ? s.row[i].residual
                            : std::numeric_limits<double>::quiet_NaN();
-    s.active = active, s.next = next;
-    s.remaining = active && 2 * active <= present ? remaining(s, k) : 0;
-    return active;
+    s.remaining = s.active && 2 * s.active <= present ? remaining(s, k) : 0;
+    return s.active;
+}
+
+// Bring the points that would be returned now up to date.
+template <typename T>
+void settle(const Solve& s) {
+    for (int64_t i = 0; i < s.rows; ++i) {
+        Row& row = s.row[i];
+        if (row.best_pending)
+            copy<T>(slot<T>(s, s.ring_s, i, pending_slot(s, row)), 0, s.best_z, i, s.unknowns);
+        row.best_pending = 0;
+    }
+}
+
+// Take f at those points, of all rows together; whether rows that passed no longer do, and go on with take_up.
+template <typename T>
+int64_t review(Solve& s, const void* z, const void* fz, int64_t k, int64_t take_up) {
+    s.index = nullptr;
+    const bool any = reopen(s, static_cast<const T*>(z), static_cast<const T*>(fz), k, take_up != 0);
+    count(s);
+    return any && take_up;
 }
 
 int8_t status_of(const Solve& s, const Row& row) {
     if (s.budget) return std::isfinite(row.residual) ? BUDGET : NONFINITE;
     if (row.best_ratio <= 1) return CONVERGED;
     if (!std::isfinite(row.residual)) return NONFINITE;
-    if (row.residual > row.limit) return DIVERGED;
+    if (row.residual > row.limit || row.ran_away) return DIVERGED;
     if (row.stalled) return STALLED;
-    const bool vanishing = s.halfway && s.patience < 0 && s.max_iter >= 8 &&
+    const bool vanishing = s.patience < 0 && s.max_iter >= 8 &&
                            row.residual <= 0.75 * row.half_residual && row.relative >= 0.9 * row.half_relative;
     return vanishing ? STALLED : MAX_ITER;
 }
 
 template <typename T>
-void finish(const Solve& s, double* residual, double* relative, int64_t* steps, int8_t* status, int8_t* picked) {
+void finish(const Solve& s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
+            uint8_t* ran_away, int8_t* picked) {
+    if (!s.budget) settle<T>(s);
     for (int64_t i = 0; i < s.rows; ++i) {
         const Row& row = s.row[i];
         residual[i] = s.budget ? row.residual : row.best_residual;
         relative[i] = s.budget ? row.relative : row.best_relative;
         steps[i] = s.budget ? s.max_iter : row.steps;
         status[i] = status_of(s, row);
+        first[i] = row.first_residual, first[s.rows + i] = row.first_size;
+        ran_away[i] = row.ran_away && status[i] == DIVERGED;
         if (picked) picked[i] = row.plain ? 0 : 1;
         for (int64_t g = 0; s.token && g < s.groups; ++g) {
             int64_t& settled = s.token_steps[i * s.groups + g];
             if (settled > steps[i] || (s.mask && !s.mask[i * s.groups + g])) settled = 0;
         }
-        if (row.best_pending)
-            copy<T>(slot<T>(s, s.ring_s, i, pending_slot(s, row)), 0, s.best_z, i, s.unknowns);
     }
 }
 
@@ -185,6 +198,7 @@ void open(Solve& s, const void* z) {
         row = Row{};
         row.limit = row.best_ratio = row.best_residual = row.best_relative = infinity;
         row.residual = row.relative = row.mark = row.half_residual = row.half_relative = infinity;
+        if (s.first) row.first_residual = s.first[i], row.first_size = s.first[s.rows + i];
         row.before = std::numeric_limits<double>::quiet_NaN();
         row.gap = row.active = row.final = 1;
         row.damping = s.damping;
@@ -192,9 +206,9 @@ void open(Solve& s, const void* z) {
         row.plain = s.plain_rate > 0;
         row.plain_below = s.plain_rate;
     }
-    if (!s.budget) std::memcpy(s.best_z, z, s.rows * s.unknowns * sizeof(T));
+    if (!s.budget) copy<T>(z, 0, s.best_z, 0, s.rows * s.unknowns);
     for (int64_t i = 0; s.token && i < s.rows * s.groups; ++i) s.token_steps[i] = 1;
-    s.next = 0, s.halfway = 0, s.active = s.rows, s.remaining = 0;
+    s.next = 0, s.active = s.rows, s.remaining = 0;
 }
 
 }  // namespace
@@ -212,11 +226,21 @@ int64_t advance_float(Solve* s, const void* z, const void* fz, void* z_next, int
 int64_t advance_double(Solve* s, const void* z, const void* fz, void* z_next, int64_t k, int64_t flags, double* trace) {
     return advance<double>(*s, z, fz, z_next, k, flags, trace);
 }
-void finish_float(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, int8_t* picked) {
-    finish<float>(*s, residual, relative, steps, status, picked);
+void finish_float(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
+                  uint8_t* ran_away, int8_t* picked) {
+    finish<float>(*s, residual, relative, steps, status, first, ran_away, picked);
 }
-void finish_double(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, int8_t* picked) {
-    finish<double>(*s, residual, relative, steps, status, picked);
+void settle_float(const Solve* s) { settle<float>(*s); }
+int64_t review_float(Solve* s, const void* z, const void* fz, int64_t k, int64_t take_up) {
+    return review<float>(*s, z, fz, k, take_up);
+}
+void finish_double(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
+                  uint8_t* ran_away, int8_t* picked) {
+    finish<double>(*s, residual, relative, steps, status, first, ran_away, picked);
+}
+void settle_double(const Solve* s) { settle<double>(*s); }
+int64_t review_double(Solve* s, const void* z, const void* fz, int64_t k, int64_t take_up) {
+    return review<double>(*s, z, fz, k, take_up);
 }
 void indices_of_active(const Solve* s, int64_t* out) {
     for (int64_t i = 0, p = 0; i < s->rows; ++i)

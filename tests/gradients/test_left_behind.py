@@ -1,0 +1,116 @@
+"""Tensors that a layer leaves on itself, auxiliary losses above all: their gradient is the whole one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deqlm
+from deqlm import DEQ, Implicit, OneStep, Phantom, Solve, Stop
+from gradients.maps import SHARP, TanhLayer, solver_for
+
+F64 = torch.float64
+SHARPLY = Implicit(solve=Solve("anderson", SHARP))
+
+
+class WithAux(TanhLayer):
+    """Leaves the mean square of what enters the tanh, in one of the places where layers leave such things."""
+
+    def __init__(self, n: int, place: str = "attribute") -> None:
+        super().__init__(n)
+        self.place, self.aux, self.inner = place, None, nn.Identity()
+        self.register_buffer("kept", torch.zeros((), dtype=F64))
+
+    def forward(self, z: Tensor, u: Tensor | float = 0.0) -> Tensor:
+        h = z @ self.W.T + self.b + u
+        aux = h.square().mean()
+        if self.place == "attribute":
+            self.aux = aux
+        elif self.place == "list":
+            self.aux = [aux]
+        elif self.place == "dict":
+            self.aux = {"loss": aux}
+        elif self.place == "submodule":
+            self.inner.loss = aux
+        elif self.place == "buffer":
+            self.kept = aux
+        return torch.tanh(h)
+
+    def loss(self) -> Tensor:
+        return {
+            "attribute": lambda: self.aux,
+            "list": lambda: self.aux[0],
+            "dict": lambda: self.aux["loss"],
+            "submodule": lambda: self.inner.loss,
+            "buffer": lambda: self.kept,
+        }[self.place]()
+
+
+def truth(layer: WithAux, x: Tensor, also_output: bool) -> list[Tensor]:
+    z = torch.zeros_like(x)
+    for _ in range(120):
+        z = layer(z, x)
+    y = layer(z, x)
+    loss = layer.loss() + (y.square().sum() if also_output else 0.0)
+    return list(torch.autograd.grad(loss, [layer.W, layer.b, x]))
+
+
+@pytest.mark.parametrize("place", ["attribute", "list", "dict", "submodule", "buffer"])
+@pytest.mark.parametrize("also_output", [False, True])
+@pytest.mark.parametrize(
+    "gradient", [SHARPLY, SHARPLY.replace(second_order=True), Phantom(80, 1.0), "unrolled"], ids=str
+)
+def test_an_auxiliary_loss_has_its_whole_gradient(place: str, also_output: bool, gradient: object) -> None:
+    layer, x = WithAux(4, place), torch.randn(3, 4, dtype=F64, requires_grad=True)
+    want = truth(layer, x, also_output)
+    deq = DEQ(
+        layer, inject="argument", stop=SHARP, gradient=gradient, solver=solver_for(gradient), start=torch.zeros_like
+    )
+    y = deq(x)
+    loss = layer.loss() + (y.square().sum() if also_output else 0.0)
+    got = torch.autograd.grad(loss, [layer.W, layer.b, x])
+    torch.testing.assert_close(list(got), want, rtol=1e-8, atol=1e-9)
+
+
+def test_one_step_is_biased_towards_the_truth() -> None:
+    layer, x = WithAux(4), torch.randn(3, 4, dtype=F64, requires_grad=True)
+    want = truth(layer, x, also_output=False)[0]
+    DEQ(layer, inject="argument", stop=SHARP, gradient=OneStep(), start=torch.zeros_like)(x)
+    (got,) = torch.autograd.grad(layer.loss(), layer.W)
+    assert torch.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.98
+
+
+def test_the_functional_interface_knows_a_module_too() -> None:
+    layer, x = WithAux(4), torch.randn(3, 4, dtype=F64, requires_grad=True)
+    want = truth(layer, x, also_output=False)
+    deqlm.solve(layer, torch.zeros_like(x), args=(x,), stop=SHARP, gradient=SHARPLY)
+    torch.testing.assert_close(
+        list(torch.autograd.grad(layer.loss(), [layer.W, layer.b, x])), want, rtol=1e-8, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "one_step"])
+def test_a_layer_that_leaves_nothing_is_not_evaluated_once_more(gradient: str) -> None:
+    class Generated(TanhLayer):
+        """Holds a weight that was made outside, with a graph."""
+
+    layer, x = Generated(4), torch.randn(3, 4, dtype=F64)
+    counts = []
+    for made in (False, True):
+        if made:
+            layer.extra = layer.W * 2
+        _, sol = DEQ(layer, gradient=gradient, stop=Stop(rtol=1e-9))(x, with_stats=True)
+        counts.append(sol.cost.evaluations)
+    _, left = DEQ(WithAux(4), gradient=gradient, stop=Stop(max_iter=5, rtol=0))(x, with_stats=True)
+    assert counts[0] == counts[1]
+    assert left.cost.evaluations == 7
+
+
+def test_a_failed_row_spoils_no_auxiliary_loss() -> None:
+    layer, x = WithAux(4), torch.randn(3, 4, dtype=F64)
+    x[1] = torch.nan
+    deq = DEQ(layer, inject="argument", stop=SHARP, gradient=SHARPLY, start=torch.zeros_like, on_failure="ignore")
+    deq(x)
+    (got,) = torch.autograd.grad(layer.loss(), layer.W)
+    assert got.isfinite().all()
