@@ -57,10 +57,10 @@ TESTS = {
 
 KEPT = ("mark", "first", "peak", "start", "last", "largest", "least", "below", "way", "since", "plain", "away")
 """Columns that are kept from one point to the next: the residual that `SLOW_RATE` looks back to; the first one; the
-largest and the first one of the way; the last one; the largest ||f(z)|| and the least ||r|| / ||f(z)|| of mixing rows; the
-rate up to which steps are plain; steps spent on ways; mixes since ``mark``; two flags."""
+largest and the first one of the way; the last one; the largest ||f(z)|| and the least ||r|| / ||f(z)|| of mixing rows;
+the rate up to which steps are plain; steps spent on ways; mixes since ``mark``; two flags."""
 SEEN = ("norm", "size", "relative", "along", "turned", "edge", "highest", "larger", "lesser")
-"""Columns that a new point gives: as in `Watch.look`; the residual up to which steps stay plain; candidates for kept ones."""
+"""Columns that a new point gives: see `Watch.look`; the residual up to which steps stay plain; new kept ones."""
 FIXED = ("zero", "one", "later", "after", "most")
 COLUMNS = (*KEPT, *SEEN, *FIXED)
 
@@ -112,7 +112,9 @@ class Watch:
         first = dict.fromkeys(KEPT, norm) | {"largest": zero, "least": one / zero, "below": plain_rate * one}
         first |= {"way": zero, "since": zero, "plain": one, "away": zero}
         self.kept = torch.cat([first[name] for name in KEPT], dim=1)
-        self.fixed = torch.cat((zero, one, max(IDLE_RATE, plain_rate) * one, AFTER_RATE * one, LONGEST_WAY * one), dim=1)
+        self.fixed = torch.cat(
+            (zero, one, max(IDLE_RATE, plain_rate) * one, AFTER_RATE * one, LONGEST_WAY * one), dim=1
+        )
         self.rules = _rules(norm.device)
 
     def look(self, norm: Tensor, size: Tensor, along: Tensor) -> Move:
@@ -174,7 +176,7 @@ def _rules(device: torch.device) -> _Rules:
 
 
 def _decide(is_: dict[str, Tensor]) -> tuple[Move, dict[str, Tensor], dict[str, Tensor]]:
-    """Return, for every outcome of the tests, the move, the column that each kept one is taken from, and what is added."""
+    """Return for every outcome the move, from which column each kept one is taken, and what is added to it."""
     was_plain, was_away = is_["plain"], is_["away"]
     steady = was_plain | is_["falls"]
     outward = is_["young"] & ~is_["inward"]
@@ -200,7 +202,11 @@ def _decide(is_: dict[str, Tensor]) -> tuple[Move, dict[str, Tensor], dict[str, 
         "plain": _column("one", plain, "zero"),
         "away": _column("one", away, "zero"),
     }
-    return Move(plain, back, sets_out, away | arrived, arrived, lost), taken, {"way": was_away & ~lost, "since": ~steady}
+    return (
+        Move(plain, back, sets_out, away | arrived, arrived, lost),
+        taken,
+        {"way": was_away & ~lost, "since": ~steady},
+    )
 
 
 def _column(name: str | Tensor, where: Tensor, other: str | Tensor) -> Tensor:
