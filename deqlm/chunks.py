@@ -243,7 +243,7 @@ class ByChunks(Solve):
 
 
 def _after(points: Tensor, start: Tensor, mask: Tensor | None, first: int, end: int) -> Tensor:
-    """Return the last of ``points`` (B, l, ...) for every token from ``first`` to ``end``, masked ones at their start."""
+    """Return the last of ``points`` (B, l, ...) for tokens ``first`` to ``end``, masked ones at their start."""
     last = points[:, -1:].expand(start.shape)
     if mask is None:
         return last

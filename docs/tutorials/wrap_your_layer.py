@@ -309,8 +309,8 @@ print({name: tuple(value.shape) for name, value in state.items()}, "converged:",
 
 # %% [markdown]
 # A layer that returns more than its new state, such as a recurrent network over the sequence, is wrapped in a module
-# whose forward returns the state alone. The layer may also be a function, but a function has no parameters to offer: one
-# that uses a module gets a warning.
+# whose forward returns the state alone. The layer may also be a function, but a function has no parameters to offer:
+# one that uses a module gets a warning.
 
 
 # %%

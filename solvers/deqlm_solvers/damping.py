@@ -35,6 +35,7 @@ class Damping:
     """
 
     def __init__(self, initial: float, z: Tensor) -> None:
+        self.initial = initial
         self.beta = self.limit = torch.full((z.shape[0], 1), initial, dtype=z.dtype, device=z.device)
         self.restarted = torch.ones_like(self.beta, dtype=torch.bool)
         self.spent = torch.zeros_like(self.restarted)
@@ -57,6 +58,10 @@ class Damping:
             exponent = (torch.frexp(scale).exponent - 1).clamp_min(SHORTEST_SCALE)
             beta = torch.where(shorter, torch.ldexp(torch.ones_like(beta), exponent), beta)
         self.beta = torch.where(first, beta, self.beta)
+
+    def renew(self, rows: Tensor) -> None:
+        """Give ``rows`` (B, 1), which are about to take plain steps, the beta of the first step."""
+        self.beta = self.beta.masked_fill(rows, self.initial)
 
     def settle(self, norm: Tensor, refused: Tensor, held: Tensor | None = None) -> None:
         """Take which rows restart; ``held`` rows, whose step a line search shortens, keep what they had.

@@ -109,7 +109,7 @@ class Dogleg(DenseSolver):
         """Return the rows (B, 1) that accept their trial point, and change the radii by what it brought."""
         growth = norm / state.base_norm
         gain = (1 - growth.square()) / (1 - state.linear.square())
-        shorter = torch.where(growth.isfinite(), 0.5, 0.1) * state.length
+        shorter = torch.where(growth.isfinite(), 0.5 * state.length, 0.1 * state.length)
         longer = torch.maximum(state.radius, 2 * state.length)
         radius = torch.where(gain >= POOR_GAIN, torch.where(gain >= GOOD_GAIN, longer, state.radius), shorter)
         state.radius = torch.where(state.first, state.radius, radius)

@@ -104,8 +104,8 @@ class LineSearch:
         fails = which & ~passes
         self.length = torch.where(fails, self._shorter(norm / self._norm), self.length)
         self._stride = torch.where(self._plain, self.length, self._stride)
-        least = torch.where(tame, self.SHORTEST, self.LEAST)
-        return passes, fails & ~self._plain & (self.length < least)
+        ended = (self.length <= self.LEAST) | (tame & (self.length <= self.SHORTEST))
+        return passes, fails & ~self._plain & ended
 
     def _shorter(self, growth: Tensor) -> Tensor:
         """Return the next length where ||r|| at the last one is ``growth`` (B, 1) times that at the start."""

@@ -225,6 +225,7 @@ class Secant(StepSolver):
         assert state.watch is not None
         along = ((at.z - state.base_z) * state.unit * ((at.r - state.base_r) * state.unit)).sum(1, keepdim=True)
         back = state.watch.look(norm, _norm(at.fz), along > 0)
+        state.damping.renew(state.watch.sets_out)
         sound |= state.watch.away | state.watch.arrived
         sound &= ~state.watch.lost
         state.first_norm = torch.where(state.watch.arrived, torch.maximum(state.first_norm, norm), state.first_norm)

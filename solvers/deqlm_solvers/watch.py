@@ -26,7 +26,7 @@ PASSED = 0.5
 AFTER_RATE = 0.8
 """From there on a row takes plain steps for as long as each residual is at most this factor times the one before."""
 LONGEST_WAY = 40
-"""Steps that a row may spend on such ways, all together,"""
+"""Steps that a row may spend on such ways, all together, unless ||r|| / ||f(z)|| has halved there,"""
 STEEPEST_WAY = 1e4
 """and the growth of its residual on each of them."""
 SLOW_RATE = 0.5
@@ -50,13 +50,14 @@ class Watch:
     Attributes:
         plain: rows that take plain steps, bool.
         away: rows among them that leave a root that repels, bool.
+        sets_out: rows that have just begun to, bool.
         arrived: rows that have just left one behind, bool.
         lost: rows whose way has just led nowhere, bool; they take no other one.
     """
 
     def __init__(self, plain_rate: float, norm: Tensor) -> None:
         self.plain = torch.ones_like(norm, dtype=torch.bool)
-        self.away = self.arrived = self.lost = torch.zeros_like(self.plain)
+        self.away = self.sets_out = self.arrived = self.lost = torch.zeros_like(self.plain)
         self.below = torch.full_like(norm, plain_rate)
         self.later = max(IDLE_RATE, plain_rate)
         self.idle = torch.zeros_like(norm, dtype=torch.int64)
@@ -99,11 +100,12 @@ class Watch:
         self.way = self.way + self.away
         self.peak = torch.fmax(self.peak, norm)
         self.arrived = self.away & (norm <= PASSED * self.peak) & (relative <= self.relative)
-        bears = (norm <= STEEPEST_WAY * self.from_norm) & (self.way < LONGEST_WAY)
+        leads = (self.way < LONGEST_WAY) | (relative <= STUCK * self.relative)
+        bears = leads & (norm <= STEEPEST_WAY * self.from_norm)
         self.lost = self.away & ~self.arrived & ~bears
         self.way = self.way.masked_fill(self.lost, LONGEST_WAY)
         start = torch.where(back, self.last, norm)
-        starts = back | on
+        self.sets_out = starts = back | on
         self.from_norm = torch.where(starts, start, self.from_norm)
         self.peak = torch.where(starts, start, self.peak)
         self.away = starts | (self.away & ~self.arrived & ~self.lost)

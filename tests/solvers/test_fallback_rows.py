@@ -197,7 +197,7 @@ def test_a_map_that_is_nan_costs_one_evaluation_per_member():
     f = Counted(affine(GAIN[4:]))
     sol = Solve(Fallback(), Stop())(f, torch.zeros(1, 2, dtype=F64))
     assert sol.status.item() == Status.NONFINITE
-    assert f.calls == sol.steps.item() == 3
+    assert f.calls == sol.steps.item() == len(Fallback().solvers)
 
 
 def test_a_row_that_leaves_the_domain_is_solved_from_a_finite_point():

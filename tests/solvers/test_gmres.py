@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deqlm_solvers.gmres import BatchedGMRES
+from deqlm_solvers.gmres import BatchedGMRES, _hypotenuse
 from solvers.contract import same_bits
 from solvers.problems import normal
 
@@ -163,3 +163,18 @@ def test_residuals_never_grow_and_are_true(B, N, size, seed):
         assert (left.norm(dim=1) <= (1 + 1e-12) * before).all()
         torch.testing.assert_close(left, b - apply(A, x), rtol=0, atol=1e-10 * float(1 + x.abs().max()))
         before = left.norm(dim=1)
+
+
+def test_a_hypotenuse_does_not_depend_on_its_place():
+    """torch.hypot takes another path for the last numbers of a tensor."""
+    a, b = normal(0, 1999, 1), normal(1, 1999, 1)
+    together = _hypotenuse(a, b)
+    alone = torch.cat([_hypotenuse(a[i : i + 1].clone(), b[i : i + 1].clone()) for i in range(len(a))])
+    assert same_bits(together, alone)
+    torch.testing.assert_close(together, torch.hypot(a, b), rtol=4e-16, atol=0)
+
+
+@pytest.mark.parametrize(("a", "b", "want"), [(0, 0, 0), (0, -2, 2), (3e200, 4e200, 5e200), (3e-200, -4e-200, 5e-200)])
+def test_a_hypotenuse_neither_overflows_nor_vanishes(a, b, want):
+    column = lambda x: torch.tensor([[x]], dtype=torch.float64)  # noqa: E731
+    torch.testing.assert_close(_hypotenuse(column(a), column(b)), column(want), rtol=1e-15, atol=0)

@@ -273,3 +273,89 @@ def test_a_start_that_is_the_answer_costs_one_evaluation(name):
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         NewtonKrylov(**options)
+
+
+@pytest.mark.parametrize("fill", [math.nan, math.inf])
+def test_a_row_that_is_not_finite_costs_no_calls_of_f(fill):
+    """The graph of one call serves all products also where a point holds NaN, which is not equal to itself."""
+    b = normal(1, 4, 20)
+    A = normal(2, 4, 20, 20) / 20**0.5
+    calls, solutions = [], []
+    z0 = torch.zeros_like(b)
+    for start in (z0, z0.index_fill(0, torch.tensor(0), fill)):
+        f = Counted(lambda z: torch.tanh((A * z[:, None]).sum(2) + b))
+        solutions.append(Solve(NewtonKrylov(), Stop(max_iter=200, rtol=1e-8))(f, start))
+        calls.append(f.calls)
+    assert calls[1] <= calls[0]
+    assert_same_rows(solutions[0], [1, 2, 3], solutions[1], [1, 2, 3])
+
+
+@pytest.mark.parametrize("max_iter", [3, 4, 5, 50])
+@pytest.mark.parametrize("test_every", [2, 3, 7, "auto"])
+def test_the_last_evaluation_is_tested(test_every, max_iter):
+    """A constant map: the third evaluation is at its value, and no later one moves from there."""
+    c = normal(0, 4, 5)
+    for start in (torch.zeros_like(c), torch.zeros_like(c).index_fill(0, torch.tensor(3), math.nan)):
+        sol = Solve(NewtonKrylov(), Stop(max_iter=max_iter, rtol=1e-6, test_every=test_every))(
+            lambda z: c + 0 * z, start
+        )
+        assert sol.converged[:3].all()
+        torch.testing.assert_close(sol.z[:3], c[:3], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("name", ["newton", "newton_krylov", "dogleg"])
+def test_hard_rows_alone_are_as_together(name):
+    """Rows that search, walk and restart at different evaluations; only sums, products and quotients in f."""
+    b, c = normal(5, 9, 7), 3 * normal(6, 9, 7)
+
+    def cubic(b: Tensor, c: Tensor):
+        return lambda z: 0.3 * (c.to(z) * z * z * z.roll(1, 1) - 2 * z + b.to(z) + z * z * c.to(z))
+
+    for test_every in (1, 3):
+        stop = Stop(max_iter=200, rtol=1e-6, test_every=test_every)
+        together = Solve(name, stop)(cubic(b, c), torch.zeros_like(b))
+        for i in range(len(b)):
+            own = slice(i, i + 1)
+            alone = Solve(name, stop)(cubic(b[own], c[own]), torch.zeros_like(b[own]))
+            assert_same_rows(together, own, alone, slice(None))
+
+
+@pytest.mark.parametrize("name", ["newton", "newton_krylov", "dogleg"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_tensors_made_without_grad(name, mode):
+    """All that f reads was made in the mode, in which autograd keeps nothing; the points are those with grad."""
+    stop = Stop(max_iter=200, rtol=1e-10)
+    W, x = normal(1, 4, 4), normal(2, 3, 4)
+    want = Solve(name, stop)(lambda z: torch.tanh(z @ W) @ W + x, torch.zeros_like(x))
+    with mode():
+        W, x = W.clone(), x.clone()
+        sol = Solve(name, stop)(lambda z: torch.tanh(z @ W) @ W + x, torch.zeros_like(x))
+    assert sol.converged.all()
+    assert sol.steps.tolist() == want.steps.tolist()
+
+
+@pytest.mark.parametrize("name", ["newton", "newton_krylov", "dogleg"])
+def test_a_map_opened_without_grad(name):
+    """It refuses grad mode, as the weights that models hold for one call do; forward mode needs none."""
+    stop = Stop(max_iter=200, rtol=1e-10)
+    b, W = normal(1, 3, 5), normal(2, 5, 5) / 3
+
+    def f(z: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("opened without grad mode")
+        return torch.sin(z @ W.T) + b
+
+    sol, want = (Solve(name, stop)(g, torch.zeros_like(b)) for g in (f, lambda z: torch.sin(z @ W.T) + b))
+    assert sol.converged.all()
+    torch.testing.assert_close(sol.z, want.z, rtol=1e-9, atol=1e-10)
+    assert (sol.steps - want.steps).abs().max() <= 2
+
+
+@pytest.mark.parametrize("name", ["newton", "dogleg"])
+def test_an_error_of_any_kind_under_grad_is_a_missing_derivative(name):
+    def f(z: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled(), "this f is for inference"
+        return torch.from_numpy(-2 * z.numpy() + 1)
+
+    with pytest.raises(NoDerivativeError, match="this f is for inference"):
+        Solve(name, Stop(rtol=1e-8))(f, torch.zeros(2, 3, dtype=torch.float64))

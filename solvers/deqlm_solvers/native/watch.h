@@ -43,14 +43,15 @@ bool outward(const Solve& s, int64_t i, const T* z, const T* fz) {
 }
 
 // Follow the way of a row from a root that repels; `back` and `on` start one.
-Move follow(Row& row, double relative, bool back, bool on) {
+Move follow(Row& row, double relative, bool back, bool on, double damping) {
     row.way += row.away;
     row.peak = std::fmax(row.peak, row.norm);
     const bool arrived = row.away && row.norm <= PASSED * row.peak && relative <= row.least_relative;
-    const bool bears = row.norm <= STEEPEST_WAY * row.from_norm && row.way < LONGEST_WAY;
+    const bool leads = row.way < LONGEST_WAY || relative <= STUCK * row.least_relative;
+    const bool bears = leads && row.norm <= STEEPEST_WAY * row.from_norm;
     const bool lost = row.away && !arrived && !bears;
     if (lost) row.way = LONGEST_WAY;
-    if (back || on) row.from_norm = row.peak = back ? row.last_norm : row.norm;
+    if (back || on) row.from_norm = row.peak = back ? row.last_norm : row.norm, row.damping = damping;
     row.away = back || on || (row.away && !arrived && !lost);
     return back ? GOES_BACK : arrived ? ARRIVED : lost ? LOST : GOES_ON;
 }
@@ -72,7 +73,7 @@ Move look(Solve& s, int64_t i, const T* z, const T* fz) {
     const bool tame = row.norm <= WILD * row.start_norm;
     const bool slow = ways && tame && row.since_mark >= SLOW_MIXES;
     const bool grew = (stuck || slow) && outward(s, i, z, fz);
-    const Move move = follow(row, relative, stuck && grew, slow && grew && !stuck);
+    const Move move = follow(row, relative, stuck && grew, slow && grew && !stuck, s.damping);
     const bool turned = !row.plain && row.idle >= IDLE_MIXES && rate <= IDLE_RATE;
     if (turned) row.plain_below = IDLE_RATE > s.plain_rate ? IDLE_RATE : s.plain_rate;
     else if (move == ARRIVED) row.plain_below = AFTER_RATE;
