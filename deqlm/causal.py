@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deqlm.cuts import first_dims, some
 from deqlm.inject import Inject
 from deqlm.noise import Replay
-from deqlm.pieces import refuse_noise, some_rows
+from deqlm.pieces import NoiseError, refuse_noise, some_rows
 from deqlm.rows import map_tensors
 from deqlm_solvers.checks import require
+from deqlm_solvers.kinds import is_dense
 
 __all__ = ["CausalCall", "has_chunks"]
 
@@ -52,7 +54,9 @@ class CausalCall:
         )
         self.layer, self.inject, self.inputs, self.shape, self.device = layer, inject, inputs, shape, device
         self.chunked = has_chunks(layer)
-        self.replay = Replay(layer.forward_chunk if self.chunked else layer, device)  # type: ignore[attr-defined]
+        module = layer if isinstance(layer, nn.Module) else None
+        evaluated: Any = layer.forward_chunk if self.chunked else layer  # type: ignore[attr-defined]
+        self.replay = Replay(evaluated, device, module)
 
     @property
     def cache(self) -> Any:
@@ -69,7 +73,11 @@ class CausalCall:
         """Return the inputs of tokens ``first`` to ``end``."""
 
         def select(leaf: Tensor) -> Tensor:
-            return leaf[:, first:end] if leaf.shape[:2] == self.shape[:2] else leaf
+            if first_dims(leaf, 2) != self.shape[:2]:
+                return leaf
+            if is_dense(leaf):
+                return leaf[:, first:end]
+            return some(leaf, torch.arange(first, end, device=self.device), dim=1)
 
         return map_tensors(select, self.inputs)
 
@@ -79,7 +87,9 @@ class CausalCall:
 
         It takes two evaluations on at most 16 tokens, and two more with ``chunks``; a layer that is not causal is
         evaluated once more per token, to say which one sees which. Random numbers that the layer draws
-        are the same in each, and leave the generators as they were.
+        are the same in each, and leave the generators as they were. A layer that does not take fewer tokens than there
+        are, or the points of the probe, raises what it likes: with ``chunks`` that is why it has none, else the check
+        is left out.
 
         Args:
             z: the start, (B, L, ...).
@@ -91,12 +101,28 @@ class CausalCall:
         length = min(self.shape[1], PROBED)
         if length < 2 or not self.shape[0]:
             return
+        draw = torch.Generator("cpu").manual_seed(0)
+        like = {"generator": draw, "dtype": torch.float32, "device": "cpu"}
+        z = torch.randn(*z.shape[:1], length, *z.shape[2:], **like).to(z)
+        try:
+            fault = self._fault(z, chunks=chunks)
+        except NoiseError:
+            raise
+        except Exception as error:
+            if not chunks:
+                return
+            text = "mode must be 'simultaneous': the layer does not take some of its tokens"
+            raise ValueError(f"{text} ({type(error).__name__}: {error})") from error
+        if fault:
+            raise ValueError(fault)
+
+    def _fault(self, z: Tensor, *, chunks: bool) -> str:
+        """Return what `probe` finds wrong at ``z``, (B, l, ...); empty where nothing is."""
+        length = z.shape[1]
         # odd, so that a layer that mixes tokens in blocks of 2, 4, 8 is cut within a block
         half = (length // 2) | 1
         layer = Replay(self.layer, self.device)
         layer.seal()
-        draw = torch.Generator().manual_seed(0)
-        z = torch.randn(*z.shape[:1], length, *z.shape[2:], generator=draw, dtype=torch.float32).to(z)
         moved = torch.cat([z[:, :half], z[:, half:] + 1], dim=1)
 
         def whole(z: Tensor) -> Tensor:
@@ -105,14 +131,15 @@ class CausalCall:
 
         want = whole(z)
         if not _same(whole(moved)[:, :half], want[:, :half]):
-            raise ValueError(f"causal=True needs a causal layer; {self._leak(whole, z, want)}")
+            return f"causal=True needs a causal layer; {self._leak(whole, z, want)}"
         if not chunks:
-            return
+            return ""
         first, cache = self.chunk(0, half)(z[:, :half], self.cache)
         rest, _ = self.chunk(half, length)(z[:, half:], cache)
         if first.shape[1] != half or not _same(torch.cat([first, rest], dim=1), want):
             how = "forward_chunk" if self.chunked else "the layer on a prefix (arguments (B, L, ...) are cut like x)"
-            raise ValueError(f"mode must be 'simultaneous': {how} does not return what the layer does on all tokens")
+            return f"mode must be 'simultaneous': {how} does not return what the layer does on all tokens"
+        return ""
 
     def _leak(self, whole: Callable[[Tensor], Tensor], z: Tensor, want: Tensor) -> str:
         """Say which token of the layer sees which later one: the first that moves when one token of ``z`` moves."""

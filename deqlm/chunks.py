@@ -205,7 +205,7 @@ class Walk:
             begun, before = time.perf_counter(), self._spent[0]
             part = start[:, first:end]
             if points and self.start == "previous":
-                part = points[-1][:, -1:].expand(part.shape)
+                part = _after(points[-1], part, frame.token_mask, first, end)
             piece = Piece(self.chunk(first, end), self.cache, part.shape, self._spent, self._apart)
             sol = how.solver.solve(piece, part.flatten(1), how.stop, frame_of(frame, first, end))
             if self.commit or end < self.shape[1]:
@@ -215,7 +215,11 @@ class Walk:
                 self._products = self._products + Cost(vjps=sol.cost.vjps, jvps=sol.cost.jvps)
             if self.sizes is not None:
                 # read first: the device has then done what it is timed for
-                passed = not bool(torch.isin(sol.status, torch.tensor(CUT_SHORT, device=sol.status.device)).any())
+                passed = not bool(
+                    torch.isin(
+                        sol.status, torch.tensor(CUT_SHORT, dtype=sol.status.dtype, device=sol.status.device)
+                    ).any()
+                )
                 seconds = time.perf_counter() - begun
                 self.sizes.note(end - first, seconds=seconds, evaluations=self._spent[0] - before, passed=passed)
             solved.append(sol)
@@ -235,7 +239,16 @@ class ByChunks(Solve):
 
     def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
         with torch.no_grad():
-            return self.walk.go(self, z0, frame or Frame())
+            return self.walk.go(self, z0, frame or Frame()).replace(solver=self.solver)
+
+
+def _after(points: Tensor, start: Tensor, mask: Tensor | None, first: int, end: int) -> Tensor:
+    """Return the last of ``points`` (B, l, ...) for tokens ``first`` to ``end``, masked ones at their start."""
+    last = points[:, -1:].expand(start.shape)
+    if mask is None:
+        return last
+    counts = mask[:, first:end].reshape(*start.shape[:2], *[1] * (start.dim() - 2))
+    return torch.where(counts, last, start)
 
 
 def _joined(parts: list[Solution], z: Tensor) -> Solution:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from deqlm.causal import CausalCall
 from deqlm.chunks import per_token, solve_chunks
+from deqlm.collective import refuse_collective
 from deqlm.eager import eagerly
 from deqlm.failures import Failures
 from deqlm.fixed_point import STOP_HINTS, solve_rows
 from deqlm.gradients.base import GRADIENTS, Gradient
+from deqlm.hidden import warn_of_hidden
 from deqlm.inject import Add, make_inject
 from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.modes import MODES, Mode, Simultaneous
 from deqlm.noise import Replay
-from deqlm.rows import RowMap, Rows, first_tensor, start_like, zeros_like_tree
+from deqlm.rows import RowMap, Rows, first_tensor, start_like, tensors, zeros_like_tree
 from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require, whole
+from deqlm_solvers.kinds import require_state
 from deqlm_solvers.solution import OnFailure
 
 __all__ = ["DEQ"]
@@ -31,11 +35,18 @@ class DEQ(nn.Module):
     The module owns the layer and nothing of a solve: no state is kept between calls, so several calls may stand in one
     graph. A graph is attached when grad mode is on, in train() and in eval() alike; under no_grad or inference_mode the
     output is the solver's point. Noise (dropout) is drawn once per call, and buffers of normalisation layers move once:
-    torch's generators are put back before each evaluation, so other threads should not draw from them meanwhile. The
-    layer should not mix rows: nn.TransformerEncoderLayer and nn.GRU need batch_first=True.
+    torch's generators are put back before each evaluation, so other threads should not draw from them meanwhile; at the
+    buffers of a layer in train() threads take turns. Start processes by "spawn" once threads have solved: in a forked
+    child a solve hangs, as torch's own matrix products do. The layer should not mix rows: nn.TransformerEncoderLayer
+    needs batch_first=True. One that returns more than the new state (nn.GRU) is wrapped in a module that returns that.
+
+    A layer z + F(z), such as a GPT-2 block, a ViT layer, nn.TransformerEncoderLayer(norm_first=True) or a ResNet block,
+    has no fixed point in reach: its state grows, and its rows end DIVERGED. Give it a norm after the sum, such as
+    ``DEQ(nn.Sequential(layer, nn.LayerNorm(width)))``; `deqlm.diagnose` tries that and says what came of it.
 
     Args:
-        layer: module or function; the state in, the same structure and shape out.
+        layer: module or function; the state in, the same structure and shape out. A function that uses a module hides
+            its parameters from the DEQ, which a warning says: give the module.
         inject: how x enters: "add" is layer(z + u), "argument" is layer(z, u), both with u = x; an nn.Module makes
             u = module(x) once per call, which is added; an `deqlm.inject.Inject` decides itself.
         solver: registered name, dict with ``name`` and options, or object.
@@ -95,6 +106,8 @@ class DEQ(nn.Module):
         super().__init__()
         if not callable(layer):
             raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
+        # two frames up: __init__ is wrapped
+        warn_of_hidden("layer", layer, stacklevel=3)
         self.layer = layer
         self.inject = make_inject(inject)
         self.solve = Solve(solver, {"rtol": "auto"} if stop is None else stop)  # type: ignore[arg-type]
@@ -116,6 +129,7 @@ class DEQ(nn.Module):
         if isinstance(start, Tensor) and not isinstance(start, nn.Parameter):
             self.register_buffer("start", start)
         elif start is None or callable(start) or isinstance(start, nn.Parameter):
+            warn_of_hidden("start", start, stacklevel=3)
             self.start = start
         else:
             raise TypeError(f"start must be None, a tensor or a callable, got {type(start).__name__}")
@@ -146,16 +160,20 @@ class DEQ(nn.Module):
 
         Raises:
             TypeError, ValueError: a start of another structure or shape; what `DEQ` refuses of a causal layer.
+            RuntimeError: parts of the layer talk to other processes, and the solve is no budget; or the call is
+                recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
+        refuse_collective(self.layer, self.solve, self.gradient)
         rowmap, layer = self.on_rows(x, args, kwargs, start)
-        if self.causal:
-            sol = self._by_chunks(rowmap, token_mask)
-        else:
-            sol = solve_rows(rowmap, self.solve, self.gradient, self.failures, token_mask=token_mask, cap=self.cap)
-        layer.seal()
+        failures = replace(self.failures, layer=self.layer, ask="deqlm.diagnose(deq, x)")
+        with layer:
+            if self.causal:
+                sol = self._by_chunks(rowmap, failures, token_mask)
+            else:
+                sol = solve_rows(rowmap, self.solve, self.gradient, failures, token_mask=token_mask, cap=self.cap)
         return (sol.z, sol) if with_stats else sol.z
 
-    def _by_chunks(self, rowmap: RowMap, token_mask: Tensor | None) -> Solution:
+    def _by_chunks(self, rowmap: RowMap, failures: Failures, token_mask: Tensor | None) -> Solution:
         shapes = rowmap.rows.shapes
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
         call = CausalCall(self.layer, self.inject, rowmap.prepared, shapes[0], rowmap.rows.device)
@@ -163,9 +181,9 @@ class DEQ(nn.Module):
         call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
         how = self.solve.replace(stop=per_token(self.solve.stop))
         if not several:
-            return solve_rows(rowmap, how, self.gradient, self.failures, token_mask=token_mask, cap=self.cap)
+            return solve_rows(rowmap, how, self.gradient, failures, token_mask=token_mask, cap=self.cap)
         return solve_chunks(
-            *(rowmap, call.chunk, self.mode, how, self.gradient, self.failures),
+            *(rowmap, call.chunk, self.mode, how, self.gradient, failures),
             cache=call.cache,
             commit=False,
             token_mask=token_mask,
@@ -180,15 +198,18 @@ class DEQ(nn.Module):
 
         Raises:
             TypeError: an ``x`` that is no tensor or tree of tensors.
+            ValueError: an ``x`` or a start that cannot be a state.
+            RuntimeError: the call is recorded by torch.jit.trace, make_fx or torch.export.
         """
         first = first_tensor(x)
         if first is None:
             raise TypeError(f"x must be a tensor or a tree of tensors, got {type(x).__name__}")
         inject = Replay(self.inject, first.device)
-        u = inject(x)
-        inject.seal()
-        z0 = self._start(u)
-        rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
+        with inject:
+            u = inject(x)
+        name = "start" if self.start is not None else "x" if u is x else "inject(x)"
+        z0 = self._start(u, name)
+        rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims, name)
         if isinstance(self.inject, Add):
             self.inject.check(rows.shapes, u)
         layer = Replay(self.layer, rows.device)
@@ -209,9 +230,12 @@ class DEQ(nn.Module):
     def extra_repr(self) -> str:
         return f"solver={self.solve.solver!s}, stop={self.solve.stop!s}, gradient={self.gradient!s}"
 
-    def _start(self, u: Any) -> Any:
+    def _start(self, u: Any, name: str) -> Any:
         start = self.start
         if start is None:
+            also = "" if isinstance(u, Tensor) else ", or give what is no unknown as a further argument"
+            for leaf in tensors(u):
+                require_state(leaf, name, also)
             return zeros_like_tree(u)
         if not isinstance(start, Tensor):
             return start(u)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require
+from deqlm_solvers.kinds import require_state
 from deqlm_solvers.measure import Measure
 from deqlm_solvers.solution import OnFailure
 
@@ -49,7 +51,8 @@ def solve(
     """Solve z = f(z, *args) for a tensor or a tree of tensors, every row on its own.
 
     With grad enabled the returned ``z`` carries the gradient of ``gradient`` with respect to parameters, ``args`` and
-    whatever f captures; under ``torch.no_grad()`` it is the solver's point.
+    whatever f captures; under ``torch.no_grad()`` it is the solver's point. In a child that was forked after threads
+    had solved, a solve hangs as torch's own matrix products do; start such processes by "spawn".
 
     Args:
         f: maps a state to a state of the same structure, shapes, dtypes and device. It must be deterministic (`DEQ`
@@ -85,6 +88,8 @@ def solve(
         >>> round(sol.z.item(), 3), bool(sol.converged)
         (0.739, True)
     """
+    if not callable(f):
+        raise TypeError(f"f must be a function or a module, got {type(f).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, args=(x,), got {type(args).__name__}")
     how = Solve(solver, Stop() if stop is None else stop)  # type: ignore[arg-type]
@@ -125,6 +130,7 @@ def solve_rows(
     if cap is not None:
         how, gradient = cap.apply(how, gradient.for_solve(how), rows, frame)
     forward = Forward(how, frame)
+    failures = failures.of(f)
     z0 = rows.z0
     if frame.token_mask is not None and (masked := Measure(how.stop, frame, z0).masked) is not None:
         f.held = Held(masked, z0)
@@ -168,6 +174,9 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
         return None
     ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
     require(ok, "scale", scale, "a number or one value per row")
+    if isinstance(scale, Tensor):
+        require_state(scale, "scale")
+        require(not scale.is_complex(), "scale", scale.dtype, "real")
     value = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
     ok = value.dim() == 0 or value.shape == rows.batch_shape
     require(ok, "scale", tuple(value.shape), f"a number or one value per row, {tuple(rows.batch_shape)}")
@@ -175,6 +184,10 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
 
 
 def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"token_mask must be a bool tensor, True where a token counts, got {reprlib.repr(mask)}")
+    require_state(mask, "token_mask")
+    require(mask.dtype == torch.bool, "token_mask", mask.dtype, "bool, True where a token counts (token_mask.bool())")
     ok = mask.dim() == rows.batch_dims + 1 and mask.shape[:-1] == rows.batch_shape
     require(ok, "token_mask", tuple(mask.shape), f"the batch shape {tuple(rows.batch_shape)} and the tokens behind it")
     return mask.reshape(rows.count, mask.shape[-1])
@@ -182,11 +195,11 @@ def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
 
 def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
     if rows.batch_dims == 1:
-        return sol.replace(z=rows.unpack(sol.z), cost=cost)
+        return sol.replace(z=rows.result(sol.z), cost=cost)
     trace, token_steps = sol.trace, sol.token_steps
     return sol.replace(
         cost=cost,
-        z=rows.unpack(sol.z),
+        z=rows.result(sol.z),
         residual=rows.per_row(sol.residual),
         relative=rows.per_row(sol.relative),
         steps=rows.per_row(sol.steps),

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deqlm.buffers import Buffer, moved, watch
+from deqlm.turns import Turn
+
 __all__ = ["Replay"]
 
 
@@ -16,8 +19,12 @@ class Replay:
 
     If the first evaluation draws random numbers, every later one starts from the same generator state, so dropout masks
     stay fixed within the call and are new in the next. Buffers that an evaluation moves (running statistics of
-    normalisation layers) are put back before the next one, so that they move once. After `seal`, an evaluation
-    (activation checkpointing in backward) reproduces the call's noise and leaves generators and buffers alone.
+    normalisation layers, codebooks, counters; in place, by assignment or through ``.data``) are put back before the
+    next one, so that they move once. After `seal`, an evaluation (activation checkpointing in backward) reproduces the
+    call's noise and leaves generators and buffers alone.
+
+    As a context it seals at its end, and until then no other thread's context moves buffers of the same layer, where
+    one is in train(). Buffers of more than 2**20 elements are watched in train() only.
 
     Noise from elsewhere (`random`, numpy, a `torch.Generator`), and noise that the first evaluation did not draw yet,
     is not replayed. Putting back torch's generators repeats the numbers of other threads that draw meanwhile.
@@ -35,10 +42,17 @@ class Replay:
         self.sealed = False
         self.noisy = False
         self.start = _generator_states(device)
-        module = layer if module is None and isinstance(layer, nn.Module) else module
-        parts = [] if module is None else list(module.modules())
-        moving = any(part.training for part in parts)
-        self.buffers = [_Buffer(part, name) for part in parts for name in part._buffers] if moving else []
+        self.module = layer if module is None and isinstance(layer, nn.Module) else module
+        self.buffers: list[Buffer] = []
+        self._turn = Turn(self.module, device)
+
+    def __enter__(self) -> Replay:
+        self._turn.take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seal()
+        self._turn.end()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the layer."""
@@ -48,11 +62,14 @@ class Replay:
             if self.noisy or self.buffers:
                 self._rewind()
             return self.layer(*args, **kwargs)
+        buffers = watch(self.module)
         out = self.layer(*args, **kwargs)
         self.evaluated = True
         after = _generator_states(self.device)
         self.noisy = not all(torch.equal(a, b) for a, b in zip(self.start, after, strict=True))
-        self.buffers = [buffer for buffer in self.buffers if buffer.moves()]
+        self.buffers = moved(buffers, self.module)
+        if not self.buffers:
+            self._turn.end()
         return out
 
     def seal(self) -> None:
@@ -67,42 +84,19 @@ class Replay:
 
     def _reproduce(self, args: Any, kwargs: Any) -> Any:
         outside = _generator_states(self.device)
-        moved = [_Buffer(buffer.owner, buffer.name) for buffer in self.buffers]
+        still = self.evaluated and not self.buffers
+        if not still:
+            self._turn.take()
+        kept = [Buffer(b.owner, b.name) for b in self.buffers] if self.evaluated else watch(self.module)
         self._rewind()
         try:
             return self.layer(*args, **kwargs)
         finally:
             _set_generator_states(outside, self.device)
-            for buffer in moved:
+            for buffer in kept:
                 buffer.put_back()
-
-
-class _Buffer:
-    """A buffer by its place in a module, with the tensor and the value that it had at first."""
-
-    def __init__(self, owner: nn.Module, name: str) -> None:
-        self.owner = owner
-        self.name = name
-        self.tensor = owner._buffers[name]
-        self.value = None if self.tensor is None else self.tensor.detach().clone()
-        self.version = _version(self.tensor)
-
-    def moves(self) -> bool:
-        """Say whether an evaluation reassigned or changed it; running statistics change behind autograd's back."""
-        now = self.owner._buffers[self.name]
-        statistics = self.owner.training and getattr(self.owner, "track_running_stats", False)
-        return now is not self.tensor or _version(now) != self.version or (now is not None and statistics)
-
-    def put_back(self) -> None:
-        """Give the module its tensor with the first value again."""
-        self.owner._buffers[self.name] = self.tensor
-        if self.tensor is not None and self.value is not None:
-            # through .data, because autograd may have saved the buffer and must not see it change
-            self.tensor.data.copy_(self.value)
-
-
-def _version(t: Tensor | None) -> int:
-    return -1 if t is None or t.is_inference() else t._version
+            if not still:
+                self._turn.end()
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:

@@ -9,12 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from deqlm.cuts import first_dims, some
 from deqlm.noise import Replay
 from deqlm.rows import map_tensors, tensors
 from deqlm_solvers import Frame
 from deqlm_solvers.checks import require
 
-__all__ = ["ChunkMap", "Piece", "first_is_batch", "frame_of", "refuse_noise", "some_rows"]
+__all__ = ["ChunkMap", "NoiseError", "Piece", "first_is_batch", "frame_of", "refuse_noise", "some_rows"]
+
+
+class NoiseError(ValueError):
+    """A layer draws noise within an evaluation, which chunks do not share."""
 
 
 class ChunkMap(Protocol):
@@ -123,10 +128,10 @@ def refuse_noise(replay: Replay) -> None:
     """Raise if an evaluation has drawn noise, which would be another one in every chunk.
 
     Raises:
-        ValueError: it has.
+        NoiseError: it has.
     """
     if replay.noisy:
-        raise ValueError(
+        raise NoiseError(
             "mode must be Simultaneous() where the layer draws noise within an evaluation: each chunk would draw its "
             "own. Use eval(), or deqlm.layers.VariationalDropout, which a Context draws once per call"
         )
@@ -136,14 +141,14 @@ def some_rows(tree: Any, rows: Tensor, batch: int) -> Any:
     """Return ``tree`` with ``rows`` (K,) of every tensor whose first dimension is ``batch``."""
 
     def select(leaf: Tensor) -> Tensor:
-        return leaf.index_select(0, rows) if leaf.dim() and leaf.shape[0] == batch else leaf
+        return some(leaf, rows) if first_dims(leaf, 1) == (batch,) else leaf
 
     return map_tensors(select, tree)
 
 
 def first_is_batch(tree: Any, batch: int) -> tuple[bool, ...]:
     """Return of every tensor whether `some_rows` takes its first dimension for that of the batch."""
-    return tuple(leaf.dim() > 0 and leaf.shape[0] == batch for leaf in tensors(tree))
+    return tuple(first_dims(leaf, 1) == (batch,) for leaf in tensors(tree))
 
 
 def frame_of(frame: Frame, first: int, end: int) -> Frame:

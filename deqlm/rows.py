@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from deqlm.cuts import first_dims, healthy_source, some, spared
 from deqlm.held import Held
 from deqlm_solvers.checks import require
+from deqlm_solvers.kinds import is_dense, memory_format, require_state
+from deqlm_solvers.transforms import refuse_tracing
 
 __all__ = ["RowMap", "Rows", "start_like", "tree_add", "zeros_like_tree"]
 
@@ -29,26 +32,33 @@ class Rows:
         state: tensor or tree of tensors (dict, list, tuple, dataclass registered with torch).
         batch_dims: leading dimensions that index rows; 0 makes one problem of everything; None takes 1, or 0 for a
             0-d state, and refuses a 1-d state, which can mean either.
+        name: what the user calls the state.
 
     Raises:
         TypeError: a leaf that is no tensor.
-        ValueError: no leaf, too few dimensions, leaves of several batch shapes or devices, or an integer leaf.
+        ValueError: no leaf, too few dimensions, leaves of several batch shapes or devices, or a leaf that is an integer
+            or no dense tensor of numbers; see `deqlm_solvers.kinds`.
+        RuntimeError: the call is recorded by torch.jit.trace, make_fx or torch.export.
     """
 
-    def __init__(self, state: Any, batch_dims: int | None = None) -> None:
+    def __init__(self, state: Any, batch_dims: int | None = None, name: str = "z0") -> None:
+        refuse_tracing()
         leaves, self.spec = ([state], _LEAF) if isinstance(state, Tensor) else tree_flatten(state)
-        require(len(leaves) > 0, "z0", state, "a tensor or a tree with at least one tensor")
+        require(len(leaves) > 0, name, state, "a tensor or a tree with at least one tensor")
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"the state must be a tensor or a tree of tensors, got a leaf {type(leaf).__name__}")
+            require(leaf.device == leaves[0].device, name, leaf.device, f"on one device, {leaves[0].device}")
+            require_state(leaf, name)
             ok = leaf.is_floating_point() or leaf.is_complex()
-            require(ok, "z0", leaf.dtype, "floating point or complex; use z0.float() for integers")
+            also = "an inject that embeds ids" if self.spec.is_leaf() else "further arguments for what is no unknown"
+            way_out = f"use {name}.float() for integers, or {also}"
+            require(ok, name, leaf.dtype, f"floating point or complex; {way_out}")
         self.batch_dims = _batch_dims(leaves, batch_dims)
         self.batch_shape = leaves[0].shape[: self.batch_dims]
         for leaf in leaves:
             same = leaf.shape[: self.batch_dims] == self.batch_shape
-            require(same, "z0", tuple(leaf.shape), f"a leaf whose first dimensions are {tuple(self.batch_shape)}")
-            require(leaf.device == leaves[0].device, "z0", leaf.device, f"on one device, {leaves[0].device}")
+            require(same, name, tuple(leaf.shape), f"a leaf whose first dimensions are {tuple(self.batch_shape)}")
         self.count = math.prod(self.batch_shape)
         self.shapes = [leaf.shape for leaf in leaves]
         self.dtypes = [leaf.dtype for leaf in leaves]
@@ -59,6 +69,7 @@ class Rows:
         for real in reals:
             self.dtype = torch.promote_types(self.dtype, real.dtype)
         self.device = leaves[0].device
+        self.formats = [memory_format(leaf) for leaf in leaves]
         self.z0 = self._join(reals)
         self.plain = self.spec.is_leaf() and not leaves[0].is_complex()
 
@@ -85,13 +96,14 @@ class Rows:
             template = tree_unflatten(range(len(self.shapes)), self.spec)
             leaves, spec = tree_flatten(_in_order(state, template))
         if spec != self.spec:
-            wrap = isinstance(state, tuple) and self.spec.is_leaf()
-            hint = "; wrap it, such as lambda z: layer(z)[0]" if wrap else ""
-            raise TypeError(f"f must return the structure of z, {_describe(self.spec)}, got {_describe(spec)}{hint}")
+            got = f"{_describe(spec)}{_hint(self.spec, spec)}"
+            raise TypeError(f"f must return the structure of z, {_describe(self.spec)}, got {got}")
         reals = []
         for leaf, shape, dtype in zip(leaves, self.shapes, self.dtypes, strict=True):
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"f must return tensors, got {type(leaf).__name__}")
+            if leaf.device == self.device:
+                require_state(leaf, "f(z)")
             require(leaf.shape == shape, "the shape of f(z)", tuple(leaf.shape), f"that of z, {tuple(shape)}")
             require(leaf.device == self.device, "the device of f(z)", leaf.device, f"that of z, {self.device}")
             if leaf.dtype != dtype:
@@ -117,6 +129,15 @@ class Rows:
                 leaves.append(part.reshape(shape).to(dtype))
         return tree_unflatten(leaves, self.spec)
 
+    def result(self, rows: Tensor) -> Any:
+        """Return the same with each leaf in the memory format of the start, channels last where that was."""
+        state = self.unpack(rows)
+        if not any(self.formats):
+            return state
+        leaves, spec = tree_flatten(state)
+        pairs = zip(leaves, self.formats, strict=True)
+        return tree_unflatten([t.contiguous(memory_format=how) if how else t for t, how in pairs], spec)
+
     def snap(self, z: Tensor) -> Tensor:
         """Return rows (B, N) rounded to what the dtypes of the leaves hold."""
         return self.pack(self.unpack(z))
@@ -129,7 +150,7 @@ class Rows:
         """Say whether ``value`` is a tensor whose first dimensions are the batch shape."""
         if not isinstance(value, Tensor) or self.batch_dims == 0:
             return False
-        return value.shape[: self.batch_dims] == self.batch_shape
+        return first_dims(value, self.batch_dims) == self.batch_shape
 
     def _join(self, reals: list[Tensor]) -> Tensor:
         flat = [real.reshape(self.count, size).to(self.dtype) for real, size in zip(reals, self.sizes, strict=True)]
@@ -198,7 +219,8 @@ class RowMap:
             return rows.pack(self.f(rows.unpack(z), *self.prepared))
         shape = rows.shapes[0]
         fz = self.f(z if z.shape == shape else z.reshape(shape), *self.prepared)
-        if type(fz) is Tensor and fz.shape == shape and fz.dtype == rows.dtype and fz.device == rows.device:
+        plain = type(fz) is Tensor and is_dense(fz)
+        if plain and fz.shape == shape and fz.dtype == rows.dtype and fz.device == rows.device:
             return fz if fz.dim() == 2 and rows.batch_dims == 1 else fz.reshape(rows.count, rows.sizes[0])
         return rows.pack(fz)
 
@@ -213,7 +235,7 @@ class RowMap:
         count = self.rows.count
 
         def select(leaf: Tensor) -> Tensor:
-            return leaf.index_select(0, rows) if leaf.dim() and leaf.shape[0] == count else leaf
+            return some(leaf, rows) if first_dims(leaf, 1) == (count,) else leaf
 
         made = RowMap(self.rows.narrow(rows.shape[0]), self.f, map_tensors(select, self.prepared), fixed=self.fixed)
         made.held = None if self.held is None else self.held.select(rows)
@@ -233,8 +255,7 @@ class RowMap:
             z: point (B, N) at which maps are compared, healthy in every row.
         """
         leaves, spec = tree_flatten(self.inputs)
-        source = healthy_source(bad)
-        held = None if self.held is None else self.held.select(source)
+        held = None if self.held is None else self.held.select(healthy_source(bad))
 
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
             tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
@@ -244,35 +265,23 @@ class RowMap:
 
         with torch.no_grad():
             want = self(z)[~bad]
-            places = []
-            for i, leaf in enumerate(leaves):
-                if not self.rows.is_per_row(leaf):
-                    continue
-                replacement = self._select(leaf, source)
-                probe = self._poison(leaf, bad) if leaf.is_floating_point() or leaf.is_complex() else replacement
-                if torch.allclose(with_leaves({i: probe})(z)[~bad], want, rtol=1e-3, atol=1e-6):
-                    places.append(i)
-        healthy = with_leaves({i: self._select(leaves[i], source) for i in places})
+
+        def apart(i: int, new: Tensor | None) -> bool | None:
+            """Say whether healthy rows are blind to a change of leaf ``i``; None where f does not take it."""
+            try:
+                with torch.no_grad():
+                    moved = None if new is None else with_leaves({i: new})(z)[~bad]
+            except Exception:  # f may raise anything at inputs that nobody gave it
+                return None
+            return None if moved is None else torch.allclose(moved, want, rtol=1e-3, atol=1e-6)
+
+        per_row = {i: leaf for i, leaf in enumerate(leaves) if self.rows.is_per_row(leaf)}
+        healthy = with_leaves(spared(per_row, bad, healthy_source(bad), self.rows.batch_dims, apart))
         with torch.no_grad():
             if not bool(healthy(z).isfinite().all()):
                 text = "f is not finite in failed rows even with the inputs of a healthy row: gradients may be NaN; "
                 warnings.warn(text + "give per-row tensors by args, batch dimensions first", UserWarning, stacklevel=2)
         return healthy
-
-    def _poison(self, leaf: Tensor, bad: Tensor) -> Tensor:
-        """Return ``leaf`` with NaN in bad rows: what reaches healthy rows from there cannot hide."""
-        flat = leaf.reshape(self.rows.count, -1)
-        return flat.masked_fill(bad[:, None], torch.nan).reshape(leaf.shape)
-
-    def _select(self, leaf: Tensor, source: Tensor) -> Tensor:
-        rows = self.rows
-        return leaf.reshape(rows.count, *leaf.shape[rows.batch_dims :]).index_select(0, source).reshape(leaf.shape)
-
-
-def healthy_source(bad: Tensor) -> Tensor:
-    """Return per row which row to read: itself, or the first healthy one where ``bad`` (B,) is True."""
-    index = torch.arange(bad.shape[0], device=bad.device)
-    return torch.where(bad, bad.long().argmin(), index)
 
 
 def tree_add(a: Any, b: Any) -> Any:
@@ -296,8 +305,8 @@ def tree_add(a: Any, b: Any) -> Any:
 
 
 def zeros_like_tree(state: Any) -> Any:
-    """Return a state of zeros with the structure, shapes and dtypes of ``state``."""
-    return tree_map(torch.zeros_like, state)
+    """Return a state of zeros with the structure, shapes and dtypes of ``state``; other leaves stay."""
+    return map_tensors(torch.zeros_like, state)
 
 
 def start_like(start: Any, like: Any) -> Any:
@@ -312,7 +321,7 @@ def start_like(start: Any, like: Any) -> Any:
 
     Raises:
         TypeError: another structure, or a leaf that is no tensor.
-        ValueError: another shape.
+        ValueError: another shape, or no dense tensor of numbers.
 
     Examples:
         >>> import torch
@@ -327,6 +336,7 @@ def start_like(start: Any, like: Any) -> Any:
     for leaf, want in zip(given, wanted, strict=True):
         if not isinstance(leaf, Tensor):
             raise TypeError(f"start must be a tensor or a tree of tensors, got a leaf {type(leaf).__name__}")
+        require_state(leaf, "start")
         fits = leaf.dim() == want.dim() and all(a in (1, b) for a, b in zip(leaf.shape, want.shape, strict=True))
         shape = tuple(want.shape)
         require(fits, "start", tuple(leaf.shape), f"of the state's shape {shape}, or with dimensions of 1 in it")
@@ -379,6 +389,16 @@ def _in_order(state: Any, template: Any) -> Any:
     if type(template) in (list, tuple) and type(state) is type(template) and len(state) == len(template):
         return type(template)(_in_order(s, t) for s, t in zip(state, template, strict=True))
     return state
+
+
+def _hint(want: Any, got: Any) -> str:
+    """Return what to do about a layer that returns another structure than its state's."""
+    if want.is_leaf() and not got.is_leaf():
+        text = "wrap the layer in an nn.Module whose forward returns the new state alone, such as layer(z)[0]; "
+        return f"; {text}a lambda would hide its parameters"
+    if got.is_leaf():
+        return "; the state has the structure of x: give what is no unknown as further arguments, deq(x, mask)"
+    return ""
 
 
 def _describe(spec: Any) -> str:

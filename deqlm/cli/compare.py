@@ -80,7 +80,8 @@ your own map
   --problems module:callable or --problems path/to/file.py:callable names a function that returns (f, z0): f maps a
   tensor (or a tree of tensors) to one of the same shape, z0 is the start with the batch first. It is called with those
   of the keywords dtype, device, batch and seed that it accepts, after torch's generator was seeded; options are passed
-  on:  mine.py:make:width=32. A file mine.py that works:
+  on:  mine.py:make:width=32. Of (deq, x), a DEQ and its input, solvers are compared on the equation that it solves,
+  z = layer(z + x). A file mine.py that works:
 
       import torch
       def make(dtype, batch=8, width=16):
@@ -88,7 +89,6 @@ your own map
           layer = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Tanh())
           return layer.to(dtype).eval(), torch.zeros(batch, width, dtype=dtype)
 
-  Of (deq, x), a DEQ and its input, solvers are compared on the equation z = layer(z + x) that the DEQ solves.
   Return an nn.Module as f where you can: it is then copied to float64 for the true residual and for --gradients. Any
   other f is called with a float64 z; where that does not work, the table says so.
 

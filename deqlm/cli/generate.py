@@ -173,7 +173,7 @@ def _ids(arguments: argparse.Namespace, tokenizer: Any) -> Tensor:
         ids = tokenizer(text)["input_ids"]
     if not ids:
         raise UserError("the prompt is empty: give at least one token to continue")
-    return torch.tensor([ids], dtype=torch.int64)
+    return torch.tensor([ids], dtype=torch.int64, device="cpu")
 
 
 def _load(directory: str) -> Any:

@@ -202,7 +202,8 @@ def _solving_lines(solving: dict[str, Any] | None) -> list[str]:
 
 
 def _named(given: dict[str, Any]) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in given.items() if key != "name" and value is not None)
+    told = {key: value for key, value in given.items() if key != "name" and value is not None and value is not False}
+    settings = ", ".join(f"{key} {value}" for key, value in told.items())
     return f"{given['name']} ({settings})" if settings else given["name"]
 
 

@@ -195,7 +195,7 @@ class _Subject:
         self.stop = stop
         self.z0 = case.z0
         draw = torch.Generator().manual_seed(seed + 1)
-        self.loss_weight = torch.randn(case.z0.shape, generator=draw, dtype=torch.float64).to(case.z0)
+        self.loss_weight = torch.randn(case.z0.shape, generator=draw, dtype=torch.float64, device="cpu").to(case.z0)
         self.f, self.leaves = _with_leaves(case.f, case.parameters, case.z0)
         self.exact, self.exact_leaves = _with_leaves(case.exact, case.exact_parameters, case.z0.double())
         self.evaluations = self.vjps = 0

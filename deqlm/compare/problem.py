@@ -184,7 +184,8 @@ class TensorProblem(Problem):
     def build(self, setting: Setting) -> Case:
         generator = setting.generator()
         rows = setting.batch or self.rows
-        drawn = self.tensors(lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64), rows)
+        known: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+        drawn = self.tensors(lambda *shape: torch.randn(*shape, **known), rows)
         low = {name: t.to(setting.dtype).to(setting.device) for name, t in drawn.items()}
         high = {name: t.double() for name, t in low.items()}
         return Case(

@@ -7,7 +7,9 @@ from deqlm.diagnostics.contraction import Contraction
 from deqlm.diagnostics.diagnose import diagnose
 from deqlm.diagnostics.examine import Probes
 from deqlm.diagnostics.findings import Backward, Findings, PathDependence, Plain
+from deqlm.diagnostics.growth import Skip
 from deqlm.diagnostics.memory import MemoryForecast, forecast_memory
+from deqlm.diagnostics.parts import Parts
 from deqlm.diagnostics.probes import InPlace, Mixing, Randomness
 from deqlm.diagnostics.report import Diagnosis
 from deqlm.diagnostics.suggestion import Suggestion
@@ -23,10 +25,12 @@ __all__ = [
     "MemoryForecast",
     "MethodAudit",
     "Mixing",
+    "Parts",
     "PathDependence",
     "Plain",
     "Probes",
     "Randomness",
+    "Skip",
     "Suggestion",
     "audit_gradient",
     "diagnose",

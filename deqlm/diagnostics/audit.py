@@ -16,11 +16,11 @@ from torch import Tensor
 
 from deqlm.deq import DEQ
 from deqlm.diagnostics.audit_report import GradientAudit, MethodAudit, Verdict
-from deqlm.diagnostics.exact import Exact, Groups, NoExactError, Truth, joined, leaves_of
+from deqlm.diagnostics.exact import Exact, Groups, NoExactError, Truth, joined, leaves_of, masked_rows
 from deqlm.diagnostics.inverse import NotSolvedError
 from deqlm.diagnostics.unchanged import unchanged
 from deqlm.failures import Failures
-from deqlm.gradients import GRADIENTS, Gradient
+from deqlm.gradients import GRADIENTS, Gradient, Implicit
 from deqlm.rows import first_tensor, map_tensors, tensors
 from deqlm_solvers import FixedPoint, Solution, Solve
 from deqlm_solvers.checks import whole
@@ -111,7 +111,7 @@ class _Audit:
         probe = self._probe(self.deq.gradient, self.deq.solve)
         x, args, kwargs = self.call
         with torch.no_grad():
-            state, _ = probe(x, *args, with_stats=True, token_mask=self.token_mask, **kwargs)
+            state, sol = probe(x, *args, with_stats=True, token_mask=self.token_mask, **kwargs)
         rows = self._rows_of_call(state)
         report = GradientAudit(
             layer=type(self.deq.layer).__name__,
@@ -121,7 +121,13 @@ class _Audit:
             device=str(rows.device),
             parameters=sum(p.numel() for p in self.deq.parameters() if p.requires_grad),
         )
-        truth = self._truth(report, state)
+        astray = sol.runaway is not None and bool(sol.runaway.any())
+        truth = None if astray else self._truth(report, state)
+        if astray:
+            report.no_exact = (
+                "rows ran away: the layer is z + F(z), whose state grows and whose residual does not fall, so there is "
+                "no fixed point to differentiate; deqlm.diagnose(deq, x) tries a norm after the sum"
+            )
         at_point: dict[Solve, Exact] = {}
         for label, make in _methods(gradients, self.deq):
             entry = MethodAudit(gradient=label)
@@ -141,24 +147,25 @@ class _Audit:
         x, args, kwargs = self.call
         probe = self._probe(self.deq.gradient, self.deq.solve)
         with torch.no_grad():
-            self.map, _ = probe.on_rows(x, args, kwargs)
-            self.point = self.map.rows.pack(state)
-            once, again = self.map(self.point).double(), self.map(self.point).double()
-        if _apart(again, once) > 100 * torch.finfo(self.map.rows.dtype).eps:
+            rowmap, _ = probe.on_rows(x, args, kwargs)
+            self.rows, f = rowmap.rows, masked_rows(probe, rowmap, self.token_mask)
+            self.point = self.rows.pack(state)
+            once, again = f(self.point).double(), f(self.point).double()
+        if _apart(again, once) > 100 * torch.finfo(self.rows.dtype).eps:
             raise ValueError(
                 "f gives another value at every evaluation, from noise that is not drawn by torch's own generators "
                 "(random, numpy, a torch.Generator): no two runs compare; call deq.eval(), or draw it with torch"
             )
         self.value = once
-        return self.map.rows
+        return self.rows
 
     def _truth(self, report: GradientAudit, state: Any) -> Truth | None:
         """Return the exact gradient and write down what it is, or why there is none."""
         try:
             self._rewind()
-            truth = Truth(self.deq, self.call, self.loss, state)
+            truth = Truth(self.deq, self.call, self.loss, state, self.token_mask)
             apart = _apart(truth.values(self.point.double()), self.value)
-            allowed = min(0.5, 1e-3 + 64 * torch.finfo(self.map.rows.dtype).eps)
+            allowed = min(0.5, 1e-3 + 64 * torch.finfo(self.rows.dtype).eps)
             if not apart <= allowed:
                 raise NoExactError(
                     f"the float64 copy of the layer computes something else (f(z) is {apart:.1%} apart): noise that "
@@ -208,16 +215,23 @@ class _Audit:
         if how not in at_point:
             z = truth.rows.pack(map_tensors(lambda t: t.detach().to(_wide(t)), sol.z))
             at_point[how] = truth.at(z)
-        entry.verdict = self._verdict(entry, groups, sol, at_point[how], exact)
+        by_parts = isinstance(method, Implicit) and method.solve.stop.per != "row"
+        entry.verdict = self._verdict(entry, groups, sol, at_point[how], exact, by_parts)
 
-    def _verdict(self, entry: MethodAudit, groups: Groups, sol: Solution, own: Exact, exact: Exact) -> Verdict:
-        """Say whether the distance to the exact gradient at the method's own point is explained."""
+    def _verdict(
+        self, entry: MethodAudit, groups: Groups, sol: Solution, own: Exact, exact: Exact, by_parts: bool
+    ) -> Verdict:
+        """Say whether the distance to the exact gradient at the method's own point is explained.
+
+        A backward solve ``by_parts`` tells its residual relative to the parts of w, the others relative to g.
+        """
         if int((sol.status >= 4).sum()):
             entry.notes.append("rows that failed add nothing to its gradient, so it is not judged")
             return "untold"
-        eps = torch.finfo(self.map.rows.dtype).eps
+        eps = torch.finfo(self.rows.dtype).eps
         adjoint = sol.adjoint
         left = adjoint.residual.max().item() if adjoint is not None and adjoint.residual is not None else 0.0
+        left *= own.gain if by_parts else 1.0
         verdict: Verdict = "exact"
         for name, gradient in groups.items():
             size = exact.groups[name].norm()
@@ -305,6 +319,9 @@ def _notes(sol: Solution, how: Solve, own: Solve) -> list[str]:
     failed = int(sol.failed.sum())
     if failed:
         notes.append(f"forward not converged in {failed} of {sol.status.numel()} rows")
+    astray = 0 if sol.runaway is None else int(sol.runaway.sum())
+    if astray:
+        notes.append(f"{astray} rows ran away")
     adjoint = sol.adjoint
     if adjoint is not None and adjoint.converged is not None and not bool(adjoint.converged.all()):
         notes.append(f"backward not converged in {int((~adjoint.converged).sum())} rows")
@@ -319,7 +336,7 @@ def _random_linear(y: Any) -> Tensor:
     total: Any = 0.0
     for leaf in tensors(y):
         real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-        weights = torch.randn(real.shape, generator=draw, dtype=torch.float64).to(real)
+        weights = torch.randn(real.shape, generator=draw, dtype=torch.float64, device="cpu").to(real)
         total = total + (real * weights).sum()
     return total
 

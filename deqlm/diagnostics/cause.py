@@ -34,8 +34,10 @@ class Cause(StrEnum):
     TWO_CYCLE = "TWO_CYCLE"
     NON_NORMAL = "NON_NORMAL"
     DIVERGENCE = "DIVERGENCE"
+    RUNAWAY = "RUNAWAY"
     SINGULAR = "SINGULAR"
     PATH_DEPENDENT = "PATH_DEPENDENT"
+    UNLIKE_PARTS = "UNLIKE_PARTS"
     ADJOINT = "ADJOINT"
     UNCLEAR = "UNCLEAR"
 
@@ -62,8 +64,14 @@ _TEXTS = {
     Cause.TWO_CYCLE: "plain iteration jumps between two points: the leading eigenvalue of the Jacobian is negative",
     Cause.NON_NORMAL: "the Jacobian is far from normal: errors grow for a while before they fall",
     Cause.DIVERGENCE: "the map expands: plain iteration runs away from the solution, damped or not",
+    Cause.RUNAWAY: (
+        "the layer is z + F(z): the state grows and the residual does not fall; it has no fixed point in reach"
+    ),
     Cause.SINGULAR: "I - J is singular or nearly so: a fixed point may not exist, or not be the only one around",
     Cause.PATH_DEPENDENT: "different starts lead to different solutions",
+    Cause.UNLIKE_PARTS: (
+        "parts of a row are smaller than the tolerance of the whole row, which cannot see whether they are solved"
+    ),
     Cause.ADJOINT: "the forward solve converges, the backward solve does not: gradients are wrong",
     Cause.UNCLEAR: "it does not converge, and no known pattern fits",
 }
@@ -83,10 +91,14 @@ def classify(found: Findings) -> Cause:
         return Cause.STOCHASTIC
     if found.mixing is not None and found.mixing.mixes:
         return Cause.MIXED_ROWS
+    if found.runs_away:
+        return Cause.RUNAWAY
     if not found.converged:
         return _failure(found)
     if found.path is not None and found.path.depends:
         return Cause.PATH_DEPENDENT
+    if found.parts is not None:
+        return Cause.UNLIKE_PARTS
     if found.adjoint is not None and not found.adjoint.converged:
         return Cause.ADJOINT
     return Cause.HEALTHY
@@ -122,6 +134,8 @@ def character(found: Findings) -> Cause:
     """Return what the map is for plain iteration, whatever solver was used; HEALTHY where it converges fast."""
     if not found.passed:
         return Cause.HEALTHY
+    if found.runs_away:
+        return Cause.RUNAWAY
     row, plain, c = found.telling, found.plain, found.contraction
     trend = None if plain is None else plain.trend[row]
     settled = plain is not None and plain.converged[row]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from deqlm.diagnostics.jacobian import Jacobian
-from deqlm.diagnostics.krylov import arnoldi, dense, largest_gain, smallest_gain
+from deqlm.diagnostics.krylov import arnoldi, dense, eigenvalue_size, largest_gain, smallest_gain
 from deqlm_solvers import Map
+from deqlm_solvers.measure import row_norms
 
 __all__ = ["Contraction", "measure_contraction"]
 
@@ -93,7 +94,7 @@ def measure_contraction(
     draw = torch.Generator(device="cpu").manual_seed(seed)
 
     def start() -> Tensor:
-        return torch.randn(count, unknowns, generator=draw, dtype=torch.float64).to(J.z.device, inner)
+        return torch.randn(count, unknowns, generator=draw, dtype=torch.float64, device="cpu").to(J.z.device, inner)
 
     is_dense = unknowns <= most_dense
     if is_dense:
@@ -119,7 +120,7 @@ def measure_contraction(
     damped = ((1 - shrink)[:, None, None] + shrink[:, None, None] * values).abs().amax(2).amin(0)
     matrix = small if is_dense else None
     token_radius, examined = (None, 0) if tokens is None else _token_radius(J, tokens, matrix, inner)
-    size = torch.linalg.vector_norm(J.select(J.z), dim=1, dtype=torch.float64)
+    size = row_norms(J.select(J.z))
     return Contraction(
         rows=tuple(J.rows.tolist()) if not J.joint else (0,),
         at=at,
@@ -168,7 +169,7 @@ def _growth(J: Jacobian, direction: Tensor, powers: int = 16) -> Tensor:
 def _lipschitz(f: Map, J: Jacobian, directions: list[Tensor]) -> Tensor:
     """Return the largest quotient of differences over pairs of points on both sides of the point, (R,)."""
     z = J.z
-    scale = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64)
+    scale = row_norms(z)[:, None]
     scale = torch.where(scale > 0, scale, 1.0) * 0.01
     best = torch.zeros(J.shape[0], dtype=torch.float64, device=z.device)
     for direction in directions:
@@ -177,7 +178,7 @@ def _lipschitz(f: Map, J: Jacobian, directions: list[Tensor]) -> Tensor:
         with torch.no_grad():
             apart = J.select((z + shift).double() - (z - shift).double())
             gained = J.select(f(z + shift).double() - f(z - shift).double())
-        quotient = torch.linalg.vector_norm(gained, dim=1) / torch.linalg.vector_norm(apart, dim=1)
+        quotient = row_norms(gained) / row_norms(apart)
         best = torch.maximum(best, torch.where(quotient.isfinite(), quotient, torch.inf))
     return best
 
@@ -190,8 +191,10 @@ def _token_radius(
     rows = J.shape[0]
     if matrix is not None:
         blocks = torch.stack([matrix[:, index][:, :, index] for index in tokens], dim=1)
-        return float(torch.linalg.eigvals(blocks).abs().max()), length
-    chosen = sorted({round(i) for i in torch.linspace(0, length - 1, min(most, length)).tolist()})
+        return eigenvalue_size(blocks), length
+    chosen = sorted(
+        {round(i) for i in torch.linspace(0, length - 1, min(most, length), dtype=torch.float32, device="cpu").tolist()}
+    )
     largest = 0.0
     for t in chosen:
 
@@ -203,7 +206,7 @@ def _token_radius(
         first = torch.ones(rows, width, dtype=inner, device=J.z.device)
         first = first + torch.linspace(-0.5, 0.5, width, dtype=inner, device=J.z.device)
         block, *_ = arnoldi(product, first, min(width, 12))
-        largest = max(largest, float(torch.linalg.eigvals(block).abs().max()))
+        largest = max(largest, eigenvalue_size(block))
     return largest, len(chosen)
 
 

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from deqlm.deq import DEQ
+from deqlm.diagnostics.attempts import solves
 from deqlm.diagnostics.cause import Cause, character, classify
 from deqlm.diagnostics.examine import Examined, Probes, examine
 from deqlm.diagnostics.findings import Findings
 from deqlm.diagnostics.report import Diagnosis
-from deqlm.diagnostics.subject import DEQSubject, MapSubject, Subject
+from deqlm.diagnostics.subject import DEQSubject, MapSubject, Subject, model_subject
 from deqlm.diagnostics.suggestion import Suggestion, candidates, changed, last_resort
 from deqlm.diagnostics.unchanged import Snapshot, unchanged
 from deqlm.fixed_point import STOP_HINTS
+from deqlm.models import ImplicitLM
 from deqlm_solvers.checks import require, suggest
 
 __all__ = ["diagnose"]
@@ -28,7 +30,7 @@ KEYWORDS = ("args", "solver", "stop", "gradient", "batch_dims", "scale", "token_
 
 
 def diagnose(
-    target: DEQ | Callable[..., Any],
+    target: DEQ | ImplicitLM | Callable[..., Any],
     x: Any,
     *args: Any,
     probes: Probes | None = None,
@@ -46,11 +48,12 @@ def diagnose(
     ``probes.krylov`` states of the examined rows.
 
     Args:
-        target: a `DEQ`, or a map f.
-        x: for a `DEQ` its input; for a map the start z0.
+        target: a `DEQ`, a language model (`deqlm.models.ImplicitLM`, or one of `deqlm.hf`) or a map f.
+        x: for a `DEQ` its input; for a model tokens (B, L), which are solved all at once as the model evaluates and
+            generates; for a map the start z0.
         *args: for a `DEQ`, further arguments of the layer; a map takes them as ``args=(...)``, like `deqlm.solve`.
         probes: how much to look at; None is ``Probes()``.
-        token_mask: as for `DEQ` and `deqlm.solve`.
+        token_mask: as for `DEQ` and `deqlm.solve`; for a model True at real tokens.
         **kwargs: for a `DEQ`, keywords of the layer; for a map, those of `deqlm.solve`: ``solver``, ``stop``,
             ``gradient``, ``args``, ``batch_dims``, ``scale``.
 
@@ -71,6 +74,11 @@ def diagnose(
     require(isinstance(probes, Probes), "probes", probes, "a Probes, such as Probes(krylov=60)")
     if isinstance(target, DEQ):
         return _run(lambda kept: DEQSubject(target, x, args, kwargs, token_mask, kept), target, probes)
+    model = target if isinstance(target, ImplicitLM) else getattr(target, "lm", None)
+    if isinstance(model, ImplicitLM):
+        for given in (*args, *kwargs):
+            raise TypeError(f"a model takes token_mask=... and probes=... only, got {given!r}")
+        return _run(lambda kept: model_subject(model, x, token_mask, kept), model, probes)
     if not callable(target):
         raise TypeError(f"target must be a DEQ or a map, got {type(target).__name__}")
     if args:
@@ -110,7 +118,7 @@ def _advise(cause: Cause, examined: Examined, subject: Subject, probes: Probes) 
     best: Suggestion | None = None
     failed: list[Suggestion] = []
     deadline = time.monotonic() + probes.seconds
-    for each in candidates(cause, examined.found, subject.how):
+    for each in candidates(cause, examined.found, subject.how, subject.normed):
         if not each.options and each.wrap is None:
             best = best or each
         elif not probes.suggest:
@@ -130,19 +138,20 @@ def _advise(cause: Cause, examined: Examined, subject: Subject, probes: Probes) 
 
 
 def _try(suggestion: Suggestion, subject: Subject, examined: Examined) -> Suggestion | None:
-    """Solve with the suggestion, forward or backward; None where it does not apply here."""
+    """Solve with the suggestion, forward or backward or both; None where it does not apply here."""
+    worked, spent = True, []
     try:
+        if suggestion.wrap is not None or suggestion.options.keys() - {"gradient"}:
+            sol = subject.solve(suggestion)
+            worked = solves(subject, sol, examined.begun)
+            spent.append(f"{int(sol.steps.max())} evaluations")
         if "gradient" in suggestion.options:
             backward = examined.backward(suggestion.options["gradient"])
             if backward is None:
                 return None
-            worked, steps = backward.converged, max(backward.steps, default=0)
-            what = "products with J^T"
-        else:
-            sol = subject.solve(suggestion)
-            worked, steps = bool(sol.converged.all()), int(sol.steps.max())
-            what = "evaluations"
+            worked = worked and backward.converged
+            spent.append(f"{max(backward.steps, default=0)} products with J^T")
     except Exception:  # refused by a gradient, a solver, or f itself
         return None
-    text = f"tried: converged in {steps} {what}" if worked else f"tried: not converged after {steps} {what}"
+    text = f"tried: {'converged in' if worked else 'not converged after'} {' and '.join(spent)}"
     return replace(suggestion, tried=text, worked=worked)

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqlm.chunks import per_token
 from deqlm.deq import DEQ
+from deqlm.diagnostics.growth import Start
 from deqlm.diagnostics.inverse import Inverse, KrylovInverse, LUInverse, lengths
-from deqlm.rows import map_tensors, tensors
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Map, Solve, Stop
+from deqlm.diagnostics.masking import masked_map, masked_unknowns
+from deqlm.rows import RowMap, map_tensors, tensors
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Map, Solve, Stop
 from deqlm_solvers.truth import jacobians
 
-__all__ = ["DENSE", "Exact", "Groups", "NoExactError", "Truth", "leaves_of"]
+__all__ = ["DENSE", "Exact", "Groups", "NoExactError", "Truth", "leaves_of", "masked_rows"]
 
 DENSE = 512
 """Unknowns of a row up to which I - J^T is formed and factorised."""
@@ -48,6 +51,7 @@ class Exact:
         residual: ||J^T w + g - w|| / ||g||, the largest of all rows.
         kappa: ||(I - J)^-1||, the largest of all rows, from below.
         sensitivity: by group, relative change of the gradient per unit of relative residual left in the adjoint.
+        gain: ||w|| / ||g||, the largest of all rows: what a residual relative to w is worth in units of g.
     """
 
     groups: Groups
@@ -55,6 +59,7 @@ class Exact:
     residual: float
     kappa: float
     sensitivity: dict[str, float]
+    gain: float
 
 
 class Truth:
@@ -65,6 +70,7 @@ class Truth:
         call: x, args and kwargs of the call.
         loss: output of the call -> scalar.
         start: state near the fixed point, as the user's own solve returned it.
+        token_mask: as for the call; masked tokens are held where they start.
 
     Attributes:
         z: the fixed point, (B, N) float64.
@@ -79,7 +85,12 @@ class Truth:
     """
 
     def __init__(
-        self, deq: DEQ, call: tuple[Any, tuple[Any, ...], dict[str, Any]], loss: Callable[[Any], Tensor], start: Any
+        self,
+        deq: DEQ,
+        call: tuple[Any, tuple[Any, ...], dict[str, Any]],
+        loss: Callable[[Any], Tensor],
+        start: Any,
+        token_mask: Tensor | None = None,
     ) -> None:
         x, args, kwargs = call
         self.loss = loss
@@ -88,18 +99,20 @@ class Truth:
             x, args, kwargs = (map_tensors(_double, each) for each in (x, args, kwargs))
             self.leaves = leaves_of(self.deq, x)
             with torch.enable_grad():
-                self.map, _ = self.deq.on_rows(x, args, kwargs)
-                self.rows = self.map.rows
+                rowmap, _ = self.deq.on_rows(x, args, kwargs)
+                self.rows = rowmap.rows
+                self.map = masked_rows(self.deq, rowmap, token_mask)
                 near = self.rows.pack(map_tensors(_double, start))
                 self.map(near)
         except Exception as error:
             raise NoExactError(f"the layer does not run in float64: {_one_line(error)}") from error
         with torch.no_grad():
+            self.begun = Start.of(self.rows.z0, self.map(self.rows.z0))
             self.z, self.residual, self.solver = self._fixed_point(near)
         if not self.residual <= SMALL:
             raise NoExactError(
                 f"no fixed point found in float64: the smallest relative residual is {self.residual:.1e}, "
-                f"and {SMALL:.0e} is needed (is f deterministic, and does it converge?)"
+                f"and {SMALL:.0e} is needed (is f deterministic, and does it converge? `deqlm.diagnose` tells)"
             )
         self.mixes = self._mixes()
         self.dense = (self.z.numel() if self.mixes else self.z.shape[1]) <= DENSE
@@ -121,7 +134,9 @@ class Truth:
         error = slow * (kappa * lengths(self._flat(g)))[:, None]
         changed = self._through(z, error)
         sensitivity = {name: (changed[name].norm() / out[name].norm()).item() for name in out}
-        return Exact(out, w, residual, kappa.max().item(), sensitivity)
+        size = lengths(self._flat(g))
+        gain = torch.where(size > 0, lengths(w) / size, 0.0).max().item()
+        return Exact(out, w, residual, kappa.max().item(), sensitivity, gain)
 
     @torch.enable_grad()
     def series(self, terms: int, tau: float) -> tuple[float | None, float]:
@@ -181,7 +196,7 @@ class Truth:
     def _relative(self, z: Tensor) -> Tensor:
         fz = self.map(z)
         relative = lengths(fz - z) / lengths(fz).clamp_min(1e-2)
-        return torch.where(relative.isfinite(), relative, torch.inf)
+        return torch.where(relative.isfinite() & ~self.begun.no_better(z, fz), relative, torch.inf)
 
     def _cotangent(self, z: Tensor) -> Tensor:
         point = z.detach().requires_grad_()
@@ -223,14 +238,24 @@ class Truth:
             draw = torch.Generator().manual_seed(0)
             for row in {0, rows // 2, rows - 1}:
                 w = torch.zeros_like(fz)
-                w[row] = torch.randn(fz.shape[1], generator=draw, dtype=fz.dtype).to(fz.device)
+                w[row] = torch.randn(fz.shape[1], generator=draw, dtype=fz.dtype, device="cpu").to(fz.device)
                 (jtw,) = torch.autograd.grad(fz, source, w, retain_graph=True, allow_unused=True)
-                if jtw is not None and bool((jtw[torch.arange(rows) != row] != 0).any()):
+                if jtw is not None and bool((jtw[torch.arange(rows, device=jtw.device) != row] != 0).any()):
                     return True
         return False
 
     def _flat(self, t: Tensor) -> Tensor:
         return t.reshape(1, -1) if self.mixes else t
+
+
+def masked_rows(deq: DEQ, rowmap: RowMap, token_mask: Tensor | None) -> Map:
+    """Return the map of a call on rows, with the tokens that do not count held where they start."""
+    rows, stop = rowmap.rows, per_token(deq.solve.stop) if deq.causal else deq.solve.stop
+    if token_mask is None:
+        return rowmap
+    mask = token_mask.reshape(rows.count, token_mask.shape[-1])
+    frame = Frame(leaves=rows.row_shapes, batch_dims=rows.batch_dims, token_mask=mask)
+    return masked_map(rowmap, masked_unknowns(stop, frame, rows.z0), rows.z0)
 
 
 def leaves_of(deq: DEQ, x: Any) -> dict[str, list[Tensor]]:
@@ -252,7 +277,7 @@ def joined(leaves: dict[str, list[Tensor]], gradients: tuple[Tensor | None, ...]
             gradient = torch.zeros_like(leaf) if gradient is None else gradient.detach()
             gradient = torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
             parts.append(gradient.double().flatten())
-        groups[name] = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+        groups[name] = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
     return groups
 
 

@@ -15,14 +15,15 @@ from deqlm.diagnostics.attempts import (
     Point,
     compare_starts,
     judged,
-    norm,
     rescue,
     solve_as_asked,
     solve_plainly,
 )
 from deqlm.diagnostics.contraction import Contraction, measure_contraction
 from deqlm.diagnostics.findings import Backward, Findings, Plain
+from deqlm.diagnostics.growth import Start, probe_skip
 from deqlm.diagnostics.jacobian import Jacobian
+from deqlm.diagnostics.parts import Parts, find_parts
 from deqlm.diagnostics.probes import (
     noise_floor,
     probe_causality,
@@ -35,6 +36,7 @@ from deqlm.gradients import Gradient, Implicit
 from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
 from deqlm_solvers import Frame, Options, Solver, Status, Stop, options
 from deqlm_solvers.checks import require, whole
+from deqlm_solvers.measure import row_norms
 
 __all__ = ["Examined", "Probes", "examine"]
 
@@ -79,12 +81,17 @@ class Probes(Options):
 
 
 class Examined(NamedTuple):
-    """The findings, and how to find out about another gradient: the backward solve at the same point.
+    """The findings, and how to find out more.
 
-    ``backward`` returns None where the gradient solves nothing, or there is nothing to solve.
+    Attributes:
+        found: the findings.
+        begun: the start of every row, that other solves are held against.
+        backward: what the backward solve of another gradient at the same point comes to; None where the gradient solves
+            nothing, or there is nothing to solve.
     """
 
     found: Findings
+    begun: Start
     backward: Callable[[Gradient], Backward | None]
 
 
@@ -98,38 +105,43 @@ def examine(subject: Subject, probes: Probes) -> Examined:
     in_place = probe_in_place(subject.raw, z0)
     first = subject.held(z0)
     near = first if bool(first.isfinite().all()) and _attempt(lambda: subject.raw(first.clone())) is not None else z0
-    randomness = probe_randomness(subject.raw, subject.held, [z0] if near is z0 else [z0, near])
+    points = [z0] if near is z0 else [z0, near]
+    randomness = _attempt(lambda: probe_randomness(subject.raw, subject.held, points))
     stop = judged(subject.how.stop)
-    outcome, raised = solve_as_asked(subject, stop, "clone" if in_place.writes_argument else None)
-    plain, plain_point = solve_plainly(subject, z0, stop, probes.plain)
-    known: dict[str, Any] = {"plain": plain, "randomness": randomness}
+    begun = Start.of(z0, first)
+    outcome, raised = solve_as_asked(subject, stop, begun, "clone" if in_place.writes_argument else None)
+    plain, plain_point = solve_plainly(subject, z0, stop, begun, probes.plain)
+    known: dict[str, Any] = {"plain": plain, "randomness": randomness, "solved": outcome.passed | plain_point.solved}
 
     def backward(gradient: Gradient) -> Backward | None:
         return None
 
-    if randomness.held and z0.numel():
+    if (randomness is None or randomness.held) and z0.numel():
         draw = torch.Generator(device="cpu").manual_seed(probes.seed)
         known["mixing"] = mixing = _attempt(lambda: probe_mixing(subject.held, near, draw))
         tokens = _tokens(subject)
         if tokens is not None:
             known["tokens"] = len(tokens)
             known["causality"] = _attempt(lambda: probe_causality(subject.held, near, tokens, draw))
-        point = rescue(subject, z0, stop, [Point(outcome.z, outcome.passed), plain_point])
+        known["skip"] = _attempt(lambda: probe_skip(subject.held, [z0, near], draw))
+        point = rescue(subject, z0, stop, begun, [Point(outcome.z, outcome.passed), plain_point])
+        known["solved"] = point.solved
         joint = mixing is not None and mixing.mixes
         J = _attempt(lambda: _jacobian(subject, point, outcome, plain, probes, joint))
         if J is not None:
             seen = tokens if known.get("causality") == "causal" and not joint else None
             known["contraction"] = _attempt(lambda: _contraction(subject, J, point, probes, seen))
-            backward = partial(_backward, J, point.solved, probes.seed, subject.how.solver)
+            backward = partial(_backward, J, point.solved, subject.frame, probes.seed, subject.how.solver)
             known["adjoint"] = _attempt(lambda: backward(subject.gradient))
         if bool(point.z.isfinite().all()):
             known["floor"] = _attempt(lambda: float(noise_floor(subject.held, point.z, draw).nan_to_num().max()))
+        known["parts"] = _attempt(lambda: _parts(subject, outcome, stop))
         if bool(outcome.passed.any()) and probes.starts > 1:
             kappa = known.get("contraction")
-            known["path"] = compare_starts(subject, outcome, stop, probes.starts, kappa, draw)
+            known["path"] = _attempt(lambda: compare_starts(subject, outcome, stop, begun, probes.starts, kappa, draw))
     start_finite = tuple(first.isfinite().all(1).tolist())
     found = _findings(subject, stop, outcome, raised, in_place=in_place, start_finite=start_finite, **known)
-    return Examined(found, backward)
+    return Examined(found, begun, backward)
 
 
 def _attempt(look: Callable[[], T]) -> T | None:
@@ -174,7 +186,7 @@ def _jacobian(
 def _contraction(
     subject: Subject, J: Jacobian, point: Point, probes: Probes, tokens: Tensor | None
 ) -> Contraction | None:
-    residual = norm(J.select(subject.held(J.z) - J.z))
+    residual = row_norms(J.select(subject.held(J.z) - J.z))
     solved = bool(point.solved.all() if J.joint else point.solved[J.rows].all())
     return measure_contraction(
         subject.held,
@@ -188,16 +200,28 @@ def _contraction(
     )
 
 
-def _backward(J: Jacobian, solved: Tensor, seed: int, solver: Solver, gradient: Gradient) -> Backward | None:
+def _parts(subject: Subject, outcome: Outcome, stop: Stop) -> Parts | None:
+    """Return what is too small to be seen by the solve or by the backward solve."""
+    gradient, sight = subject.gradient, 0.0
+    if isinstance(gradient, Implicit):
+        backward = gradient.backward(subject.how.solver).stop.resolve(outcome.z.dtype, rtol=1e-6)
+        sight = backward.rtol if backward.per == "row" else 0.0
+    return find_parts(outcome.z, subject.held(outcome.z), outcome.passed, stop, subject.frame, sight)
+
+
+def _backward(
+    J: Jacobian, solved: Tensor, frame: Frame, seed: int, solver: Solver, gradient: Gradient
+) -> Backward | None:
     """Solve the adjoint system for a random cotangent, as `Implicit` would, on the rows that converged forward."""
     if not isinstance(gradient, Implicit) or not J.transposable or not bool(solved.any()):
         return None
     draw = torch.Generator(device="cpu").manual_seed(seed)
-    g = torch.randn(J.z.shape, generator=draw, dtype=torch.float64).to(J.z.device, J.z.dtype)
-    g = g / norm(g).clamp_min(1e-300)[:, None].to(g.dtype)
+    g = torch.randn(J.z.shape, generator=draw, dtype=torch.float64, device="cpu").to(J.z.device, J.z.dtype)
+    g = g / row_norms(g).clamp_min(1e-300)[:, None].to(g.dtype)
     how = gradient.backward(solver)
-    stop = how.stop.resolve(g.dtype, rtol=1e-6).replace(per="row", token_dim=1)
-    sol = solve_cotangent(how.replace(stop=stop), LinearSystem(J.pulled, g, Frame()), rescue=gradient.solve == "auto")
+    how = how.replace(stop=how.stop.resolve(g.dtype, rtol=1e-6))
+    system = LinearSystem(J.pulled, g, Frame(leaves=frame.leaves, batch_dims=frame.batch_dims))
+    sol = solve_cotangent(how, system, rescue=gradient.solve == "auto")
     keep = solved.nonzero().flatten()
     return Backward(
         status=tuple(Status(int(s)).name for s in sol.status[keep]),
@@ -206,7 +230,9 @@ def _backward(J: Jacobian, solved: Tensor, seed: int, solver: Solver, gradient: 
     )
 
 
-def _findings(subject: Subject, stop: Stop, outcome: Outcome, raised: str | None, **known: Any) -> Findings:
+def _findings(
+    subject: Subject, stop: Stop, outcome: Outcome, raised: str | None, solved: Tensor, **known: Any
+) -> Findings:
     curves = None
     if outcome.trace is not None:
         columns = zip(outcome.trace.T.tolist(), outcome.steps.tolist(), strict=True)
@@ -225,6 +251,8 @@ def _findings(subject: Subject, stop: Stop, outcome: Outcome, raised: str | None
         steps=tuple(int(n) for n in outcome.steps),
         residual=tuple(outcome.residual.tolist()),
         relative=tuple(outcome.relative.tolist()),
+        runaway=tuple(outcome.runaway.tolist()),
+        solved=tuple(solved.tolist()),
         trace=curves,
         raised=raised,
         **known,

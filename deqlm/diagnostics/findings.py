@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deqlm.diagnostics.contraction import Contraction
+from deqlm.diagnostics.growth import GROWN, Skip
+from deqlm.diagnostics.parts import Parts
 from deqlm.diagnostics.probes import Causality, InPlace, Mixing, Randomness
 
 __all__ = ["Backward", "Findings", "PathDependence", "Plain", "Trend"]
@@ -26,6 +28,8 @@ class Plain:
         cycle: ||f(f(z)) - z|| / ||f(z) - z|| at its end: near 0 on a cycle of two, 1 + the eigenvalue elsewhere.
         size: ||f(z)|| at its end.
         largest: ||f(z0)||.
+        growth: max(||z||, ||f(z)||) at its end in units of that at its start.
+        fallen: the last residual is at most half of the largest one.
     """
 
     converged: tuple[bool, ...]
@@ -35,6 +39,8 @@ class Plain:
     cycle: tuple[float, ...]
     size: tuple[float, ...]
     largest: tuple[float, ...]
+    growth: tuple[float, ...]
+    fallen: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,9 @@ class Findings:
         residual: ||f(z) - z||.
         relative: residual / ||f(z)||.
         start_finite: f(z0) is finite.
+        runaway: not within tolerance but for its growth: the scale of the point is above 10 times the first one, and
+            its residual above half of the largest.
+        solved: some attempt, this solve or another one, found a solution.
         trace: residuals of every evaluation, row by row; None where the solver keeps none.
         raised: the error that f raised during the solve, or None.
         in_place: see `InPlace`.
@@ -107,11 +116,13 @@ class Findings:
         mixing: see `Mixing`; None for one row, or where f is random.
         causality: see `Causality`; None where there are no tokens, or f is random.
         tokens: L, or None.
+        skip: see `Skip`; None where f is random, or not finite at the points looked at.
         plain: see `Plain`.
         contraction: see `Contraction`; None where there is no usable derivative or point.
         adjoint: see `Backward`; None unless the gradient solves a backward system and a row converged.
         floor: relative residual below which rounding decides, of the worst row.
         path: see `PathDependence`; None where nothing converged.
+        parts: see `Parts`; None where every part of the rows that passed can be seen.
     """
 
     solver: str
@@ -129,17 +140,21 @@ class Findings:
     relative: tuple[float, ...]
     trace: tuple[tuple[float, ...], ...] | None
     start_finite: tuple[bool, ...]
+    runaway: tuple[bool, ...]
+    solved: tuple[bool, ...]
     raised: str | None
     in_place: InPlace
     randomness: Randomness | None = None
     mixing: Mixing | None = None
     causality: Causality | None = None
     tokens: int | None = None
+    skip: Skip | None = None
     plain: Plain | None = None
     contraction: Contraction | None = None
     adjoint: Backward | None = None
     floor: float | None = None
     path: PathDependence | None = None
+    parts: Parts | None = None
 
     @property
     def converged(self) -> bool:
@@ -150,6 +165,18 @@ class Findings:
     def nonfinite(self) -> tuple[int, ...]:
         """Rows in which f returned NaN or infinity."""
         return tuple(i for i, name in enumerate(self.status) if name == "NONFINITE")
+
+    @property
+    def runs_away(self) -> bool:
+        """A row that nothing solved grows and gets no better, and f is a residual layer, z + F(z)."""
+        if self.skip is None or not self.skip.residual_layer:
+            return False
+        failed = [i for i, ok in enumerate(self.passed) if not ok and not self.solved[i]]
+        return any(self.runaway[i] or self._plainly_grown(i) for i in failed)
+
+    def _plainly_grown(self, row: int) -> bool:
+        plain = self.plain
+        return plain is not None and not plain.fallen[row] and plain.growth[row] > GROWN
 
     @property
     def worst(self) -> int:

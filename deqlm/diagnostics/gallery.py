@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deqlm.compare.environment import environment
@@ -92,17 +93,37 @@ def block(found: list[dict[str, Any]]) -> str:
 
 
 def _patterns() -> Iterator[Pattern]:
-    def linear(shown: str, a: Tensor) -> Pattern:
-        return Pattern(shown, lambda z: z @ a.T + 1, torch.zeros(1, len(a)))
+    known: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
-    yield linear("slow: eigenvalues .97 and .5", torch.diag(torch.tensor([0.97, 0.5])))
+    def linear(shown: str, a: Tensor) -> Pattern:
+        return Pattern(shown, lambda z: z @ a.T + 1, torch.zeros(1, len(a), **known))
+
+    yield linear("slow: eigenvalues .97 and .5", torch.diag(torch.tensor([0.97, 0.5], **known)))
     angle = 1.0
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], **known)
     yield linear("a rotation of .99", 0.99 * turn)
-    yield Pattern("a two-cycle, 1 - z", lambda z: 1 - z, torch.zeros(1, 2))
-    upper = 0.7 * torch.eye(30) + 0.6 * torch.diag(torch.ones(29), 1)
+    yield Pattern("a two-cycle, 1 - z", lambda z: 1 - z, torch.zeros(1, 2, **known))
+    upper = 0.7 * torch.eye(30, **known) + 0.6 * torch.diag(torch.ones(29, **known), 1)
     yield linear("a Jordan-like chain of 30", upper)
-    yield linear("expanding: eigenvalue 1.5", torch.diag(torch.tensor([1.5, 0.5])))
+    yield linear("expanding: eigenvalue 1.5", torch.diag(torch.tensor([1.5, 0.5], **known)))
+    yield Pattern("a GPT-2 block (pre-norm)", _pre_norm_block(16), torch.zeros(1, 6, 16, **known))
+
+
+def _pre_norm_block(width: int) -> Callable[[Tensor], Tensor]:
+    """Return z -> block(z + x) of random weights: y = z + attention(norm(z)), y + mlp(norm(y))."""
+    draw = torch.Generator("cpu").manual_seed(0)
+    known: dict[str, Any] = {"generator": draw, "dtype": torch.float32, "device": "cpu"}
+    shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
+    q, k, v, out, up, down = (torch.randn(shape, **known) / shape[0] ** 0.5 for shape in shapes)
+    x = torch.randn(1, 6, width, **known)
+
+    def block(z: Tensor) -> Tensor:
+        z = z + x
+        y = F.layer_norm(z, (width,))
+        z = z + F.scaled_dot_product_attention(y @ q, y @ k, y @ v, is_causal=True) @ out
+        return z + F.gelu(F.layer_norm(z, (width,)) @ up) @ down
+
+    return block
 
 
 def _residuals(f: Callable[[Tensor], Tensor], z: Tensor, evaluations: int) -> list[float | None]:

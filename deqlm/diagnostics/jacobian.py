@@ -88,7 +88,9 @@ class Jacobian:
         draw = torch.Generator(device="cpu").manual_seed(0)
         slack = max(1e-2 / math.sqrt(max(1, self.z.numel())), 4 * torch.finfo(self.z.dtype).eps)
         for _ in range(2):
-            v, w = torch.randn(2, *self.z.shape, generator=draw, dtype=torch.float64).to(self.z.device, self.z.dtype)
+            v, w = torch.randn(2, *self.z.shape, generator=draw, dtype=torch.float64, device="cpu").to(
+                self.z.device, self.z.dtype
+            )
             jv, jtw = self._pushed(v).double(), self.pulled(w).double()
             apart = (jv * w).sum() - (jtw * v).sum()
             if not bool(apart.abs() <= slack * (jtw.norm() * v.double().norm())):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from deqlm.diagnostics.jacobian import Jacobian
 from deqlm_solvers import Anderson, Map, Solve, Stop
 
-__all__ = ["arnoldi", "dense", "largest_gain", "smallest_gain"]
+__all__ = ["arnoldi", "dense", "eigenvalue_size", "largest_gain", "smallest_gain"]
 
 
 def arnoldi(product: Map, start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,6 +54,16 @@ def dense(J: Jacobian, dtype: torch.dtype) -> Tensor:
         unit[:, i] = 1.0
         columns.append(J.forward(unit).double())
     return torch.stack(columns, dim=2)
+
+
+def eigenvalue_size(matrices: Tensor) -> float:
+    """Return the largest modulus of the eigenvalues of matrices (..., N, N), infinite where one is not finite.
+
+    Some libraries of linear algebra end the process on a matrix with NaN.
+    """
+    if not bool(matrices.isfinite().all()):
+        return math.inf
+    return float(torch.linalg.eigvals(matrices).abs().max())
 
 
 def largest_gain(J: Jacobian, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -100,9 +112,12 @@ def smallest_gain(J: Jacobian, start: Tensor, rounds: int, evaluations: int) -> 
             x, _ = _unit(inverse(J.forward, x))
         return _gain_of_inverse(J.forward, x)
     small, _, basis = arnoldi(lambda v: inverse(J.forward, inverse(J.transposed, v)), start, min(rounds, J.shape[1]))
+    # whatever y this comes to bounds kappa, but no library is to see a NaN
+    small = torch.where(small.isfinite().all((1, 2), keepdim=True), small, 0.0)
     values, vectors = torch.linalg.eigh((small + small.mT) / 2)
     top = vectors[torch.arange(len(values), device=values.device), :, values.argmax(1)]
     left, _ = _unit((top.to(basis.dtype)[:, None] @ basis)[:, 0])
+    left = torch.where(left.isfinite().all(1, keepdim=True), left, start)
     return _gain_of_inverse(J.transposed, inverse(J.transposed, left))
 
 

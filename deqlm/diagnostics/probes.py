@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Map
+from deqlm_solvers.measure import row_norms
 
 __all__ = [
     "Causality",
@@ -166,24 +167,24 @@ def noise_floor(f: Map, z: Tensor, draw: torch.Generator, repeats: int = 4) -> T
     """
     eps = torch.finfo(z.dtype).eps
     before = f(z).double()
-    size = torch.linalg.vector_norm(before, dim=1)
+    size = row_norms(before)
     worst = torch.zeros_like(size)
     for _ in range(repeats):
-        sign = torch.randint(0, 2, z.shape, generator=draw).to(z.device, torch.float64) * 2 - 1
+        sign = torch.randint(0, 2, z.shape, generator=draw, device="cpu").to(z.device, torch.float64) * 2 - 1
         moved = (z.double() * (1 + eps * sign)).to(z.dtype)
-        noise = torch.linalg.vector_norm(f(moved).double() - before, dim=1)
-        worst = torch.maximum(worst, noise + torch.linalg.vector_norm(moved.double() - z.double(), dim=1) / 2)
+        noise = row_norms(f(moved).double() - before)
+        worst = torch.maximum(worst, noise + row_norms(moved.double() - z.double()) / 2)
     return torch.where(size > 0, worst / size.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
 
 def _spread(f: Map, z: Tensor, repeats: int) -> float:
     """Return the largest relative difference of repeated evaluations; what rounding explains counts as none."""
     first = f(z.clone()).clone()
-    size = torch.linalg.vector_norm(first, dim=1, dtype=torch.float64)
+    size = row_norms(first)
     worst = 0.0
     for _ in range(repeats - 1):
         again = f(z.clone())
-        apart = torch.linalg.vector_norm(torch.where(again == first, 0.0, again - first), dim=1, dtype=torch.float64)
+        apart = row_norms(torch.where(again == first, 0.0, again - first))
         both = first.isfinite().all(1) & again.isfinite().all(1)
         quotient = apart / size.clamp_min(torch.finfo(torch.float64).tiny)
         quotient = torch.where(quotient > 64 * torch.finfo(z.dtype).eps, quotient, 0.0)
@@ -194,15 +195,15 @@ def _spread(f: Map, z: Tensor, repeats: int) -> float:
 def _differs(after: Tensor, before: Tensor) -> Tensor:
     """Return rows that changed by more than rounding, (B,) bool; NaN in both is no change."""
     same = (after == before) | (after.isnan() & before.isnan())
-    apart = torch.linalg.vector_norm(torch.where(same, 0.0, after - before), dim=1, dtype=torch.float64)
-    size = torch.linalg.vector_norm(before.nan_to_num(), dim=1, dtype=torch.float64)
+    apart = row_norms(torch.where(same, 0.0, after - before))
+    size = row_norms(before.nan_to_num())
     return ~(apart <= 64 * torch.finfo(after.dtype).eps * size)
 
 
 def _shift(z: Tensor, draw: torch.Generator) -> Tensor:
-    scale = z.nan_to_num(0.0, 0.0, 0.0).double().square().mean().sqrt()
+    scale = row_norms(z.nan_to_num(0.0, 0.0, 0.0).reshape(1, -1)) / max(1, z.numel()) ** 0.5
     scale = torch.where(scale > 0, scale, 1.0)
-    noise = torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z.device)
+    noise = torch.randn(z.shape, generator=draw, dtype=torch.float64, device="cpu").to(z.device)
     return (0.5 * scale * noise).to(z.dtype)
 
 

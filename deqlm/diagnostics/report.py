@@ -79,6 +79,8 @@ class Diagnosis(Findings):
         passed, rows = sum(self.passed), len(self.passed)
         yield "diagnosis", f"{self.cause.value}; {passed} of {rows} rows converged"
         yield "solve", self._solve()
+        if self.cause is Cause.RUNAWAY:
+            yield "growth", self._growth()
         yield from self._contraction()
         if self.adjoint is not None:
             worst = max(self.adjoint.residual, default=0.0)
@@ -91,6 +93,8 @@ class Diagnosis(Findings):
             p = self.path
             distance = f"{p.distance:.2g} tolerances apart (up to {p.expected:.2g} is no surprise)"
             yield "starts", f"{p.converged} of {p.asked} solves from {p.starts} starts converged, {distance}"
+        if self.parts is not None:
+            yield "parts", self._parts()
         yield "cause", self.cause.text
         if self.healthy and self.character not in (Cause.HEALTHY, Cause.UNCLEAR):
             yield "beware", f"{self.character.value}: {self.character.text}; {self.solver} copes"
@@ -109,6 +113,26 @@ class Diagnosis(Findings):
         if self.atol:
             text += f" (and {self.atol:g} absolute)"
         return text + (", the tolerance it is judged by: a budget tests nothing" if self.budget else "")
+
+    def _parts(self) -> str:
+        p = self.parts
+        assert p is not None
+        what = "leaves" if p.dim is None else f"tokens along dimension {p.dim}"
+        text = f"{len(p.below)} of {p.count} {what} are below the tolerance of their row ({_some(p.below)})"
+        if p.open:
+            text += f"; not solved by their own: {_some(p.open)}, relative residual up to {p.worst:.2g}"
+        else:
+            text += "; solved, but the backward solve does not see them"
+        return f"{text}; the row is {p.spread:.1g} times the smallest"
+
+    def _growth(self) -> str:
+        assert self.skip is not None
+        plain = ""
+        if self.plain is not None:
+            ratio = self.plain.trace[self.worst][-1] / self.plain.trace[self.worst][0]
+            plain = f"{self.plain.growth[self.worst]:.2g} times in {self.plain.steps[self.worst]} plain steps, "
+            plain += f"while ||f(z) - z|| stands at {ratio:.2g} of the first; "
+        return f"{plain}mean diagonal of J {self.skip.diagonal[0]:.2g} at the start: f hands its argument on"
 
     def _contraction(self) -> Iterator[tuple[str, str]]:
         c = self.contraction
@@ -135,7 +159,9 @@ class Diagnosis(Findings):
 
     def _habits(self) -> Iterator[str]:
         noise = self.randomness
-        if noise is None or noise.source is None:
+        if noise is None:
+            yield "raises where its noise is looked for"
+        elif noise.source is None:
             yield "deterministic"
         elif noise.source == "state":
             held = ", held within a call" if noise.held else ""
@@ -163,6 +189,11 @@ def _wrapped(head: str, text: str) -> str:
 
 def _count(names: tuple[str, ...]) -> str:
     return ", ".join(f"{n} {name}" for name, n in Counter(names).items()) or "no rows"
+
+
+def _some(indices: tuple[int, ...], most: int = 8) -> str:
+    shown = ", ".join(map(str, indices[:most]))
+    return shown if len(indices) <= most else f"{shown}, ..."
 
 
 def _most(steps: tuple[int, ...]) -> str:

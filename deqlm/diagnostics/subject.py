@@ -5,20 +5,27 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deqlm.chunks import per_token
 from deqlm.deq import DEQ
+from deqlm.diagnostics.masking import masked_map, masked_unknowns
 from deqlm.diagnostics.suggestion import Suggestion, changed
 from deqlm.diagnostics.unchanged import Snapshot
+from deqlm.diagnostics.wraps import Norm, norm_named
 from deqlm.failures import Failures
 from deqlm.gradients import GRADIENTS, Gradient
+from deqlm.inject import Add
+from deqlm.models import ImplicitLM
 from deqlm.rows import RowMap, Rows
 from deqlm_solvers import FixedPoint, Frame, Map, Solution, Solve, Stop
+from deqlm_solvers.checks import require
 
-__all__ = ["DEQSubject", "MapSubject", "Subject", "Watched"]
+__all__ = ["DEQSubject", "MapSubject", "Subject", "Watched", "model_subject"]
 
 IGNORE = Failures("ignore", "keep")
 
@@ -49,7 +56,8 @@ class Subject(ABC):
         rows: how the state is packed.
         how: solver and stop under examination.
         gradient: gradient method.
-        held: map on rows as a solve sees it, noise held where the solve does that.
+        held: map on rows as a solve sees it, noise and masked tokens held where the solve does that.
+        masked: which unknowns are those of masked tokens, (B, N) bool, or None.
         raw: the bare map on rows.
         frame: what the rows stand for.
         snapshot: generators and buffers before the first evaluation, so that every solve draws the noise of `held`.
@@ -59,6 +67,7 @@ class Subject(ABC):
     how: Solve
     gradient: Gradient
     held: Watched
+    masked: Tensor | None
     raw: RowMap
     frame: Frame
     snapshot: Snapshot
@@ -72,6 +81,19 @@ class Subject(ABC):
             start: rows (B, N) to start from; None is the user's start.
             trace: keep residuals where the solver can.
         """
+
+    def normed(self, norm: Norm) -> str | None:
+        """Return the line of code that puts a norm behind f; None where this one does not apply.
+
+        A norm of groups is for the channels of images, (B, C, H, W), the others are for the last dimension.
+        """
+        shape = self.rows.shapes[0]
+        if any(dtype.is_complex for dtype in self.rows.dtypes) or (norm == "group_norm" and len(shape) != 4):
+            return None
+        return self._line(norm_named(norm, shape))
+
+    @abstractmethod
+    def _line(self, norm: str) -> str: ...
 
     @property
     def is_plain(self) -> bool:
@@ -118,15 +140,23 @@ class DEQSubject(Subject):
         self.call = (x, args, kwargs)
         self.token_mask = token_mask
         held, _ = deq.on_rows(x, args, kwargs)
-        self.rows = held.rows
-        self.how, self.gradient = deq.solve.resolve(self.rows.z0, *self.rows.dtypes), deq.gradient
+        self.rows = rows = held.rows
+        self.how, self.gradient = deq.solve.resolve(rows.z0, *rows.dtypes), deq.gradient
 
         def bare(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return deq.inject.join(deq.layer, z, u, args, kwargs)
 
         self.raw = RowMap(self.rows, bare, held.inputs, held.prepare, held.prepared)
-        self.held = Watched(held)
         self.frame = self._frame(token_mask)
+        self.masked = masked_unknowns(per_token(self.how.stop) if deq.causal else self.how.stop, self.frame, rows.z0)
+        self.held = Watched(masked_map(held, self.masked, rows.z0))
+
+    def _line(self, norm: str) -> str:
+        _, args, kwargs = self.call
+        one_argument = isinstance(self.deq.inject, Add) and not args and not kwargs and len(self.rows.shapes) == 1
+        if one_argument and isinstance(self.deq.layer, nn.Module):
+            return f"deqlm.DEQ(nn.Sequential(layer, {norm}))"
+        return f"end the layer's forward with `return self.norm(z)`, where self.norm = {norm}"
 
     def solve(self, tried: Suggestion, start: Tensor | None = None, trace: bool = False) -> Solution:
         deq = copy.copy(tried.apply(self.deq))
@@ -158,8 +188,12 @@ class MapSubject(Subject):
         self.rows = Rows(z0, settings.get("batch_dims"))
         self.how = how.resolve(self.rows.z0, *self.rows.dtypes)
         self.raw = RowMap(self.rows, f, tuple(settings.get("args", ())))
-        self.held = Watched(self.raw)
         self.frame = self._frame(settings.get("token_mask"), settings.get("scale"))
+        self.masked = masked_unknowns(self.how.stop, self.frame, self.rows.z0)
+        self.held = Watched(masked_map(self.raw, self.masked, self.rows.z0))
+
+    def _line(self, norm: str) -> str:
+        return f"norm = {norm}; deqlm.solve(lambda z: norm(f(z)), z0)"
 
     def solve(self, tried: Suggestion, start: Tensor | None = None, trace: bool = False) -> Solution:
         how = Solve(tried.options.get("solver", self.how.solver), tried.options.get("stop", self.how.stop))
@@ -175,3 +209,21 @@ class MapSubject(Subject):
         self.snapshot.restore()
         with torch.no_grad():
             return bound(z0, **settings)
+
+
+def model_subject(model: ImplicitLM, ids: Tensor, mask: Tensor | None, snapshot: Snapshot) -> MapSubject:
+    """Return the map of a language model on a text, solved as the model evaluates and generates.
+
+    Raises:
+        ValueError: the explicit twin, which solves nothing.
+    """
+    require(model.backbone.implicit, "target", "an explicit model", "an implicit one; this one solves nothing")
+    e = model.dropout(model.embedding(ids))
+    # derivatives are by the state alone
+    context = replace(model.backbone.open(e, mask), constant=True)
+    u = model.backbone.project(e, context)
+    stop = per_token(model.no_grad.stop)
+    settings = {"solver": model.no_grad.solver, "stop": stop, "gradient": model.gradient, "batch_dims": 1}
+    settings |= {} if mask is None or stop.per != "token" else {"token_mask": mask}
+    z0 = torch.zeros_like(e, dtype=torch.promote_types(e.dtype, torch.float32))
+    return MapSubject(lambda z: model.backbone(z, u, context), z0, settings, snapshot)

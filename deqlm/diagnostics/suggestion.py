@@ -6,23 +6,19 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import Any
 
 from deqlm.deq import DEQ
 from deqlm.diagnostics.cause import Cause
 from deqlm.diagnostics.findings import Findings
+from deqlm.diagnostics.parts import Parts
+from deqlm.diagnostics.wraps import NORMS, Norm, Wrap, wrapped
 from deqlm.fixed_point import solve
 from deqlm.gradients import Implicit
-from deqlm.noise import Replay
-from deqlm.rows import first_tensor, tree_add, zeros_like_tree
-from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Options, Solve, Stop
+from deqlm.models import ImplicitLM
+from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Options, Solve, Solver, Stop
 
-__all__ = ["Suggestion", "Wrap", "candidates", "changed", "last_resort"]
-
-Wrap = Literal["clone", "replay"]
+__all__ = ["Suggestion", "candidates", "changed", "last_resort"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,8 @@ class Suggestion:
         text: in words.
         options: keywords for `DEQ` or `deqlm.solve`; empty where no option helps.
         wrap: what f has to be wrapped in: "clone" (it gets a copy of its argument), "replay" (torch's generator starts
-            every evaluation from one state), or None.
+            every evaluation from one state), "layer_norm", "rms_norm" or "group_norm" (its output is normalised), or
+            None.
         tried: what came of it, in words; "" where it was not tried.
         worked: the diagnosis tried it, and every row converged; None where it was not tried.
 
@@ -57,9 +54,14 @@ class Suggestion:
         """Return the target with the suggestion in force.
 
         Args:
-            target: a `DEQ`, of which a copy is returned that shares its layer and parameters; or a map f, for which
-                ``deqlm.solve`` is returned with f and the options filled in, to be called with z0.
+            target: a `DEQ`, of which a copy is returned that shares its layer and parameters; an
+                `deqlm.models.ImplicitLM`, likewise, with another ``no_grad``; or a map f, for which ``deqlm.solve`` is
+                returned with f and the options filled in, to be called with z0.
         """
+        if isinstance(target, ImplicitLM):
+            made, now = copy.copy(target), target.no_grad
+            made.no_grad = Solve(self.options.get("solver", now.solver), self.options.get("stop", now.stop))
+            return made
         if isinstance(target, DEQ):
             return _changed_deq(target, self.options, self.wrap)
         return partial(solve, wrapped(target, self.wrap), **self.options)
@@ -73,38 +75,6 @@ class Suggestion:
         return self.text
 
 
-class Cloned(nn.Module):
-    """A layer that gets a copy of its state, for one that writes into it."""
-
-    def __init__(self, layer: Callable[..., Any]) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, z: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate the layer at a copy of ``z``."""
-        return self.layer(tree_add(z, zeros_like_tree(z)), *args, **kwargs)
-
-
-class Held:
-    """A map whose draws from torch's generator are the same at every evaluation, as if it had been drawn once."""
-
-    def __init__(self, f: Callable[..., Any]) -> None:
-        self.f = f
-        self.replay: Replay | None = None
-
-    def __call__(self, z: Any, *args: Any) -> Any:
-        """Evaluate f with the noise of the first evaluation."""
-        if self.replay is None:
-            first = first_tensor(z)
-            self.replay = Replay(self.f, torch.device("cpu") if first is None else first.device)
-        return self.replay(z, *args)
-
-
-def wrapped(f: Callable[..., Any], wrap: Wrap | None) -> Callable[..., Any]:
-    """Return f in its wrapping."""
-    return f if wrap is None else Cloned(f) if wrap == "clone" else Held(f)
-
-
 def _changed_deq(deq: DEQ, options: Mapping[str, Any], wrap: Wrap | None) -> DEQ:
     if wrap == "replay":
         raise ValueError("a DEQ replays torch's noise already; what is left comes from another generator")
@@ -115,10 +85,7 @@ def _changed_deq(deq: DEQ, options: Mapping[str, Any], wrap: Wrap | None) -> DEQ
     made.gradient = options.get("gradient", deq.gradient)
     made.gradient.check(made.solve)
     made.batch_dims = options.get("batch_dims", deq.batch_dims)
-    if wrap == "clone":
-        training = deq.training
-        made.layer = Cloned(deq.layer)
-        made.layer.training = training
+    made.layer = wrapped(deq.layer, wrap)
     return made
 
 
@@ -138,24 +105,31 @@ def _written(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(given)})"
 
 
-def candidates(cause: Cause, found: Findings, how: Solve) -> Iterator[Suggestion]:
+def candidates(cause: Cause, found: Findings, how: Solve, normed: Callable[[Norm], str | None]) -> Iterator[Suggestion]:
     """Return what to try, best first; the last entries are the strongest methods there are.
 
     Args:
         cause: the diagnosis.
         found: its evidence.
-        how: solver and stop that the user chose; its settings are kept where they are not the cause.
+        how: solver and stop that the user chose; its settings are kept where they are not the cause, and what would run
+            as before is left out.
+        normed: how a norm after the sum is written for what is diagnosed, None where that norm does not apply.
     """
     stop = _testing(how.stop, found)
     if cause in _WORDS_ONLY:
-        yield Suggestion(_WORDS_ONLY[cause])
+        pieces = cause is Cause.PATH_DEPENDENT and found.causality == "causal"
+        yield Suggestion(_WORDS_ONLY[cause] + (_PIECES if pieces else ""))
         return
     if cause is Cause.NONFINITE and not all(found.start_finite):
         rows = ", ".join(str(row) for row, finite in enumerate(found.start_finite) if not finite)
         yield Suggestion(f"f is not finite at the very start of rows {rows}: look for NaN or overflow in their inputs")
         return
+    if cause is Cause.RUNAWAY:
+        yield from _norms(how, stop, normed)
+        return
     for words, options, wrap in _specific(cause, found, stop):
-        yield Suggestion(_sentence(words, options), options, wrap)
+        if wrap is not None or not options or _changes(options, how):
+            yield Suggestion(_sentence(words, options), options, wrap)
     if cause not in _SOLVE:
         return
     for options in _methods(cause, found, how, stop):
@@ -167,10 +141,18 @@ _WORDS_ONLY = {
     Cause.PATH_DEPENDENT: "fix the start, or make f contract: scale the layer down, bound its norm, weaken its gain",
 }
 
+_PIECES = (
+    ". Token by token, in chunks or with a cache a solve starts elsewhere and may end at another solution: cached and "
+    "uncached text of a model may differ"
+)
+
 _LAST_RESORT = {
     Cause.SINGULAR: "make sure that f has a fixed point and that it is the only one nearby; z + 1 has none",
     Cause.NONFINITE: "look for overflow, division by zero, log or sqrt of negative numbers in f",
     Cause.MIXED_ROWS: "call eval() for BatchNorm, set batch_first=True, or use a layer that keeps rows apart",
+    Cause.RUNAWAY: (
+        "end the layer with a norm after the sum, as post-norm blocks do, and scale down what it adds: norm(z + F(z))"
+    ),
     Cause.ADJOINT: "take a gradient that solves nothing, such as gradient='phantom', or make f contract more",
 }
 
@@ -228,6 +210,12 @@ def _specific(cause: Cause, found: Findings, stop: Stop) -> Iterator[Candidate]:
         most = max(2 * (found.tokens or 0) + 100, stop.max_iter)
         options = {"solver": FixedPoint(), "stop": stop.replace(max_iter=most)}
         yield "take plain steps and allow for the length of the sequence", options, None
+    elif cause is Cause.UNLIKE_PARTS and found.parts is not None:
+        by_parts = found.parts.rule
+        backward = Implicit(solve=Solve(Anderson(), Stop(max_iter=200, rtol=1e-6, **by_parts)))
+        for until in (stop, longer):
+            options = {"stop": until.replace(**by_parts), "gradient": backward}
+            yield _unlike(found.parts), options, None
     elif cause is Cause.ADJOINT:
         for solver, rtol in ((Anderson(memory=25), 1e-6), (Broyden(memory=40), 1e-6), (Anderson(memory=25), 1e-5)):
             harder = Implicit(solve=Solve(solver, Stop(max_iter=1000, rtol=rtol)))
@@ -235,6 +223,11 @@ def _specific(cause: Cause, found: Findings, stop: Stop) -> Iterator[Candidate]:
     elif cause is Cause.NONFINITE:
         yield "keep the iterates where f is defined: smaller steps", {"solver": FixedPoint(damping=0.5)}, None
         yield "", {"solver": FixedPoint(damping=0.1), "stop": longer}, None
+
+
+def _unlike(parts: Parts) -> str:
+    words = "ask for the tolerance in every part, forward and backward"
+    return words if parts.dim is None else f"{words}, or make every part a row, batch_dims={parts.dim + 1}"
 
 
 def last_resort(cause: Cause) -> str:
@@ -253,13 +246,36 @@ def _methods(cause: Cause, found: Findings, how: Solve, stop: Stop) -> Iterator[
     plans += [(SOLVERS.make(name), longer) for name in ("newton_krylov",) if name in SOLVERS]
     plans.append((FixedPoint(damping=0.5), longer))
     for solver, until in plans:
-        options: dict[str, Any] = {}
-        if solver != how.solver:
-            options["solver"] = solver
-        if until != how.stop:
-            options["stop"] = until
-        if options:
+        if options := _differing(solver, until, how):
             yield options
+
+
+def _differing(solver: Solver, stop: Stop, how: Solve) -> dict[str, Any]:
+    """Return what differs from the solve in use, as options."""
+    return {
+        **({} if solver == how.solver else {"solver": solver}),
+        **({} if stop == how.stop else {"stop": stop}),
+    }
+
+
+def _changes(options: Mapping[str, Any], how: Solve) -> bool:
+    """Say whether options are other ones than those of the solve in use."""
+    given = Solve(options.get("solver", how.solver), options.get("stop", how.stop))
+    return bool(options.keys() - {"solver", "stop"}) or given != how
+
+
+def _norms(how: Solve, stop: Stop, normed: Callable[[Norm], str | None]) -> Iterator[Suggestion]:
+    """Yield norms after the sum, with the solve in use, then with more evaluations, then with another method."""
+    longer = stop.replace(max_iter=_longer(stop))
+    for solver, until in ((how.solver, stop), (how.solver, longer), (Anderson(), longer), (Broyden(), longer)):
+        options = _differing(solver, until, how)
+        for norm in NORMS:
+            line = normed(norm)
+            if line is not None:
+                yield Suggestion(_sentence(f"{_NORM_WORDS}: {line}", options), options, norm)
+
+
+_NORM_WORDS = "normalise after the sum, so that the state cannot grow"
 
 
 def _testing(stop: Stop, found: Findings) -> Stop:

@@ -14,6 +14,7 @@ from deqlm.rows import RowMap
 from deqlm_solvers import Adjoint, Anderson, Frame, Map, Newton, NewtonKrylov, Solve, Solver, StepSolver, Stop, options
 from deqlm_solvers.checks import require
 from deqlm_solvers.counted import evaluated_dtype
+from deqlm_solvers.dense import DenseSolver
 
 __all__ = ["Implicit"]
 
@@ -41,10 +42,10 @@ class Implicit(Gradient):
 
     Args:
         solve: solver and `Stop` of the backward solve (an object or a dict); ``atol`` must be 0. Newton's method on a
-            linear system is LU, with GMRES it is GMRES. "auto" goes by the forward solver: LU after `Newton`, GMRES
-            after `NewtonKrylov`, else Anderson, each with ``Stop(max_iter=200, rtol="auto")``, where "auto" is 1e-6, or
-            4 eps of the dtype that f computes in; rows that fail are solved again by GMRES, and `Adjoint.picked` says
-            which. A solve that is given stays as it is.
+            linear system is LU, with GMRES it is GMRES. "auto" goes by the forward solver: LU after `Newton` and
+            `Dogleg`, GMRES after `NewtonKrylov`, else Anderson, each with ``Stop(max_iter=200, rtol="auto")``, where
+            "auto" is 1e-6, or 4 eps of the dtype that f computes in; rows that fail are solved again by GMRES, and
+            `Adjoint.picked` says which. A solve that is given stays as it is.
         second_order: make second derivatives right, at the price of one more evaluation of f in the graph and a second
             backward solve. Without it a second derivative raises, but for one in the incoming gradient alone.
 
@@ -89,7 +90,7 @@ class Implicit(Gradient):
         """
         if isinstance(self.solve, Solve):
             return self.solve
-        if isinstance(forward, Newton):
+        if isinstance(forward, DenseSolver):
             return Solve(Newton(), AUTO)
         products = isinstance(forward, StepSolver) and forward.differentiates
         return Solve(NewtonKrylov(), AUTO) if products else Solve(Anderson(), AUTO)

@@ -62,16 +62,21 @@ def solve_cotangent(how: Solve, system: LinearSystem, *, rescue: bool) -> Soluti
         The solution, with ``residual`` relative to ||g|| (worst token or leaf: to ||A w + g||), and products counted as
         evaluations.
     """
-    sol = _solve(how, system).replace(picked=None, choices=())
-    return _rescued(how, system, sol) if rescue and bool(sol.failed.any()) else sol
-
-
-def _solve(how: Solve, system: LinearSystem) -> Solution:
-    sol = _attempt(how, system)
-    lost = sol.status == int(Status.NONFINITE)
-    if system.narrow or not bool(lost.any()):
+    sol = _attempt(how, system).replace(picked=None, choices=())
+    if not bool(sol.failed.any()):
         return sol
-    # float16 inside f overflows at cotangents that float32 holds: once more with the largest of length one
+    sol = sol if system.narrow else _in_range(how, system, sol)
+    return _rescued(how, system, sol) if rescue else sol
+
+
+def _in_range(how: Solve, system: LinearSystem, sol: Solution) -> Solution:
+    """Return ``sol`` with rows that are not finite solved once more with the largest cotangent of length one.
+
+    float16 inside f overflows at cotangents that float32 holds.
+    """
+    lost = sol.status == int(Status.NONFINITE)
+    if not bool(lost.any()):
+        return sol
     again = _attempt(how, replace(system, narrow=True))
     return _merged(sol, again, lost).replace(cost=sol.cost + again.cost)
 
@@ -92,6 +97,8 @@ def _rescued(how: Solve, system: LinearSystem, sol: Solution) -> Solution:
     Rows that do not depend on each other are solved each in a space of its own; where that fails, all are one system.
     """
     failed = sol.failed
+    if not bool(failed.any()):
+        return sol
     again = _by_gmres(how.stop, replace(system, g=torch.where(failed[:, None], system.g, 0.0), narrow=True))
     cost = sol.cost + again.cost
     use = failed & (again.residual < sol.residual.nan_to_num(nan=torch.inf))

@@ -86,6 +86,6 @@ class Unrolled(Gradient):
         if not last.requires_grad:
             last = nothing(f, last.to(z0.dtype))
         with torch.no_grad():
-            sol = pace.close(last, cost, keep_last=True)
+            sol = pace.close(last, cost, keep_last=True).replace(solver=solver)
         kept = (sol.status < int(Status.DIVERGED))[:, None]
         return sol.replace(z=torch.where(kept, last, sol.z).to(z0.dtype))

@@ -50,7 +50,8 @@ def import_implicit_llm(config: Source, state_dict: Source | None = None) -> tup
 
     Examples:
         >>> from deqlm.hf import export_implicit_llm
-        >>> config = ImplicitLlamaConfig(vocab_size=11, hidden_size=16, num_hidden_layers=1)
+        >>> grad = {"stop": {"max_iter": 24, "rtol": 0.05, "keep": "best_f"}}
+        >>> config = ImplicitLlamaConfig(vocab_size=11, hidden_size=16, num_hidden_layers=1, deq={"grad": grad})
         >>> theirs, tensors = export_implicit_llm(ImplicitLlamaForCausalLM(config))
         >>> model, report = import_implicit_llm(theirs, tensors)
         >>> report.used["backbone_config.d_model"], report.no_effect["deq_params.training.core"]

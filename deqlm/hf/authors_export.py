@@ -44,7 +44,9 @@ def export_implicit_llm(model: ImplicitForCausalLM) -> tuple[dict[str, Any], dic
     Examples:
         >>> from deqlm.hf import ImplicitLlamaConfig, ImplicitLlamaForCausalLM
         >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        >>> config, tensors = export_implicit_llm(ImplicitLlamaForCausalLM(ImplicitLlamaConfig(vocab_size=11, **sizes)))
+        >>> deq = {"grad": {"stop": {"max_iter": 24, "rtol": 0.05, "keep": "best_f"}}}
+        >>> model = ImplicitLlamaForCausalLM(ImplicitLlamaConfig(vocab_size=11, deq=deq, **sizes))
+        >>> config, tensors = export_implicit_llm(model)
         >>> config["backbone_config"]["block_cfg"], tensors["criterion.decoder.weight"].shape
         ({'n_head': 2}, torch.Size([11, 16]))
     """

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.models.failing import advice
+from deqlm.models.failing import ASK, advice
 from deqlm.modes import Mode
 from deqlm_solvers import ConvergenceWarning, Solution, Solve, Status
 from deqlm_solvers.solution import user_level
@@ -82,6 +82,6 @@ def _words(status: Tensor, failed: Tensor, counts: Tensor, remedy: str) -> str:
     return (
         f"generate: the solves of {' and '.join(parts)}, {rows}, did not converge ({', '.join(kinds)}); the text "
         "may be another one than that of the fixed points, and another one without a cache or in other chunks. "
-        f"{remedy} deqlm.diagnose(model, ids) says why; "
+        f"{remedy} print({ASK}) says why; "
         "return_dict_in_generate=True returns status and steps of each"
     )

@@ -119,7 +119,7 @@ class Attention(nn.Module):
             q, k = self.rope.rotate(q, table), self.rope.rotate(k, table)
         new = KVCache(k, v, context.mask) if cache is None else cache.extend(k, v, context.mask)
         mask = _mask(z.shape[1], new, self.sliding_window)
-        causal = mask is None and z.shape[1] > 1
+        causal = mask is None and bool(z.shape[1] > 1)  # torch.jit.trace makes a tensor of it
         grouped = self.n_kv_head != self.n_head
         y = F.scaled_dot_product_attention(q, new.k, new.v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         out = context.apply(self.out_proj, y.transpose(1, 2).flatten(-2))

@@ -17,6 +17,9 @@ from deqlm_solvers.solution import FailedGrad, OnFailure, user_level
 
 __all__ = ["LMFailures", "WhenFailed", "advice", "check_when_failed"]
 
+ASK = "deqlm.diagnose(model, ids)"
+"""The call that tells more."""
+
 WhenFailed = Literal["auto", "warn", "raise", "ignore"]
 
 
@@ -58,7 +61,14 @@ class LMFailures:
         cut_short = policy == "auto" and torch.is_grad_enabled()
         told: OnFailure = "warn" if policy == "auto" else policy
         least = Status.DIVERGED if cut_short else Status.MAX_ITER
-        return _CallFailures(on_failure=told, failed_grad=self.failed_grad, how=how, mode=mode, least=least)
+        return _CallFailures(
+            on_failure=told,
+            failed_grad=self.failed_grad,
+            ask=ASK,
+            how=how,
+            mode=mode,
+            least=least,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +96,7 @@ class _CallFailures(Failures):
         # no numbers, so that Python shows it once per place
         names = ", ".join(kind.name for kind in _kinds(sol.status))
         text = f"the model's solve: some rows ended {names}; out.solution.summary() says which. "
-        text = f"{text}{self._advice(sol.status)} deqlm.diagnose(model, ids) says why"
+        text = f"{text}{self._advice(sol.status)} print({ASK}) says why"
         warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
 
     def _advice(self, status: Tensor) -> str:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.chunks import per_token, solve_chunks
+from deqlm.collective import refuse_collective
 from deqlm.eager import eagerly
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.layers import Context
@@ -24,6 +25,7 @@ from deqlm.noise import Replay
 from deqlm.rows import RowMap, Rows, map_tensors, start_like
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
 from deqlm_solvers.checks import require, whole
+from deqlm_solvers.transforms import refuse_tracing
 
 __all__ = ["ImplicitLM", "LMOutput"]
 
@@ -136,6 +138,8 @@ class ImplicitLM(nn.Module):
         self.solve = _solve(solve, FREE)
         self.gradient = GRADIENTS.make(Phantom() if gradient is None else gradient)
         self.gradient.check(self.solve)
+        same = getattr(self.gradient, "same_value", False)
+        require(not same, "gradient", self.gradient, "one without same_value, because no_grad is another solve")
         self.no_grad = _solve(no_grad, EVALUATION)
         self.mode = MODES.make(mode)
         self.failures = LMFailures(on_failure, failed_grad)
@@ -177,9 +181,12 @@ class ImplicitLM(nn.Module):
 
         Raises:
             TypeError: what must be a tensor, a cache or a rule is none.
+            RuntimeError: the call is recorded by torch.jit.trace, make_fx or torch.export, and something is solved.
             ValueError: ids or labels out of range or of another shape, no token, a cache of another batch size, a start
                 of another shape, or an option that the explicit twin would ignore.
         """
+        if self.backbone.implicit:
+            refuse_tracing()
         if torch.is_inference_mode_enabled() and not isinstance(self.no_grad.solver, DERIVATIVE_FREE):
             given = {"ids": ids, "embeddings": embeddings, "mask": mask, "labels": labels, "cache": cache}
             given |= {"start": start, "logits_to_keep": logits_to_keep, "label_count": label_count}
@@ -241,6 +248,7 @@ class ImplicitLM(nn.Module):
         how = how if rule is how.stop else Solve(how.solver, rule)
         if grad:
             self.gradient.check(how)
+        refuse_collective(self.backbone, how, self.gradient)
         if isinstance(mode, Auto) and (grad or how.stop.is_budget):
             mode = Simultaneous()
         # without grad, a solver that takes derivatives takes them by the state

@@ -308,15 +308,30 @@ state, sol = coupled(torch.randn(5, 8), with_stats=True)
 print({name: tuple(value.shape) for name, value in state.items()}, "converged:", bool(sol.converged.all()))
 
 # %% [markdown]
-# The layer may also be a function. A recurrent network that runs over the sequence and returns two things becomes a
-# layer with one `lambda`; put the module into the optimizer yourself, because a function has no parameters to offer.
+# A layer that returns more than its new state, such as a recurrent network over the sequence, is wrapped in a module
+# whose forward returns the state alone. The layer may also be a function, but a function has no parameters to offer:
+# one that uses a module gets a warning.
+
 
 # %%
-gru = nn.GRU(8, 8, batch_first=True)
-over_sequence = deqlm.DEQ(lambda z: gru(z)[0])
+class OverSequence(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, z):
+        return self.gru(z)[0]
+
+
+over_sequence = deqlm.DEQ(OverSequence())
 y, sol = over_sequence(torch.randn(2, 12, 8), with_stats=True)
 y.square().mean().backward()
-print("converged:", bool(sol.converged.all()), "| the GRU has gradients:", gru.weight_hh_l0.grad is not None)
+print(
+    "converged:",
+    bool(sol.converged.all()),
+    "| the GRU has gradients:",
+    over_sequence.layer.gru.weight_hh_l0.grad is not None,
+)
 
 # %% [markdown]
 # ## When it fails

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Anderson(Secant):
 
     Args:
         memory: points (z, f(z)) that are mixed, >= 1; 1 is damped Picard iteration, without safeguard. The history
-            takes 2 (memory - 1) states.
+            takes 2 (memory - 1) states; more points than N + 1 or ``max_iter`` are not kept.
         damping: beta in (0, 1], weight of the mixed residual in the step.
         ridge: regularisation relative to the scaled Gram matrix (unit diagonal), >= 0; None takes 1e-6 for float32 and
             1e-12 for float64 algebra.
@@ -97,8 +97,19 @@ class Anderson(Secant):
         if self.memory == 1 or not self.plain_rate:
             return None
         if state.watch is None:
-            return torch.zeros(state.damping.shape[0], dtype=torch.int8, device=state.damping.device), CHOICES
+            return torch.zeros(len(state.unit), dtype=torch.int8, device=state.unit.device), CHOICES
         return (~state.watch.plain[:, 0]).to(torch.int8), CHOICES
+
+    def fitted(self, unknowns: int, max_iter: int) -> Self:
+        """Keep no more pairs than are independent, which is how far the window reaches."""
+        most = max(1, min(unknowns, max_iter))
+        return self if self.pairs_kept() <= most else self.replace(memory=most + 1)
+
+    def fits_scale(self) -> bool:
+        return True
+
+    def final(self, state: SecantState) -> Tensor | None:
+        return None if self.memory == 1 else super().final(state)
 
     def plain_below(self) -> float:
         return self.plain_rate

@@ -9,17 +9,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deqlm_solvers.counted import inner_dtype
 from deqlm_solvers.derivative import NoDerivativeError
 from deqlm_solvers.frame import Frame
+from deqlm_solvers.measure import Measure
 from deqlm_solvers.narrow import NarrowMap, narrowed
 from deqlm_solvers.solution import Cost, Solution
-from deqlm_solvers.solver import Map, Solver
+from deqlm_solvers.solver import Evaluation, Map, Solver
+from deqlm_solvers.status import Status
 from deqlm_solvers.stop import Stop
 
 __all__ = ["PROBES", "Search"]
 
 PROBES = 3
 """Evaluations beyond the attempts: one at the answers so far, and at most two that tell whether f mixes rows."""
+SLACK = 1.05
+"""Ratio of residual and tolerance up to which a row still passes, evaluated with others than before."""
 
 
 class Search:
@@ -43,6 +48,7 @@ class Search:
         self.obstacle: NoDerivativeError | str = ""
         self.traces: list[Tensor] = []
         self.probed: _Probe | None = None
+        self.apart = False
 
     @property
     def sol(self) -> Solution:
@@ -98,7 +104,7 @@ class Search:
         here = torch.ones_like(failed) if self.probed.mixes else failed
         rows = here.nonzero().flatten()
         part, whole = self._restrict(rows)
-        frame = _restrict_frame(self.frame, rows, start)
+        frame = _restrict_frame(replace(self.frame, first=self.sol.first), rows, start)
         self._take(index, rows, *self._solve(member, part, start.index_select(0, rows), frame, whole))
 
     def close(self) -> Solution:
@@ -108,7 +114,24 @@ class Search:
                 raise self.obstacle
             raise ValueError(f"no member of fallback can run: {', '.join(self.choices)}")
         trace = torch.cat(self.traces) if self.traces else None
+        if self.apart:
+            self._review()
         return self.sol.replace(trace=trace, cost=self.sol.cost + self.lost, choices=tuple(self.choices))
+
+    def _review(self) -> None:
+        """Look at the answers of all rows together: f may mix rows more weakly than a probe sees."""
+        inner = inner_dtype(self.z0.dtype)
+        z = self.sol.z
+        at = Evaluation(z.to(inner), self.f(z).to(inner))
+        measure = Measure(self.stop, self.frame, at.z)
+        reading = measure(at if measure.masked is None else at.held(measure.masked))
+        lost = self.sol.converged & (reading.ratio > SLACK)
+        self.found = self.sol.replace(
+            status=self.sol.status.masked_fill(lost, int(Status.MAX_ITER)),
+            residual=torch.where(lost, reading.residual, self.sol.residual),
+            relative=torch.where(lost, reading.relative, self.sol.relative),
+            cost=self.sol.cost + Cost(evaluations=1, row_evaluations=z.shape[0]),
+        )
 
     def _restrict(self, rows: Tensor) -> tuple[Map, bool]:
         """Return f on ``rows`` (K,), and whether it is evaluated on the whole batch for that."""
@@ -119,6 +142,7 @@ class Search:
         if self.probed.narrows and isinstance(f, NarrowMap):
             part = f.narrow(rows)
             if part is not None:
+                self.apart = True
                 return part, False
         return lambda some: f(z.index_copy(0, rows, some)).index_select(0, rows), True
 
@@ -150,6 +174,7 @@ class Search:
             steps=sol.steps.index_add(0, rows, found.steps),
             picked=merge(sol.picked, torch.full_like(found.status, index)),  # pyright: ignore[reportArgumentType]
             token_steps=token_steps,
+            runaway=None if sol.runaway is None or found.runaway is None else merge(sol.runaway, found.runaway),
             cost=sol.cost + cost,
         )
         if found.trace is not None:
@@ -245,6 +270,7 @@ def _restrict_frame(frame: Frame, rows: Tensor, z: Tensor) -> Frame:
         frame,
         scale=narrow(frame.scale),
         token_mask=narrow(frame.token_mask),
+        first=None if frame.first is None else frame.first.index_select(1, rows),
         snap=None if snap is None else _restrict_snap(snap, rows, z.shape[0]),
     )
 
@@ -264,7 +290,8 @@ def _pick(sol: Solution, rows: Tensor) -> Solution:
     residual, relative, status, steps = (
         t.index_select(0, rows) for t in (sol.residual, sol.relative, sol.status, sol.steps)
     )
-    return Solution(z=None, residual=residual, relative=relative, steps=steps, status=status)
+    runaway = None if sol.runaway is None else sol.runaway.index_select(0, rows)
+    return Solution(z=None, residual=residual, relative=relative, steps=steps, status=status, runaway=runaway)
 
 
 def _closeness(sol: Solution, stop: Stop) -> Tensor:
@@ -273,7 +300,9 @@ def _closeness(sol: Solution, stop: Stop) -> Tensor:
     With per="token" or "leaf" and both tolerances set, which group is the worst depends on the tolerance; the worst
     residual and the worst relative one are then taken together.
     """
-    return (stop.atol / sol.residual + stop.rtol / sol.relative).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    near = (stop.atol / sol.residual + stop.rtol / sol.relative).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    # a row that ran away is near its tolerance by its size only
+    return near if sol.runaway is None else near.clamp_max(1.0).where(sol.runaway, near)
 
 
 def _trimmed(trace: Tensor, steps: Tensor) -> Tensor:

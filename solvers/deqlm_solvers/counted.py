@@ -14,6 +14,7 @@ from deqlm_solvers.derivative import (
     push_forward,
     push_forward_many,
 )
+from deqlm_solvers.kinds import require_state
 from deqlm_solvers.narrow import narrowed
 from deqlm_solvers.solution import Cost
 from deqlm_solvers.solver import Evaluation, Map
@@ -34,12 +35,13 @@ def check_start(z0: Tensor) -> None:
 
     Raises:
         TypeError: no tensor.
-        ValueError: wrong number of dimensions, or an integer or complex dtype.
+        ValueError: wrong number of dimensions, an integer or complex dtype, or no dense tensor of numbers.
         RuntimeError: see `refuse_transforms`.
     """
     if not isinstance(z0, Tensor):
         raise TypeError(f"z0 must be a tensor, got {type(z0).__name__}")
     refuse_transforms(z0)
+    require_state(z0, "z0")
     require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
     require(z0.is_floating_point(), "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
 

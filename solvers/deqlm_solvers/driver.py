@@ -70,6 +70,7 @@ def set_pace(solver: StepSolver, evaluate: CountedMap, stop: Stop, frame: Frame,
     Raises:
         ValueError: ``impl="cpp"`` where it cannot be.
     """
+    solver = solver.fitted(z.shape[1], stop.max_iter)
     impl = getattr(solver, "impl", "torch")
     if impl != "torch":
         kernel = solver.kernel()

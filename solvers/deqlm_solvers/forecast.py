@@ -17,6 +17,7 @@ from deqlm_solvers.frame import Frame
 from deqlm_solvers.meter import MemoryMeter
 from deqlm_solvers.pace import pays
 from deqlm_solvers.solve import Solve
+from deqlm_solvers.solver import StepSolver
 from deqlm_solvers.stop import Stop
 
 __all__ = ["Forecast", "forecast_solve", "read_bytes", "show_bytes"]
@@ -109,9 +110,10 @@ def forecast_solve(
     whole("rows", rows, 0)
     whole("unknowns", unknowns, 0)
     require(dtype.is_floating_point, "dtype", dtype, "floating point")
+    label = _label(solve)
+    solve = _fitted(solve, unknowns)
     solver, stop = solve.solver, solve.stop
     shape = {"rows": rows, "unknowns": unknowns, "dtype": str(dtype).removeprefix("torch.")}
-    label = _label(solve)
     traced = rows * stop.max_iter * 8 if stop.trace else 0
     tokens = _tokens(solve, frame)
     total, extra = solver.for_frame(frame or Frame(), stop).peak_bytes(rows, unknowns, dtype, stop), 0
@@ -130,6 +132,12 @@ def forecast_solve(
     parts |= {"best": state, "trace": traced, "iterates": 2 * state}
     parts |= {"working": max(0, total - sum(parts.values())), "leaving": extra}
     return Forecast(label, **shape, parts=parts, total=total + extra)
+
+
+def _fitted(solve: Solve, unknowns: int) -> Solve:
+    """Return the solve with the buffers that the loop will give it."""
+    solver, stop = solve.solver, solve.stop
+    return Solve(solver.fitted(unknowns, stop.max_iter), stop) if isinstance(solver, StepSolver) else solve
 
 
 def _may_leave(stop: Stop, rows: int, unknowns: int) -> bool:
@@ -258,9 +266,11 @@ def _rehearse(solve: Solve, dtype: torch.dtype, device: str, layout: _Layout, th
         return _peak(solve, dtype, device, rows, unknowns, layout, tokens)
 
     few, many = (LEAVING * rows if layout.leaving else rows for rows in ROWS)
-    small, large = UNKNOWNS
+    # as many unknowns as the history is long, which would be cut otherwise
+    wide = max(1, -(-getattr(solve.solver, "memory", 0) // UNKNOWNS[0]))
+    small, large = (wide * unknowns for unknowns in UNKNOWNS)
     each, common = [], []
-    for unknowns in UNKNOWNS:
+    for unknowns in (small, large):
         least = count(few, unknowns)
         each.append((count(many, unknowns) - least) / (many - few))
         common.append(least - few * each[-1])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.counted import inner_dtype
+from deqlm_solvers.damping import FLOOR, Damping
 from deqlm_solvers.solver import Evaluation, Map, StepSolver
 from deqlm_solvers.watch import Watch
 
@@ -66,6 +67,10 @@ class Pairs:
         """Return which pairs, by age, a row cannot use: forgotten, or of no length. squares: (B, M)."""
         return (self.ages >= self.count) | (squares <= 0)
 
+    def scale(self) -> Tensor:
+        """Return ||s|| / ||y|| of the newest pair, (B, 1) float64; not finite where it is a zero pair."""
+        return _norm(self.s[:, self.newest]) / _norm(self.y[:, self.newest])
+
     def products(self, block: Tensor, vector: Tensor) -> Tensor:
         """Return inner products of `s` or `y` with a vector (B, N), by age, (B, M) float64.
 
@@ -94,7 +99,7 @@ class SecantState:
         first_norm: ||r_0||, float64.
         unit: power of two near 1 / ||r_0||, inner dtype; pairs are stored in it, so that their products neither
             overflow nor vanish in float32.
-        damping: beta, inner dtype; halved on every restart.
+        damping: beta, and how restarts shorten it.
         taken: steps so far; 0 before the first evaluation.
         watch: decides between plain steps and mixing; None where the method always mixes.
         direction, length: pending step of a line search, (B, N) and (B, 1) float64; None without one.
@@ -110,7 +115,7 @@ class SecantState:
     best_norm: Tensor
     first_norm: Tensor
     unit: Tensor
-    damping: Tensor
+    damping: Damping
     taken: int = 0
     watch: Watch | None = None
     direction: Tensor | None = None
@@ -121,8 +126,10 @@ class Secant(StepSolver):
     """Step z + beta r - (S + beta Y) K^-1 q from the last pairs S, Y; methods differ in K and q.
 
     Safeguard, per row: a step is rejected when it is longer than ``LONGEST`` residuals, or when the residual that it
-    led to exceeds ``GROWTH`` ||r_0|| (n+1)^-1.1 after n steps. Then the row restarts from its best point with the
-    damping halved (at least 1/16) and an empty history.
+    led to exceeds ``GROWTH`` ||r_0|| (n+1)^-1.1 after n steps or is not finite. Then the row restarts from its best
+    point with the damping halved (at least 1/16) and an empty history; a restart that is refused itself is shortened
+    further, because to repeat it would lead to the same point. A point so refused ends no row while there is a shorter
+    step to try (`StepSolver.final`).
 
     Reference:
         J. Zhang, B. O'Donoghue, S. Boyd (2020), Globally convergent type-I Anderson acceleration, SIAM J. Optim. 30,
@@ -132,7 +139,7 @@ class Secant(StepSolver):
 
     LONGEST: ClassVar[float] = 1e6
     GROWTH: ClassVar[float] = 100.0
-    SMALLEST_DAMPING: ClassVar[float] = 1 / 16
+    SMALLEST_DAMPING: ClassVar[float] = FLOOR
 
     steps_evaluate: ClassVar[bool] = False
 
@@ -147,6 +154,10 @@ class Secant(StepSolver):
     def plain_below(self) -> float:
         """Return the factor per evaluation below which a row takes plain steps; 0 never does."""
         return 0.0
+
+    def fits_scale(self) -> bool:
+        """Say whether the first pair of a row shortens a beta that is too long for the scale of the map."""
+        return False
 
     def gain(self, products: dict[str, Tensor]) -> Tensor:
         """Return by how much the last mix lowers the square of the residual, (B, 1) float64, in units of the pairs."""
@@ -180,7 +191,7 @@ class Secant(StepSolver):
             best_norm=infinite,
             first_norm=infinite,
             unit=torch.ones(z.shape[0], 1, dtype=z.dtype, device=z.device),
-            damping=torch.full((z.shape[0], 1), self.initial_damping(), dtype=z.dtype, device=z.device),
+            damping=Damping(self.initial_damping(), z),
         )
 
     def step(self, f: Map, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:
@@ -188,50 +199,80 @@ class Secant(StepSolver):
         if state.taken == 0:
             state.first_norm = state.best_norm = state.base_norm = norm
             state.best_z, state.best_r, state.base_z, state.base_r = at.z, at.r, at.z, at.r
-            state.unit = _power_of_two_near_inverse(norm).to(at.r.dtype)
+            state.unit = _power_of_two_near_inverse(norm, at.r.dtype)
             state.watch = Watch(self.plain_below(), norm) if self.plain_below() > 0 else None
-            step = state.damping * at.r
+            step = state.damping.beta * at.r
             self._propose(state, step)
             z_next = at.z + step
         else:
+            sound = norm <= state.first_norm * (self.GROWTH * (state.taken + 1) ** -1.1)
+            back = None if state.watch is None else self._look(at, norm, sound, state)
             better = norm < state.best_norm
+            if back is not None and state.watch is not None:
+                better = (better & ~back) | state.watch.arrived
             state.best_norm = torch.where(better, norm, state.best_norm)
             state.best_z = torch.where(better, at.z, state.best_z)
             state.best_r = torch.where(better, at.r, state.best_r)
-            sound = norm <= state.first_norm * (self.GROWTH * (state.taken + 1) ** -1.1)
-            if state.watch is not None:
-                state.watch.look(norm)
-            z_next = self._advance(at, norm, sound, state)
+            z_next = self._advance(at, norm, sound, state, back)
         state.taken += 1
         return z_next, state
 
+    def final(self, state: SecantState) -> Tensor | None:
+        return None if state.taken == 0 else state.damping.spent[:, 0]
+
+    def _look(self, at: Evaluation, norm: Tensor, sound: Tensor, state: SecantState) -> Tensor:
+        """Let the watch see a new point; return the rows that go back to the point before, (B, 1) bool."""
+        assert state.watch is not None
+        along = ((at.z - state.base_z) * state.unit * ((at.r - state.base_r) * state.unit)).sum(1, keepdim=True)
+        back = state.watch.look(norm, _norm(at.fz), along > 0)
+        state.damping.renew(state.watch.sets_out)
+        sound |= state.watch.away | state.watch.arrived
+        sound &= ~state.watch.lost
+        state.first_norm = torch.where(state.watch.arrived, torch.maximum(state.first_norm, norm), state.first_norm)
+        return back
+
     def _advance(
-        self, at: Evaluation, norm: Tensor, sound: Tensor, state: SecantState, skip: Tensor | None = None
+        self,
+        at: Evaluation,
+        norm: Tensor,
+        sound: Tensor,
+        state: SecantState,
+        back: Tensor | None = None,
+        held: Tensor | None = None,
     ) -> Tensor:
-        """Accept the point or restart from the best one, per row; return the next point.
+        """Accept the point, go back to the one before, or restart from the best one, per row; return the next point.
 
         Args:
             at: the evaluation just made.
             norm: ||r||, (B, 1).
             sound: rows whose residual is acceptable, (B, 1).
             state: changed in place.
-            skip: rows whose pair is not worth keeping, (B, 1), or None.
+            back: rows that take a plain step from the base point, (B, 1), or None.
+            held: rows whose step a line search shortens: their pair is not worth keeping, (B, 1), or None.
         """
-        pairs = state.pairs
-        pairs.push(at, state.base_z, state.base_r, state.unit, skip)
+        pairs, damping = state.pairs, state.damping
+        left_out = ~sound if held is None else ~sound | held
+        pairs.push(at, state.base_z, state.base_r, state.unit, left_out)
         if state.watch is not None:
             pairs.count = pairs.count.masked_fill(state.watch.plain, 0)
-        weights = self.weights(state.products, pairs, state.unit * at.r, state.damping)
+        damping.fit(pairs.count, ~left_out, pairs.scale() if self.fits_scale() else None)
+        # what is not finite would reach other pairs as zero times NaN
+        r = (state.unit * at.r).masked_fill(left_out, 0.0)
+        weights = self.weights(state.products, pairs, r, damping.beta)
         if state.watch is not None:
             state.watch.judge(self.gain(state.products), (state.unit * norm).square())
-        step = state.damping * at.r - pairs.combine(weights.to(at.r.dtype), state.damping) / state.unit
+        step = damping.beta * at.r - pairs.combine(weights.to(at.r.dtype), damping.beta) / state.unit
         accepted = sound & (_norm(step) <= self.LONGEST * norm)
+        if back is not None:
+            accepted = accepted & ~back
         pairs.count = pairs.count * accepted
-        halved = (0.5 * state.damping).clamp_min(self.SMALLEST_DAMPING)
-        state.damping = torch.where(accepted, state.damping, halved)
-        state.base_z = torch.where(accepted, at.z, state.best_z)
-        state.base_r = torch.where(accepted, at.r, state.best_r)
-        step = torch.where(accepted, step, state.damping * state.best_r)
+        damping.settle(norm, ~accepted if back is None else ~accepted & ~back, held)
+        start_z, start_r = state.best_z, state.best_r
+        if back is not None:
+            start_z, start_r = torch.where(back, state.base_z, start_z), torch.where(back, state.base_r, start_r)
+        state.base_z = torch.where(accepted, at.z, start_z)
+        state.base_r = torch.where(accepted, at.r, start_r)
+        step = torch.where(accepted, step, damping.beta * state.base_r)
         self._propose(state, step)
         return state.base_z + step
 
@@ -239,11 +280,15 @@ class Secant(StepSolver):
         """Hook for a line search: remember the pending step."""
 
 
-def _power_of_two_near_inverse(norm: Tensor) -> Tensor:
-    """Return 2^-e for norm = m 2^e with m in [.5, 1); 1 where the norm is zero or not finite. norm: (B, 1)."""
-    exponent = torch.frexp(norm).exponent.clamp(-120, 120)
+def _power_of_two_near_inverse(norm: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 2^-e for norm = m 2^e with m in [.5, 1); 1 where the norm is zero or not finite. norm: (B, 1) float64.
+
+    Neither it nor its inverse leaves the range of ``dtype``.
+    """
+    most = 120 if dtype == torch.float32 else 1000
+    exponent = torch.frexp(norm).exponent.clamp(-most, most)
     usable = norm.isfinite() & (norm > 0)
-    return torch.ldexp(torch.ones_like(norm), torch.where(usable, -exponent, 0))
+    return torch.ldexp(torch.ones_like(norm), torch.where(usable, -exponent, 0)).to(dtype)
 
 
 def _norm(t: Tensor) -> Tensor:

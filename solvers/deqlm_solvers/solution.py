@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -14,6 +15,12 @@ from deqlm_solvers.checks import require
 from deqlm_solvers.status import Status
 
 __all__ = ["Adjoint", "ConvergenceError", "ConvergenceWarning", "Cost", "OnFailure", "Solution", "check_on_failure"]
+
+RUNAWAY = (
+    "the state grows and the residual does not fall: a layer z + F(z), such as a pre-norm block, has no fixed point in "
+    "reach; put a norm after the sum, such as DEQ(nn.Sequential(layer, nn.LayerNorm(width)))"
+)
+"""What to try for rows that ran away."""
 
 OnFailure = Literal["warn", "raise", "ignore"]
 FailedGrad = Literal["drop", "keep", "raise"]
@@ -113,6 +120,7 @@ class Solution:
         runaway: True for rows that are DIVERGED because the state ran away: ||f(z) - z|| is within a tolerance relative
             to ||f(z)|| only because z grew, as on layers z + F(z). None where nothing was tested.
         first: ||f(z) - z|| and max(||z||, ||f(z)||) at the start, (2, B) float64; None where nothing was tested.
+        solver: what solved it, by which the advice goes.
 
     Examples:
         >>> import torch
@@ -136,6 +144,7 @@ class Solution:
     choices: tuple[str, ...] = ()
     runaway: Tensor | None = None
     first: Tensor | None = None
+    solver: Any = None
 
     @property
     def converged(self) -> Tensor:
@@ -156,12 +165,23 @@ class Solution:
         made.__dict__.update(self.__dict__, **changes)
         return made
 
+    def advice(self, kind: Status) -> str:
+        """Return what to try for rows that ended ``kind``, which depends on the solver; empty where that is no failure.
+
+        Reads from the device where rows are DIVERGED.
+        """
+        told = kind.hint if self.solver is None else self.solver.advice(kind)
+        if kind is not Status.DIVERGED or self.runaway is None or not bool(self.runaway.any()):
+            return told
+        others = bool(((self.status == int(kind)) & ~self.runaway).any())
+        return f"{RUNAWAY}; of the other rows, {told}" if others else RUNAWAY
+
     def summary(self) -> str:
         """Describe the outcome in words: rows per status, worst residual, what to try, which method answered.
 
         Reads from the device.
         """
-        text = _summary("solve", self.status, self.relative, self.steps)
+        text = _summary("solve", self.status, self.relative, self.steps, self.advice)
         chosen = _chosen(self.picked, self.choices)
         return f"{text}; {chosen}" if chosen else text
 
@@ -171,7 +191,7 @@ class Solution:
         Raises:
             ConvergenceError: which rows failed, why, and what to try.
         """
-        apply_policy("raise", self.status, self.relative, self.steps, "solve")
+        apply_policy("raise", self.status, self.relative, self.steps, "solve", advise=self.advice)
         return self
 
     def __repr__(self) -> str:
@@ -204,6 +224,7 @@ class Adjoint:
         picked: index into ``choices`` of the method that solved the row, int8, where one stood in for another; else
             None.
         choices: names of the methods; empty where ``picked`` is None.
+        ask: the call that tells more of a failure, for its text.
 
     Examples:
         >>> import deqlm, torch
@@ -226,6 +247,7 @@ class Adjoint:
     batch_shape: tuple[int, ...] | None = None
     picked: Tensor | None = None
     choices: tuple[str, ...] = ()
+    ask: str = ""
 
     def reshape(self, batch_shape: tuple[int, ...]) -> None:
         """Give what is and what will be recorded one entry per row in the batch shape."""
@@ -260,9 +282,12 @@ class Adjoint:
                 sol.residual,
                 sol.steps,
                 "backward solve",
+                advise=sol.advice,
+                ask=self.ask,
             )
         if self.on_failure != "ignore":
-            apply_policy(self.on_failure, sol.status, sol.residual, sol.steps, "backward solve")
+            told = (sol.status, sol.residual, sol.steps, "backward solve")
+            apply_policy(self.on_failure, *told, advise=sol.advice, ask=self.ask)
 
     def __repr__(self) -> str:
         if self.status is not None and self.residual is not None and self.steps is not None:
@@ -275,21 +300,48 @@ class Adjoint:
         return "backward solve: not run yet"
 
 
-def apply_policy(policy: OnFailure, status: Tensor, relative: Tensor, steps: Tensor, what: str) -> None:
+def apply_policy(
+    policy: OnFailure,
+    status: Tensor,
+    relative: Tensor,
+    steps: Tensor,
+    what: str,
+    *,
+    advise: Callable[[Status], str] = lambda kind: kind.hint,
+    likely: Callable[[], str] = str,
+    ask: str = "",
+) -> None:
     """Warn or raise when a row failed; reads one flag from the device.
 
     The text of a warning holds no numbers, so that Python shows it once per place and not once per call; an error tells
     everything.
+
+    Args:
+        policy: what to do.
+        status: of every row.
+        relative: likewise, the relative residual.
+        steps: likewise, evaluations.
+        what: "solve" or "backward solve".
+        advise: returns what to try after a status.
+        likely: called when a row failed; what is probably wrong, which is told in place of the hints of the statuses.
+        ask: the call that tells more.
     """
     if policy == "ignore" or not bool((status > int(Status.BUDGET)).any()):
         return
+    cause = likely()
+    more = f" print({ask}) says more." if ask else ""
     if policy == "raise":
-        raise ConvergenceError(_summary(what, status, relative, steps))
+        told = f". Likely: {cause}" if cause else ""
+        raise ConvergenceError(f"{_summary(what, status, relative, steps, _silent if cause else advise)}{told}.{more}")
     seen = [kind for kind in Status if kind.failed and bool((status == int(kind)).any())]
     names = ", ".join(kind.name for kind in seen)
-    where = _WHERE[what]
-    text = f"{what}: some rows ended {names}; {where} says which. " + " ".join(f"{k.name}: {k.hint}." for k in seen)
+    advice = f"Likely: {cause}." if cause else " ".join(f"{k.name}: {advise(k)}." for k in seen)
+    text = f"{what}: some rows ended {names}; {_WHERE[what]} says which. {advice}{more}"
     warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
+
+
+def _silent(kind: Status) -> str:
+    return ""
 
 
 _WHERE = {
@@ -309,22 +361,29 @@ def user_level() -> int:
 _OURS = ("deqlm", "deqlm_solvers", "torch")
 
 
-def _summary(what: str, status: Tensor, relative: Tensor, steps: Tensor) -> str:
+def _summary(
+    what: str,
+    status: Tensor,
+    relative: Tensor,
+    steps: Tensor,
+    advise: Callable[[Status], str] = lambda kind: kind.hint,
+) -> str:
     codes = status.flatten().tolist()
     if not codes:
         return f"{what}: no rows"
-    parts, hints = [], []
+    parts, told = [], []
     for kind in Status:
         rows = [i for i, code in enumerate(codes) if code == kind]
         if rows:
             shown = f" (rows {_listing(rows)})" if kind.failed else ""
             parts.append(f"{len(rows)} {kind.name}{shown}")
-            if kind.hint:
-                hints.append(f"{kind.name}: {kind.hint}")
+            hint = advise(kind) if kind.failed else ""
+            if hint:
+                told.append(f"{kind.name}: {hint}")
     worst = relative.flatten().max().item()
     text = f"{what}: {', '.join(parts)} of {len(codes)} rows after at most {int(steps.max())} evaluations, "
     text += f"largest relative residual {worst:.2g}"
-    return text + "".join(f". {hint}" for hint in hints)
+    return text + "".join(f". {hint}" for hint in told)
 
 
 def _chosen(picked: Tensor | None, choices: tuple[str, ...]) -> str:

@@ -75,7 +75,7 @@ class Solve(Options):
         """
         if self.stop.rtol == "auto":
             return self.resolve(z0)(f, z0, frame)
-        return self.solver.solve(f, z0, self.stop, frame or Frame())
+        return self.solver.solve(f, z0, self.stop, frame or Frame()).replace(solver=self.solver)
 
     def resolve(self, z0: Tensor, *dtypes: torch.dtype) -> Self:
         """Return the solve with a number for ``rtol="auto"``; self where it has one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -182,6 +182,17 @@ class StepSolver(Solver):
         seen. None, the default, is every row.
         """
         return None
+
+    def fitted(self, unknowns: int, max_iter: int) -> Self:
+        """Return the solver with buffers no longer than a solve can use; self, the default, where none are too long.
+
+        The loop asks for it before `init` and `kernel`. What it leaves out must help no solve of that size.
+
+        Args:
+            unknowns: N, >= 0.
+            max_iter: evaluations that the solve may make, >= 1.
+        """
+        return self
 
     def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
         from deqlm_solvers.driver import drive

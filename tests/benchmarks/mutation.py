@@ -2,11 +2,11 @@
 
     python tests/benchmarks/mutation.py --count 100 --jobs 2 --out docs/records/mutation.json
 
-A mutant is one change of one place: a comparison, an operator, a constant, a condition, a statement left out; in Python by
-its syntax tree, in the compiled step's headers by its text. They are drawn by a seed from the files named in `PARTS`, in
-proportion to the places that each has. A mutant is *caught* when a test of its part fails, *timed out* when the tests do
-not end (which is caught too), and *survives* otherwise: then it needs a test, or the reason why nobody can tell it from
-the original. Runs in a copy of the tree; nothing here is changed.
+A mutant is one change of one place: a comparison, an operator, a constant, a condition, a statement left out; in Python
+by its syntax tree, in the compiled step's headers by its text. They are drawn by a seed from the files named in
+`PARTS`, in proportion to the places that each has. A mutant is *caught* when a test of its part fails, *timed out* when
+the tests do not end (which is caught too), and *survives* otherwise: then it needs a test, or the reason why nobody can
+tell it from the original. Runs in a copy of the tree; nothing here is changed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,30 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 SOLVERS = "solvers/deqlm_solvers"
 
-LOOP = ["statuses", "stop", "measure", "schedule", "mixed_rows", "compact", "at_once", "runaway", "rows", "cost", "fused"]
+LOOP = [
+    "statuses",
+    "stop",
+    "measure",
+    "schedule",
+    "mixed_rows",
+    "compact",
+    "at_once",
+    "runaway",
+    "rows",
+    "cost",
+    "fused",
+]
 SECANT = ["anderson", "broyden", "fused", "magnitudes", "contract"]
 NEWTON = ["newton", "newton_krylov", "gmres", "linalg", "contract"]
 GRADIENTS = ["implicit", "phantom", "one_step", "unrolled", "second_order", "failed_rows", "mixed_rows", "contract"]
 ROWS = ["test_rows.py", "deq/test_deq.py", "deq/test_compact.py", "deq/test_noise.py", "deq/test_wrap_anything.py"]
-TOKENS = ["deq/test_modes.py", "deq/test_frontier.py", "deq/test_causal.py", "models/test_frontier.py", "models/test_modes.py"]
+TOKENS = [
+    "deq/test_modes.py",
+    "deq/test_frontier.py",
+    "deq/test_causal.py",
+    "models/test_frontier.py",
+    "models/test_modes.py",
+]
 FUZZ = "fuzz/test_solves.py"
 
 
@@ -46,14 +64,29 @@ def solver_tests(names: list[str]) -> list[str]:
 
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "loop": (
-        [f"{SOLVERS}/{name}.py" for name in ("driver", "pace", "ledger", "measure", "schedule", "counted", "narrow", "runaway")],
+        [
+            f"{SOLVERS}/{name}.py"
+            for name in ("driver", "pace", "ledger", "measure", "schedule", "counted", "narrow", "runaway")
+        ],
         [*solver_tests(LOOP), FUZZ],
     ),
     "compiled loop": ([f"{SOLVERS}/native/{name}" for name in ("read.h", "step.cpp")], [*solver_tests(LOOP), FUZZ]),
-    "secant": ([f"{SOLVERS}/{name}.py" for name in ("secant", "anderson", "broyden", "watch", "fixed_point")], [*solver_tests(SECANT), FUZZ]),
-    "compiled secant": ([f"{SOLVERS}/native/{name}" for name in ("secant.h", "products.h", "systems.h")], [*solver_tests(SECANT), FUZZ]),
-    "newton": ([f"{SOLVERS}/{name}.py" for name in ("newton", "newton_krylov", "line_search", "gmres", "linalg", "fallback")], [*solver_tests([*NEWTON, "fallback", "fallback_rows"]), FUZZ]),
-    "gradients": ([f"deqlm/gradients/{name}.py" for name in ("base", "implicit", "phantom", "one_step", "unrolled", "pull_back")], [f"gradients/test_{name}.py" for name in GRADIENTS]),
+    "secant": (
+        [f"{SOLVERS}/{name}.py" for name in ("secant", "anderson", "broyden", "watch", "fixed_point")],
+        [*solver_tests(SECANT), FUZZ],
+    ),
+    "compiled secant": (
+        [f"{SOLVERS}/native/{name}" for name in ("secant.h", "products.h", "systems.h")],
+        [*solver_tests(SECANT), FUZZ],
+    ),
+    "newton": (
+        [f"{SOLVERS}/{name}.py" for name in ("newton", "newton_krylov", "line_search", "gmres", "linalg", "fallback")],
+        [*solver_tests([*NEWTON, "fallback", "fallback_rows"]), FUZZ],
+    ),
+    "gradients": (
+        [f"deqlm/gradients/{name}.py" for name in ("base", "implicit", "phantom", "one_step", "unrolled", "pull_back")],
+        [f"gradients/test_{name}.py" for name in GRADIENTS],
+    ),
     "rows": (["deqlm/rows.py", "deqlm/noise.py", "deqlm/fixed_point.py", "deqlm/failures.py"], ROWS),
     "chunks and window": (["deqlm/chunks.py", "deqlm/pieces.py", "deqlm/frontier.py", "deqlm/prefix.py"], TOKENS),
 }
@@ -130,7 +163,9 @@ def python_mutants(part: str, file: str) -> Iterator[Mutant]:
             yield made(*span(node), repr(not node.value), node)
         elif isinstance(node, ast.Call | ast.Attribute):
             yield from _words(data, *span(node), node, made)
-        elif isinstance(node, ast.Assign | ast.AugAssign) and not isinstance(getattr(node, "value", None), ast.Constant):
+        elif isinstance(node, ast.Assign | ast.AugAssign) and not isinstance(
+            getattr(node, "value", None), ast.Constant
+        ):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             if isinstance(target, ast.Attribute):
                 yield made(*span(node), "pass", node)
@@ -143,7 +178,11 @@ def _annotations(node: ast.AST) -> Iterator[ast.AST]:
         roots.append(node)
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         roots.append(node.value)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("require", "whole", "number"):
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("require", "whole", "number")
+    ):
         roots.append(node)
     for root in roots:
         if root is not None:
@@ -259,9 +298,12 @@ def main() -> None:
                 trees.put(tree)
             results.append({**mutant._asdict(), "verdict": verdict, "told": told, "seconds": round(took, 1)})
             caught = sum(r["verdict"] != "survived" for r in results)
-            print(f"[{len(results)}/{len(drawn)}, {caught} caught] {mutant.file}:{mutant.line}: {mutant.old!r} -> {mutant.new!r}: {verdict} {told}", flush=True)
+            change = f"{mutant.file}:{mutant.line}: {mutant.old!r} -> {mutant.new!r}"
+            print(f"[{len(results)}/{len(drawn)}, {caught} caught] {change}: {verdict} {told}", flush=True)
             if given.out:
-                given.out.write_text(json.dumps({"seed": given.seed, "places": len(found), "mutants": results}, indent=1))
+                given.out.write_text(
+                    json.dumps({"seed": given.seed, "places": len(found), "mutants": results}, indent=1)
+                )
 
         list(pool.map(work, drawn))
 

@@ -164,7 +164,7 @@ def test_causes_are_diagnosed_anew_and_drawn_into_their_page(tmp_path, capsys):
     assert main(["compare", "--full", "--parts", "causes", "--out", str(tmp_path)]) == 0
     patterns = json.loads((tmp_path / "records/causes.json").read_text())["patterns"]
     assert [one["cause"] for one in patterns] == [
-        "SLOW_CONTRACTION", "COMPLEX_PAIR", "TWO_CYCLE", "NON_NORMAL", "DIVERGENCE",
+        "SLOW_CONTRACTION", "COMPLEX_PAIR", "TWO_CYCLE", "NON_NORMAL", "DIVERGENCE", "RUNAWAY",
     ]  # fmt: skip
     assert all(one["worked"] for one in patterns)
     text = page.read_text()

@@ -68,6 +68,9 @@ def test_options_are_checked_at_construction(make, error: type[Exception], messa
             r"scale must be a number or one value per row, \(2,\)",
         ),
         (torch.zeros(2, 3), {"token_mask": torch.ones(3, 3).bool()}, ValueError, "token_mask must be the batch shape"),
+        (torch.zeros(2, 3), {"scale": torch.eye(2).to_sparse()}, ValueError, "scale must be a dense tensor"),
+        (torch.zeros(2, 3), {"scale": torch.ones(2, device="meta")}, ValueError, "scale must be a tensor that holds"),
+        (torch.zeros(2, 3), {"scale": torch.ones(2) * 1j}, ValueError, "scale must be real, got torch.complex64"),
         (torch.zeros(2, 3), {"on_failure": "no"}, ValueError, "on_failure must be"),
         (torch.zeros(2, 3), {"failed_grad": "no"}, ValueError, "failed_grad must be"),
     ],
@@ -75,6 +78,26 @@ def test_options_are_checked_at_construction(make, error: type[Exception], messa
 def test_bad_starts(z0: object, options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         solve(lambda z: z, z0, **options)
+
+
+@pytest.mark.parametrize("f", [None, 3, torch.ones(2)])
+def test_a_map_that_is_none_is_named(f: object) -> None:
+    with pytest.raises(TypeError, match="f must be a function or a module, got"):
+        solve(f, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ((torch.ones(2, 3), torch.eye(2).to_sparse()), ValueError, "^x must be a dense tensor.* a further argument$"),
+        ((torch.ones(2, 3), torch.ones(2, dtype=torch.int64)), ValueError, "^x must be floating .* further arguments"),
+        ((torch.ones(2, 3), None), TypeError, "got a leaf NoneType"),
+        (torch.ones(2, 3, dtype=torch.int64), ValueError, "^x must be floating point .* or an inject that embeds ids"),
+    ],
+)
+def test_inputs_with_parts_that_are_no_unknowns(x: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        DEQ(nn.Tanh(), inject="argument")(x)
 
 
 def write_in_place(z: Tensor) -> Tensor:

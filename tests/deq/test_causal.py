@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import deqlm
+from deqlm import DEQ
+from deqlm.causal import CausalCall
+from deqlm.inject import Add
 from deqlm.modes import Chunked, Sequential, Simultaneous
 from deqlm_solvers import FixedPoint, Stop
 
@@ -218,3 +221,68 @@ def test_unrolling_is_refused_where_tokens_are_cut(layer):
     assert wrap(layer, Simultaneous(), **budget)(inputs()).requires_grad
     with pytest.raises(ValueError, match="mode=Simultaneous"):
         wrap(layer, Chunked(2), **budget)(inputs())
+
+
+class Strict(nn.Module):
+    """Causal, and particular about what it is given."""
+
+    def __init__(self, complaint: type[Exception], tokens: int | None = None, *, noisy: bool = False) -> None:
+        super().__init__()
+        self.complaint, self.tokens, self.noisy = complaint, tokens, noisy
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self.tokens is not None and z.shape[1] != self.tokens:
+            raise self.complaint(f"{z.shape[1]} tokens")
+        return 0.5 * z.cos()
+
+
+@pytest.mark.parametrize("complaint", [AssertionError, KeyError, TypeError, RuntimeError, ZeroDivisionError])
+def test_a_layer_that_refuses_the_probe_is_solved_all_the_same(complaint: type[Exception]) -> None:
+    layer = Strict(complaint, tokens=20)
+    _, sol = DEQ(layer, causal=True)(torch.randn(2, 20, 3), with_stats=True)
+    assert sol.converged.all()
+    with pytest.raises(ValueError, match=rf"mode must be 'simultaneous': .* \({complaint.__name__}: .*tokens"):
+        DEQ(layer, causal=True, mode=Chunked(5))(torch.randn(2, 20, 3))
+    with pytest.raises(complaint):
+        DEQ(Strict(complaint, tokens=5), causal=True)(torch.randn(2, 20, 3))
+
+
+def test_buffers_of_a_layer_with_chunks_move_once_per_call() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, z: Tensor) -> Tensor:
+            self.calls.data.add_(1)
+            return 0.5 * z.cos()
+
+        def forward_chunk(self, z: Tensor, u: Tensor, cache: object) -> tuple[Tensor, object]:
+            return self(z if u is None else z + u), cache
+
+    for mode in (Chunked(4), "sequential", "simultaneous"):
+        layer = Counting()
+        with torch.no_grad():
+            DEQ(layer, causal=True, mode=mode, inject="add")(torch.zeros(2, 12, 3))
+        assert layer.calls == 1
+
+
+def test_sparse_arguments_are_cut_along_the_tokens() -> None:
+    shift = torch.randn(2, 12, 3)
+
+    class Shifted(nn.Module):
+        def forward(self, z: Tensor, shift: Tensor) -> Tensor:
+            return 0.5 * torch.tanh(z + shift.to_dense()) if shift.is_sparse else 0.5 * torch.tanh(z + shift)
+
+    x, stop = torch.randn(2, 12, 3), Stop(rtol=1e-6)
+    with torch.no_grad():
+        want = DEQ(Shifted(), causal=True, stop=stop)(x, shift)
+        got = DEQ(Shifted(), causal=True, stop=stop, mode=Chunked(5))(x, shift.to_sparse())
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_probe_is_made_where_the_state_is() -> None:
+    x = torch.randn(2, 20, 3)
+    call = CausalCall(Strict(ValueError), Add(), (x, (), {}), x.shape, x.device)
+    with torch.device("meta"):
+        call.probe(torch.zeros_like(x), chunks=True)

@@ -121,6 +121,7 @@ def test_rows_stay_where_the_layer_draws_noise() -> None:
     assert sol.cost.row_evaluations == B * sol.cost.evaluations
 
 
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 @pytest.mark.parametrize("normed", [nn.BatchNorm1d(N), nn.BatchNorm1d(N).eval()])
 def test_rows_stay_where_the_layer_mixes_them(normed: nn.BatchNorm1d) -> None:
     seen: list[int] = []

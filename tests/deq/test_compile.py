@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import deqlm
 from deqlm import DEQ, Stop
+from deqlm.models import AttentionOptions, LMOptions
 from gradients.maps import NAMES, solver_for
 
 TIGHT = Stop(max_iter=200, rtol=1e-6)
@@ -153,3 +154,15 @@ def test_a_model_checkpointed_as_a_whole() -> None:
     want = trained(deq, deq, x)
     got = trained(partial(checkpoint, deq, use_reentrant=False), deq, x)
     torch.testing.assert_close(got, want)
+
+
+def test_a_compiled_language_model_trains_like_a_plain_one() -> None:
+    model = LMOptions(vocab_size=7, d_model=8, n_layer=1, mixer=AttentionOptions(n_head=2)).make()
+    ids = torch.randint(0, 7, (2, 5))
+
+    def run(model: nn.Module, ids: Tensor) -> Tensor:
+        return model(ids, labels=ids).loss
+
+    want = trained(partial(run, model), model, ids)
+    got = trained(partial(run, torch.compile(model, backend="aot_eager")), model, ids)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

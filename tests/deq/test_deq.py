@@ -63,6 +63,7 @@ def test_state_of_any_shape_and_half_precision() -> None:
     assert DEQ(lambda z: 0.5 * torch.tanh(z), stop=Stop(rtol=0.02), gradient=loose)(x).dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 def test_further_arguments_reach_the_layer_at_every_evaluation_and_get_gradients() -> None:
     layer = small_linear()
 
@@ -90,6 +91,7 @@ def test_two_gradients_through_one_module_add_up() -> None:
     torch.testing.assert_close(layer.weight.grad, together, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 def test_a_deq_inside_a_deq() -> None:
     inner, outer = small_linear(), small_linear()
     method = deqlm.Implicit(solve=deqlm.Solve(stop=Stop(max_iter=200, rtol=1e-11)))

@@ -147,6 +147,7 @@ def test_the_order_of_the_keys_of_a_dict_means_nothing() -> None:
     torch.testing.assert_close(z["b"], torch.full((2, 1), 2.0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 def test_a_leaf_without_influence_on_the_loss_is_no_obstacle() -> None:
     layer = tamed(nn.Linear(3, 3))
     x = torch.randn(2, 3, requires_grad=True)

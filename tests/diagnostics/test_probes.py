@@ -38,6 +38,7 @@ def test_the_generator_of_noise_is_named(noise, source):
     assert found.suggestion.worked is (True if source == "torch" else None)
 
 
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 def test_a_deq_holds_the_noise_of_torch_and_no_other():
     noisy = nn.Sequential(*tanh_layer(), nn.Dropout(0.3))
     held = deqlm.diagnose(deqlm.DEQ(noisy), X)

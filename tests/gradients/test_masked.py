@@ -159,6 +159,20 @@ def test_a_start_that_is_nan_at_masked_tokens() -> None:
     assert torch.equal(torch.autograd.grad(real(got), W)[0], torch.autograd.grad(real(want), W)[0])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3.0])
+@pytest.mark.parametrize("gradient", [Implicit(), Implicit(second_order=True), Phantom(), "unrolled"], ids=str)
+def test_a_cotangent_of_a_masked_token_moves_nothing_but_its_start(value: float, gradient: object) -> None:
+    z0, x, W = inputs()
+    z0.requires_grad_()
+    y = solved(see_all, z0, x, W, gradient=gradient, solver="fixed_point")
+    g = torch.where(MASK[..., None], 1.0, value).expand(y.shape).to(F64)
+    got = torch.autograd.grad(y, [x, W], g, retain_graph=True)
+    assert torch.equal(got[1], torch.autograd.grad(y, W, torch.where(MASK[..., None], g, 0.0), retain_graph=True)[0])
+    assert got[0].isfinite().all()
+    (start,) = torch.autograd.grad(y, z0, g)
+    assert start[~MASK].isfinite().all() == math.isfinite(value)
+
+
 def test_no_graph_where_nothing_asks_for_a_gradient() -> None:
     z0, x, W = inputs()
     for gradient in (Implicit(), Phantom(), OneStep(), "unrolled"):

@@ -32,7 +32,5 @@ def test_weights_that_torch_caches_keep_their_gradient(kind):
     with parametrize.cached():
         with torch.no_grad():
             model(ids, on_failure="ignore")
-        with pytest.raises(
-            RuntimeError, match="the weight of a ParametrizedLinear that a call without grad made"
-        ):
+        with pytest.raises(RuntimeError, match="the weight of a ParametrizedLinear that a call without grad made"):
             model(ids)

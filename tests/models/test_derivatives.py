@@ -58,4 +58,4 @@ def test_newton_with_grad_and_what_it_gives_to_weights(solver):
         model(ids, labels=ids).loss.backward()
         grads.append([p.grad.clone() for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

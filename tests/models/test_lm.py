@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import deqlm
 from deqlm.layers import Block, Mamba2
@@ -252,6 +253,8 @@ def test_options_without_effect_are_refused(explicit):
         make("llama", labels="both")
     with pytest.raises(ValueError, match="cannot differentiate the steps"):
         make("llama", solve=Solve("anderson"), gradient="unrolled")
+    with pytest.raises(ValueError, match="gradient must be one without same_value"):
+        make("llama", gradient={"name": "phantom", "same_value": True})
 
 
 def test_options_can_be_plain_data():
@@ -259,3 +262,31 @@ def test_options_can_be_plain_data():
     how = {"solver": {"name": "anderson", "memory": 4}, "stop": {"max_iter": 9}}
     model = ImplicitLM(backbone, vocab_size=VOCAB, solve=how, no_grad=how, gradient="implicit", mode="sequential")
     assert (model.solve.solver.memory, model.no_grad.stop.max_iter, model.mode) == (4, 9, Sequential())
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        return self.model(ids).logits
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("mode", ["simultaneous", Chunked(2), "auto"], ids=str)
+@pytest.mark.parametrize("family", BLOCKS)
+def test_a_recording_is_refused_and_that_of_the_explicit_twin_is_right(family, mode):
+    model, twin = make(family, mode=mode).eval(), make(family, implicit=False).eval()
+    ids = tokens()
+    for record in (
+        lambda m: torch.jit.trace(m, (ids,), check_trace=False),
+        lambda m: torch.export.export(m, (ids,), strict=False),
+        lambda m: make_fx(m)(ids),
+    ):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="a solve cannot be recorded"):
+                record(Logits(model))
+    traced = torch.jit.trace(Logits(twin), (ids,), check_trace=False)
+    other = tokens()
+    torch.testing.assert_close(traced(other), twin(other).logits)

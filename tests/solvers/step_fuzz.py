@@ -75,7 +75,7 @@ def solve_rows(draw: random.Random) -> None:
     b = torch.randn(rows, unknowns, dtype=dtype)
     stop = stop_of(draw, unknowns)
     leaves = ((unknowns // 2,), (unknowns - unknowns // 2,)) if stop.per == "leaf" else ((tokens, width),)
-    masks = stop.per == "token" and b.numel() and draw.random() < 0.5
+    masks = stop.per == "token" and draw.random() < 0.5
     frame = Frame(
         leaves=leaves,
         token_mask=torch.rand(rows, tokens) > 0.4 if masks else None,

@@ -60,7 +60,7 @@ class Symmetric(Slow):
 
     def tensors(self, draw: Callable[..., Tensor], rows: int) -> dict[str, Tensor]:
         basis, _ = torch.linalg.qr(draw(self.unknowns, self.unknowns))
-        spectrum = torch.linspace(-self.rho, self.rho, self.unknowns, dtype=torch.float64)
+        spectrum = torch.linspace(-self.rho, self.rho, self.unknowns, dtype=torch.float64, device="cpu")
         return {"A": basis * spectrum @ basis.mT, "b": draw(rows, self.unknowns)}
 
 
@@ -107,7 +107,7 @@ class Rotation(Linear):
 
     def tensors(self, draw: Callable[..., Tensor], rows: int) -> dict[str, Tensor]:
         c, s = math.cos(math.pi / 3), math.sin(math.pi / 3)
-        turn = self.radius * torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+        turn = self.radius * torch.tensor([[c, -s], [s, c]], dtype=torch.float64, device="cpu")
         return {"A": torch.block_diag(*[turn] * (self.unknowns // 2)), "b": draw(rows, self.unknowns)}
 
 
@@ -133,7 +133,7 @@ class HardRow(Linear):
     def tensors(self, draw: Callable[..., Tensor], rows: int) -> dict[str, Tensor]:
         square = draw(self.unknowns, self.unknowns)
         A = square + square.mT
-        gain = torch.full((rows, 1), 0.5, dtype=torch.float64)
+        gain = torch.full((rows, 1), 0.5, dtype=torch.float64, device="cpu")
         gain[min(7, rows - 1)] = self.rho
         return {"A": A / torch.linalg.eigvalsh(A).abs().max(), "gain": gain, "b": draw(rows, self.unknowns)}
 

@@ -85,7 +85,7 @@ class Inputs(Sequence):
         draw, rows = _normal(setting), setting.batch or self.rows
         W = _of_radius(draw(self.unknowns, self.unknowns), 0.9)
         u, v = draw(rows, self.unknowns), draw(rows, self.unknowns)
-        angle = 2 * torch.asin(torch.tensor(self.change / 2, dtype=torch.float64))
+        angle = 2 * torch.asin(torch.tensor(self.change / 2, dtype=torch.float64, device="cpu"))
         for t in range(self.length):
             yield _tanh_case(setting, W, (angle * t).cos() * u + (angle * t).sin() * v)
 
@@ -159,7 +159,7 @@ class Tokens(Sequence):
     def members(self, setting: Setting) -> Iterator[Case]:
         draw, rows = _normal(setting), setting.batch or self.rows
         W = _of_radius(draw(self.unknowns, self.unknowns), 0.8)
-        before = torch.zeros(rows, self.unknowns, dtype=torch.float64)
+        before = torch.zeros(rows, self.unknowns, dtype=torch.float64, device="cpu")
         for t in range(self.length):
             entering = self.carry * before + (draw(rows, self.unknowns) if t % 6 == 0 else 0.0)
             yield _tanh_case(setting, W, entering)
@@ -242,7 +242,7 @@ def to_sequence(given: Any) -> Sequence:
 
 def _normal(setting: Setting) -> Callable[..., Tensor]:
     generator = setting.generator()
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _of_radius(W: Tensor, rho: float) -> Tensor:

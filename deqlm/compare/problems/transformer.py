@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,10 @@ class Transformer(Problem):
         rows = setting.batch or self.rows
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
-            layer = nn.TransformerEncoderLayer(self.width, self.HEADS, 2 * self.width, dropout=0.0, batch_first=True)
-            table = torch.randn(256, self.width)
+            known: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+            options = {"dropout": 0.0, "batch_first": True, **known}
+            layer = nn.TransformerEncoderLayer(self.width, self.HEADS, 2 * self.width, **options)
+            table = torch.randn(256, self.width, **known)
         layer = layer.eval().to(setting.device, setting.dtype)
         u = table[read_text(rows, self.length)].to(setting.device, setting.dtype)
         exact_layer, exact_u = copy.deepcopy(layer).double(), u.double()
@@ -72,4 +74,4 @@ def read_text(rows: int, length: int) -> Tensor:
     text = " ".join(topics[name] for name in sorted(topics)).encode()
     stride = max(1, (len(text) - length) // rows)
     passages = [text[i * stride : i * stride + length] for i in range(rows)]
-    return torch.tensor([list(passage) for passage in passages])
+    return torch.tensor([list(passage) for passage in passages], dtype=torch.int64, device="cpu")

@@ -4,19 +4,48 @@
 
 #include <cmath>
 
+#include "damping.h"
 #include "products.h"
-#include "read.h"
 #include "systems.h"
+#include "watch.h"
 
 namespace {
 
+// Neither it nor its inverse leaves the range of T.
+template <typename T>
 double power_of_two_near_inverse(double norm) {
     if (!(norm > 0) || !std::isfinite(norm)) return 1.0;
+    constexpr int most = sizeof(T) == 4 ? 120 : 1000;
     int exponent;
     std::frexp(norm, &exponent);
-    if (exponent > 120) exponent = 120;
-    if (exponent < -120) exponent = -120;
+    if (exponent > most) exponent = most;
+    if (exponent < -most) exponent = -most;
     return std::ldexp(1.0, -exponent);
+}
+
+// ||s|| / ||y|| of the pair from the pending base point to z.
+template <typename T>
+double pair_scale(const Solve& s, int64_t i, const T* z, const T* fz) {
+    const Row& row = s.row[i];
+    const int64_t where = pending_slot(s, row);
+    const T *base_z = slot<T>(s, s.ring_s, i, where), *base_r = slot<T>(s, s.ring_y, i, where);
+    const T unit = static_cast<T>(row.unit);
+    double moved = 0, changed = 0;
+#pragma omp simd reduction(+ : moved, changed)
+    for (int64_t j = 0; j < s.unknowns; ++j) {
+        const double a = (z[j] - base_z[j]) * unit, b = (fz[j] - z[j] - base_r[j]) * unit;
+        moved += a * a;
+        changed += b * b;
+    }
+    return std::sqrt(moved) / std::sqrt(changed);
+}
+
+// Choose beta where the next pair of row i is its first.
+template <typename T>
+void fit_damping(Solve& s, int64_t i, const T* z, const T* fz) {
+    Row& row = s.row[i];
+    if (row.count) return;
+    row.damping = s.rule == BROYDEN_GOOD ? row.damping_limit : fitted_damping(row, pair_scale(s, i, z, fz));
 }
 
 // Turn the pending base point into the newest pair; fills r with the residual in units.
@@ -59,7 +88,11 @@ template <typename T>
 void first_step(Solve& s, int64_t i, const T* z, const T* fz, T* z_next, T* step) {
     Row& row = s.row[i];
     row.first_norm = row.best_norm = row.base_norm = row.last_norm = row.norm;
-    row.unit = static_cast<double>(static_cast<T>(power_of_two_near_inverse(row.norm)));
+    row.start_norm = row.peak = row.from_norm = row.mark_norm = row.norm;
+    row.least_relative = row.refused = std::numeric_limits<double>::infinity();
+    row.unit = power_of_two_near_inverse<T>(row.norm);
+    row.damping_limit = row.damping;
+    row.restarted = 1, row.final = 0;
     const T beta = static_cast<T>(row.damping);
 #pragma omp simd
     for (int64_t j = 0; j < s.unknowns; ++j) {
@@ -79,6 +112,7 @@ bool shorten(Solve& s, int64_t i, T* z_next) {
     const bool enough = row.norm <= (1 - 1e-4 * row.length) * row.base_norm;
     if (enough || !(row.length > SHORTEST)) return false;
     row.length *= 0.5;
+    row.final = row.spent && !(row.length > SHORTEST);
     const T* base = slot<T>(s, s.ring_s, i, pending_slot(s, row));
     const T* direction = static_cast<T*>(s.direction) + i * s.unknowns;
     const T length = static_cast<T>(row.length);
@@ -89,10 +123,10 @@ bool shorten(Solve& s, int64_t i, T* z_next) {
 
 // Bring the restart point up to date before the pending base is overwritten.
 template <typename T>
-void keep_restart(Solve& s, int64_t i, const T* z, const T* fz, bool stays_base) {
+void keep_restart(Solve& s, int64_t i, const T* z, const T* fz, bool stays_base, bool arrived) {
     Row& row = s.row[i];
     const int64_t n = s.unknowns;
-    const bool better = row.norm < row.best_norm;
+    const bool better = row.norm < row.best_norm || arrived;
     if (better) row.best_norm = row.norm;
     if (better && !stays_base) {
         row.restart_pending = 1;
@@ -131,36 +165,42 @@ void gather_products(Solve& s, int64_t i, const T* r, double* rhs, double* other
     for (int64_t age = 0; age < row.count; ++age) mixed[c * m + slot_of_age(s, row, age)] = other[age];
 }
 
-// Step of row i with the weights by age; restarts it from its best point where the step is refused.
+// Keep the point z of row i where the best one by ratio waits in the base slot, which z will not enter.
 template <typename T>
-void finish_step(Solve& s, int64_t i, const T* z, const T* fz, T* z_next, T* step, const double* weight, double sound) {
+void keep_best_point(const Solve& s, int64_t i, const T* z) {
     Row& row = s.row[i];
-    const int64_t n = s.unknowns;
+    if (!row.best_pending) return;
+    std::memcpy(static_cast<T*>(s.best_z) + i * s.unknowns, z, s.unknowns * sizeof(T));
+    row.best_pending = 0;
+}
+
+// Take the last step of row i back: a plain step from its base point, which stays where it is.
+template <typename T>
+void go_back(Solve& s, int64_t i, const T* z, T* z_next) {
+    Row& row = s.row[i];
+    keep_best_point(s, i, z);
+    row.count = row.idle = 0;
+    accept(row);
+    row.final = 0;
+    const int64_t where = pending_slot(s, row);
+    const T *base_z = slot<T>(s, s.ring_s, i, where), *base_r = slot<T>(s, s.ring_y, i, where);
     const T beta = static_cast<T>(row.damping);
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) step[j] = beta * (fz[j] - z[j]);
-    const double per_unit = 1 / row.unit;
-    subtract_mix(s, s.ring_s, i, weight, per_unit, step);
-    if (s.rule != ANDERSON) subtract_mix(s, s.ring_y, i, weight, per_unit * row.damping, step);
-    const double length = row.count ? std::sqrt(square_sum(step, n)) : row.damping * row.norm;
-    if (row.norm <= sound && length <= LONGEST * row.norm) {
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j) z_next[j] = z[j] + step[j];
-        wait(s, i, z, fz);
-        row.base_norm = row.norm;
-        remember_direction(s, i, step);
-        return;
-    }
+    for (int64_t j = 0; j < s.unknowns; ++j) z_next[j] = base_z[j] + beta * base_r[j];
+}
+
+// Restart row i from its best point with less damping and without history.
+template <typename T>
+void restart(Solve& s, int64_t i, const T* z, const T* fz, T* z_next, T* step, double pending) {
+    Row& row = s.row[i];
+    const int64_t n = s.unknowns;
     row.count = 0;
-    row.damping = row.damping * 0.5 > SMALLEST_DAMPING ? row.damping * 0.5 : SMALLEST_DAMPING;
+    refuse(row, pending);
     T *best_z = static_cast<T*>(s.restart_z) + i * n, *best_r = static_cast<T*>(s.restart_r) + i * n;
     if (row.restart_pending)
         for (int64_t j = 0; j < n; ++j) best_z[j] = z[j], best_r[j] = fz[j] - z[j];
     row.restart_pending = 0;
-    if (row.best_pending) {  // the waiting base point will be another one
-        copy<T>(z, 0, s.best_z, i, n);
-        row.best_pending = 0;
-    }
+    keep_best_point(s, i, z);
     const int64_t where = pending_slot(s, row);
     T *base_z = slot<T>(s, s.ring_s, i, where), *base_r = slot<T>(s, s.ring_y, i, where);
     const T small = static_cast<T>(row.damping);
@@ -171,17 +211,31 @@ void finish_step(Solve& s, int64_t i, const T* z, const T* fz, T* z_next, T* ste
     }
     row.base_norm = row.best_norm;
     remember_direction(s, i, step);
+    row.final = row.spent && !s.line_search;
 }
 
-// Whether the row takes a plain step now: its residual falls fast, or mixing has gained little several times in a row.
-void watch(Row& row, double plain_rate) {
-    const double rate = row.norm / row.last_norm;
-    if (row.plain) {
-        row.plain = rate <= row.plain_below;
-    } else if (row.idle >= IDLE_MIXES && rate <= IDLE_RATE) {
-        row.plain = 1;
-        row.plain_below = IDLE_RATE > plain_rate ? IDLE_RATE : plain_rate;
-    }
+// Step of row i with the weights by age; restarts it from its best point where the step or the point is refused.
+template <typename T>
+void finish_step(Solve& s, int64_t i, const T* z, const T* fz, T* z_next, T* step, const double* weight, bool sound,
+                 double pending) {
+    Row& row = s.row[i];
+    const int64_t n = s.unknowns;
+    if (!sound) return restart(s, i, z, fz, z_next, step, pending);
+    const T beta = static_cast<T>(row.damping);
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) step[j] = beta * (fz[j] - z[j]);
+    const double per_unit = 1 / row.unit;
+    subtract_mix(s, s.ring_s, i, weight, per_unit, step);
+    if (s.rule != ANDERSON) subtract_mix(s, s.ring_y, i, weight, per_unit * row.damping, step);
+    const double length = row.count ? norm_in_unit(step, n, row.unit) : row.damping * row.norm;
+    if (!(length <= LONGEST * row.norm)) return restart(s, i, z, fz, z_next, step, pending);
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) z_next[j] = z[j] + step[j];
+    wait(s, i, z, fz);
+    row.base_norm = row.norm;
+    remember_direction(s, i, step);
+    accept(row);
+    row.final = 0;
 }
 
 // Step of the rows of one group of lanes that go on. Positions are those of z, fz and z_next.
@@ -191,7 +245,8 @@ void secant_steps(Solve& s, const int64_t* position, const int64_t* which, int h
     const int64_t n = s.unknowns, m = s.pairs;
     double *rhs = systems + LANES * (m * m + 4 * m), *products = rhs + LANES * m;
     const double factor = s.growth * std::pow(static_cast<double>(k + 1), -1.1);
-    bool wanted[LANES] = {};
+    bool wanted[LANES] = {}, sound[LANES] = {};
+    double pending[LANES] = {};
     for (int l = 0; l < held; ++l) {
         const int64_t i = which[l], p = position[l];
         Row& row = s.row[i];
@@ -202,18 +257,26 @@ void secant_steps(Solve& s, const int64_t* position, const int64_t* which, int h
             continue;
         }
         const bool shorter = shorten(s, i, z_next + p * n);
-        keep_restart(s, i, zi, fi, shorter);
+        sound[l] = row.norm <= row.first_norm * factor;
+        const Move move = s.plain_rate > 0 ? look(s, i, zi, fi) : GOES_ON;
+        if (move == GOES_BACK) {
+            go_back(s, i, zi, z_next + p * n);
+            continue;
+        }
+        sound[l] = (sound[l] || row.away || move == ARRIVED) && move != LOST;
+        if (move == ARRIVED) row.first_norm = std::fmax(row.first_norm, row.norm);
+        keep_restart(s, i, zi, fi, shorter, move == ARRIVED);
         if (shorter) {
-            if (row.best_pending) copy<T>(zi, 0, s.best_z, i, n), row.best_pending = 0;
+            keep_best_point(s, i, zi);
             continue;
         }
         wanted[l] = true;
-        if (s.plain_rate > 0) watch(row, s.plain_rate);
-        row.last_norm = row.norm;
-        if (row.plain) {
+        pending[l] = pending_damping(row);
+        if (row.plain || !sound[l]) {
             row.count = 0;
             continue;
         }
+        fit_damping(s, i, zi, fi);
         push_pair(s, i, zi, fi, scratch);
         gather_products(s, i, scratch, rhs + l * m, products);
     }
@@ -226,7 +289,8 @@ void secant_steps(Solve& s, const int64_t* position, const int64_t* which, int h
         if (s.rule != ANDERSON) solve_broyden(s, i, rhs + l * m, systems);
         const double length = row.unit * row.norm;
         row.idle = row.plain || gain[l] >= IDLE_GAIN * length * length ? 0 : row.idle + 1;
-        finish_step(s, i, z + p * n, fz + p * n, z_next + p * n, scratch, rhs + l * m, row.first_norm * factor);
+        finish_step(s, i, z + p * n, fz + p * n, z_next + p * n, scratch, rhs + l * m, sound[l],
+                    pending[l]);
     }
 }
 

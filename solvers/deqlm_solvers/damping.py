@@ -1,0 +1,84 @@
+"""How far a row steps along its residual, and how it shortens a step that was refused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["FLOOR", "Damping"]
+
+FLOOR = 1 / 16
+"""Restarts halve the damping down to this."""
+LEAST = 2.0**-20
+"""A restart step that is refused itself is quartered below the floor, down to this, while that lowers the residual."""
+FALLS = 0.75
+"""It does so when the residual is below this factor times that of the last refused restart, or not finite."""
+TOO_LONG = 8.0
+"""The first pair shortens beta to its own scale where that is at most 1 / 8 of it: maps of a common scale keep theirs."""
+SHORTEST_SCALE = -60
+"""Exponent of the smallest scale that is taken from a pair."""
+
+
+class Damping:
+    """Columns (B, 1): beta of every row, and what a refused step leaves of it.
+
+    Args:
+        initial: beta of the first step.
+        z: the start, inner dtype.
+
+    Attributes:
+        beta: that of the pending step and of the kept pairs, inner dtype.
+        limit: beta of a row whose pairs do not ask for less; halved by every restart down to `FLOOR`.
+        restarted: rows whose pending step leads from the best point along its residual, without history, bool.
+        refused: residual to which the last such step has led, if it was refused, else infinity; float64.
+        spent: rows whose pending step repeats a refused one, bool: nothing is left to try.
+    """
+
+    def __init__(self, initial: float, z: Tensor) -> None:
+        self.initial = initial
+        self.beta = self.limit = torch.full((z.shape[0], 1), initial, dtype=z.dtype, device=z.device)
+        self.restarted = torch.ones_like(self.beta, dtype=torch.bool)
+        self.spent = torch.zeros_like(self.restarted)
+        self.refused = torch.full_like(self.beta, torch.inf, dtype=torch.float64)
+        self.pending = self.beta
+
+    def fit(self, count: Tensor, sound: Tensor, scale: Tensor | None) -> None:
+        """Choose beta at a new point where a row has its first pair: the scale of that pair, or the limit.
+
+        Args:
+            count: pairs that the row may use, (B, 1).
+            sound: rows whose point is acceptable, (B, 1) bool.
+            scale: ||s|| / ||y|| of the newest pair, (B, 1) float64, or None where the method goes by the limit alone.
+        """
+        self.pending = torch.where(self.restarted, self.beta, self.limit)
+        first = sound & (count > 0) & (self.restarted | (count == 1))
+        beta = self.limit
+        if scale is not None:
+            shorter = (scale > 0) & (TOO_LONG * scale <= self.limit)
+            exponent = (torch.frexp(scale).exponent - 1).clamp_min(SHORTEST_SCALE)
+            beta = torch.where(shorter, torch.ldexp(torch.ones_like(beta), exponent), beta)
+        self.beta = torch.where(first, beta, self.beta)
+
+    def renew(self, rows: Tensor) -> None:
+        """Give ``rows`` (B, 1), which are about to take plain steps, the beta of the first step."""
+        self.beta = self.beta.masked_fill(rows, self.initial)
+
+    def settle(self, norm: Tensor, refused: Tensor, held: Tensor | None = None) -> None:
+        """Take which rows restart; ``held`` rows, whose step a line search shortens, keep what they had.
+
+        norm: ||r||, (B, 1) float64; refused, held: (B, 1) bool.
+        """
+        halved = torch.minimum(self.pending, (0.5 * self.pending).clamp_min(FLOOR))
+        quartered = torch.minimum(self.pending, (0.25 * self.pending).clamp_min(LEAST))
+        falls = ~norm.isfinite() | (norm < FALLS * self.refused)
+        lower = torch.where(self.restarted & (self.pending <= FLOOR) & falls, quartered, halved)
+        again = refused & self.restarted
+        now = {
+            "spent": again & (lower == self.pending),
+            "refused": torch.where(again & norm.isfinite(), norm, torch.inf),
+            "restarted": refused,
+            "limit": torch.where(refused, torch.minimum(self.limit, lower.clamp_min(FLOOR)), self.limit),
+            "beta": torch.where(refused, lower, self.beta),
+        }
+        for name, value in now.items():
+            setattr(self, name, value if held is None else torch.where(held, getattr(self, name), value))

@@ -1,0 +1,146 @@
+"""A failure is told with what is probably wrong, and with the one call to make; nothing else changes."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deqlm
+from deqlm import DEQ, Stop
+from deqlm_solvers.solution import OnFailure
+
+FEW = Stop(max_iter=3, rtol=1e-6)
+HINT = "raise max_iter"
+
+
+def told(call: Callable[[], Any]) -> str:
+    """Return the text of the one warning of a call."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    (one,) = caught
+    assert one.category is deqlm.ConvergenceWarning
+    return str(one.message)
+
+
+class PreNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + self.mlp(self.norm(z))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 8)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.gru(z)[0]
+
+
+MISTAKES: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
+    "pre-norm": (PreNorm, r"put a norm after the sum, such as DEQ\(nn.Sequential\(layer, nn.LayerNorm"),
+    "batch second": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), "MultiheadAttention takes the batch s"),
+    "recurrent": (Recurrent, "GRU takes the batch second .* give it batch_first=True"),
+    "statistics": (lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(5), nn.Tanh()), r"BatchNorm in train\(\)"),
+    "mixed": (lambda: lambda z: torch.tanh(z + 3 * z.flip(0)), "one row depends on other rows: .* batch_dims=0"),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", MISTAKES)
+def test_likely_mistakes_are_named_in_place_of_hints(name: str, grad: bool) -> None:
+    make, text = MISTAKES[name]
+    deq = DEQ(make(), stop=Stop(max_iter=40, rtol=1e-4) if name == "pre-norm" else FEW)
+    with torch.set_grad_enabled(grad):
+        message = told(lambda: deq(torch.randn(4, 5, 8)))
+    assert re.search(f"Likely: .*{text}", message), message
+    assert HINT not in message
+    assert message.endswith("print(deqlm.diagnose(deq, x)) says more.")
+    assert not re.search(r"\d", message.replace("batch_dims=0", "")), "numbers would show it at every call"
+
+
+@pytest.mark.parametrize("solver", ["anderson", "broyden", "fixed_point", "newton_krylov"])
+def test_a_layer_that_runs_away_is_told_so_by_every_solver(solver: str) -> None:
+    message = told(lambda: DEQ(PreNorm(), solver=solver)(torch.randn(4, 5, 8)))
+    assert "norm after the sum" in message or solver == "newton_krylov"
+
+
+def test_noise_that_nobody_holds_is_named() -> None:
+    message = told(lambda: deqlm.solve(lambda z: F.dropout(0.5 * z + 1, 0.3), torch.zeros(3, 8), stop=FEW))
+    assert "f gives another value at every evaluation" in message
+    assert message.endswith("print(deqlm.diagnose(f, z0)) says more.")
+
+
+@pytest.mark.parametrize(
+    ("f", "hint"),
+    [
+        (lambda z: 0.99 * z + 1, HINT),
+        (lambda z: 2 * z + 1, "f expands"),
+        (lambda z: 1 - z, HINT),
+        (lambda z: torch.sqrt(z - 1), "f returned NaN"),
+    ],
+    ids=["slow", "expanding", "two-cycle", "nonfinite"],
+)
+def test_where_no_mistake_is_found_the_hints_stay(f: Callable[[Tensor], Tensor], hint: str) -> None:
+    stop = Stop(max_iter=60, rtol=1e-6)
+    message = told(lambda: deqlm.solve(f, torch.zeros(3, 8), solver="fixed_point", stop=stop))
+    assert hint in message
+    assert "Likely" not in message
+
+
+def test_an_error_says_what_a_warning_says() -> None:
+    with pytest.raises(deqlm.ConvergenceError, match=r"rows 0, 1.*Likely: .*norm after the sum.*diagnose\(deq, x\)"):
+        DEQ(PreNorm(), on_failure="raise")(torch.randn(2, 5, 8))
+
+
+def test_a_failed_backward_solve_names_the_call_too() -> None:
+    weak = deqlm.Implicit(solve=deqlm.Solve("fixed_point", Stop(max_iter=2, rtol=1e-6)))
+    layer = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    y = DEQ(layer, gradient=weak)(torch.randn(3, 8))
+    message = told(lambda: y.sum().backward())
+    assert message.startswith("backward solve")
+    assert message.endswith("print(deqlm.diagnose(deq, x)) says more.")
+
+
+def test_looking_costs_nothing_that_is_counted_and_moves_no_generator() -> None:
+    calls = []
+
+    def f(z: Tensor) -> Tensor:
+        calls.append(len(z))
+        return 0.99 * z + 1
+
+    def run(policy: OnFailure) -> tuple[int, int, Tensor]:
+        calls.clear()
+        torch.manual_seed(0)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sol = deqlm.solve(f, torch.zeros(3, 8), solver="fixed_point", stop=FEW, on_failure=policy)
+        return sol.cost.evaluations, len(calls), torch.rand(1)
+
+    ignored, warned = run("ignore"), run("warn")
+    assert ignored[:2] == (3, 3)
+    assert warned[0] == 3
+    assert 3 < warned[1] <= 8
+    assert torch.equal(ignored[2], warned[2])
+
+
+def test_a_map_that_raises_elsewhere_is_no_error() -> None:
+    def f(z: Tensor) -> Tensor:
+        if float(z.detach().abs().max()) > 5:
+            raise RuntimeError("too large")
+        return 0.9 * z + 0.1
+
+    message = told(lambda: deqlm.solve(f, torch.full((3, 8), 4.5), solver="fixed_point", stop=FEW))
+    assert HINT in message
