@@ -112,7 +112,9 @@ class Watch:
         first = dict.fromkeys(KEPT, norm) | {"largest": zero, "least": one / zero, "below": plain_rate * one}
         first |= {"way": zero, "since": zero, "plain": one, "away": zero}
         self.kept = torch.cat([first[name] for name in KEPT], dim=1)
-        self.fixed = torch.cat((zero, one, max(IDLE_RATE, plain_rate) * one, AFTER_RATE * one, LONGEST_WAY * one), dim=1)
+        self.fixed = torch.cat(
+            (zero, one, max(IDLE_RATE, plain_rate) * one, AFTER_RATE * one, LONGEST_WAY * one), dim=1
+        )
         self.rules = _rules(norm.device)
 
     def look(self, norm: Tensor, size: Tensor, along: Tensor) -> Move:
@@ -200,7 +202,11 @@ def _decide(is_: dict[str, Tensor]) -> tuple[Move, dict[str, Tensor], dict[str, 
         "plain": _column("one", plain, "zero"),
         "away": _column("one", away, "zero"),
     }
-    return Move(plain, back, sets_out, away | arrived, arrived, lost), taken, {"way": was_away & ~lost, "since": ~steady}
+    return (
+        Move(plain, back, sets_out, away | arrived, arrived, lost),
+        taken,
+        {"way": was_away & ~lost, "since": ~steady},
+    )
 
 
 def _column(name: str | Tensor, where: Tensor, other: str | Tensor) -> Tensor:
