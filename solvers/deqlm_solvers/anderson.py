@@ -98,7 +98,7 @@ class Anderson(Secant):
             return None
         if state.watch is None:
             return torch.zeros(len(state.unit), dtype=torch.int8, device=state.unit.device), CHOICES
-        return (~state.watch.plain[:, 0]).to(torch.int8), CHOICES
+        return (~state.watch.move.plain[:, 0]).to(torch.int8), CHOICES
 
     def fitted(self, unknowns: int, max_iter: int) -> Self:
         """Keep no more pairs than are independent, which is how far the window reaches."""

@@ -28,8 +28,8 @@ class Broyden(Secant):
     floating dtype; small systems in float64.
 
     Args:
-        memory: secant pairs kept, >= 1; memory of the solver is 2 memory states. More than 4 N or ``max_iter``, or than
-            one where N is 1, are not kept.
+        memory: secant pairs kept, >= 1; memory of the solver is 2 memory states. More than 4 N (or eight, if that
+            is more) or than ``max_iter`` are not kept.
         update: "good" (secant equation for the Jacobian, least change of it) or "bad" (least change of its inverse).
         damping: the initial inverse Jacobian of r is -damping times the identity, in (0, 1].
         line_search: None, or "armijo": a row's step is halved until ||r|| falls below (1 - 1e-4 t) times its value at
@@ -64,7 +64,6 @@ class Broyden(Secant):
 
     SHORTEST: ClassVar[float] = 1 / 16
     GROWTH: ClassVar[float] = 1e8
-    HISTORY: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         whole("memory", self.memory, 1)
@@ -91,11 +90,11 @@ class Broyden(Secant):
         return self.damping
 
     def fitted(self, unknowns: int, max_iter: int) -> Self:
-        """Keep ``HISTORY`` pairs per unknown, or one for a single unknown, which the newest pair solves.
+        """Keep 4 N pairs, and eight at least.
 
-        Pairs beyond N depend on each other, but N alone take nearly twice the evaluations of 4 N, and more gain nothing.
+        Only N of them are independent, but N alone take nearly twice the evaluations of 4 N, and more gain nothing.
         """
-        most = max(1, min(self.HISTORY * unknowns if unknowns > 1 else 1, max_iter))
+        most = min(max(8, 4 * unknowns), max_iter)
         return self if self.memory <= most else self.replace(memory=most)
 
     def fits_scale(self) -> bool:
@@ -127,26 +126,20 @@ class Broyden(Secant):
         return _scaled_solve(yy.tril(), pairs.products(pairs.y, r), yy.diagonal(dim1=1, dim2=2), pairs)
 
     def _advance(
-        self,
-        at: Evaluation,
-        norm: Tensor,
-        sound: Tensor,
-        state: SecantState,
-        back: Tensor | None = None,
-        held: Tensor | None = None,
+        self, at: Evaluation, norm: Tensor, sound: Tensor, state: SecantState, held: Tensor | None = None
     ) -> Tensor:
         if self.line_search is None:
-            return super()._advance(at, norm, sound, state, back, held)
+            return super()._advance(at, norm, sound, state, held)
         before = replace(state)
         assert before.direction is not None and before.length is not None
-        count = before.pairs.count
+        count = (before.pairs.count + 1).masked_fill(before.damping.restarted, 0)
         enough = norm <= (1 - 1e-4 * before.length) * before.base_norm
         shorten = ~enough & (before.length > self.SHORTEST)
-        z_next = super()._advance(at, norm, sound, state, back, shorten)
+        z_next = super()._advance(at, norm, sound, state, shorten)
         assert state.direction is not None and state.length is not None
         half = 0.5 * before.length
         state.base_norm = torch.where(shorten, before.base_norm, _base_norm(state))
-        state.pairs.count = torch.where(shorten, count + 1, state.pairs.count)
+        state.pairs.count = torch.where(shorten, count, state.pairs.count)
         state.base_z = torch.where(shorten, before.base_z, state.base_z)
         state.base_r = torch.where(shorten, before.base_r, state.base_r)
         state.direction = torch.where(shorten, before.direction, state.direction)

@@ -15,8 +15,8 @@ FALLS = 0.75
 """It does so when the residual is below this factor times that of the last refused restart, or not finite."""
 TOO_LONG = 8.0
 """The first pair shortens beta to its own scale where that is at most 1 / 8 of it: maps of a common scale keep theirs."""
-SHORTEST_SCALE = -60
-"""Exponent of the smallest scale that is taken from a pair."""
+SHORTEST = 2.0**-60
+"""Smallest scale that is taken from a pair."""
 
 
 class Damping:
@@ -30,7 +30,7 @@ class Damping:
         beta: that of the pending step and of the kept pairs, inner dtype.
         limit: beta of a row whose pairs do not ask for less; halved by every restart down to `FLOOR`.
         restarted: rows whose pending step leads from the best point along its residual, without history, bool.
-        refused: residual to which the last such step has led, if it was refused, else infinity; float64.
+        above: `FALLS` times the residual to which the last such step has led, if it was refused and finite, else NaN.
         spent: rows whose pending step repeats a refused one, bool: nothing is left to try.
     """
 
@@ -39,24 +39,20 @@ class Damping:
         self.beta = self.limit = torch.full((z.shape[0], 1), initial, dtype=z.dtype, device=z.device)
         self.restarted = torch.ones_like(self.beta, dtype=torch.bool)
         self.spent = torch.zeros_like(self.restarted)
-        self.refused = torch.full_like(self.beta, torch.inf, dtype=torch.float64)
+        self.above = torch.full_like(self.beta, torch.nan, dtype=torch.float64)
         self.pending = self.beta
 
-    def fit(self, count: Tensor, sound: Tensor, scale: Tensor | None) -> None:
-        """Choose beta at a new point where a row has its first pair: the scale of that pair, or the limit.
+    def fit(self, first: Tensor, scale: Tensor | None) -> None:
+        """Choose beta where a row has its first pair: the scale of that pair, or the limit.
 
         Args:
-            count: pairs that the row may use, (B, 1).
-            sound: rows whose point is acceptable, (B, 1) bool.
+            first: those rows, (B, 1) bool.
             scale: ||s|| / ||y|| of the newest pair, (B, 1) float64, or None where the method goes by the limit alone.
         """
         self.pending = torch.where(self.restarted, self.beta, self.limit)
-        first = sound & (count > 0) & (self.restarted | (count == 1))
         beta = self.limit
         if scale is not None:
-            shorter = (scale > 0) & (TOO_LONG * scale <= self.limit)
-            exponent = (torch.frexp(scale).exponent - 1).clamp_min(SHORTEST_SCALE)
-            beta = torch.where(shorter, torch.ldexp(torch.ones_like(beta), exponent), beta)
+            beta = torch.where(TOO_LONG * scale <= beta, scale.clamp_min(SHORTEST).to(beta.dtype), beta)
         self.beta = torch.where(first, beta, self.beta)
 
     def renew(self, rows: Tensor) -> None:
@@ -68,14 +64,13 @@ class Damping:
 
         norm: ||r||, (B, 1) float64; refused, held: (B, 1) bool.
         """
-        halved = torch.minimum(self.pending, (0.5 * self.pending).clamp_min(FLOOR))
-        quartered = torch.minimum(self.pending, (0.25 * self.pending).clamp_min(LEAST))
-        falls = ~norm.isfinite() | (norm < FALLS * self.refused)
-        lower = torch.where(self.restarted & (self.pending <= FLOOR) & falls, quartered, halved)
-        again = refused & self.restarted
+        pending, again = self.pending, refused & self.restarted
+        deeper = again & ~(norm >= self.above)
+        below = torch.where(deeper, (0.25 * pending).clamp_min(LEAST), pending)
+        lower = torch.where(pending > FLOOR, (0.5 * pending).clamp_min(FLOOR), torch.minimum(below, pending))
         now = {
-            "spent": again & (lower == self.pending),
-            "refused": torch.where(again & norm.isfinite(), norm, torch.inf),
+            "spent": again & (lower == pending),
+            "above": torch.where(again & (norm < torch.inf), FALLS * norm, torch.nan),
             "restarted": refused,
             "limit": torch.where(refused, torch.minimum(self.limit, lower.clamp_min(FLOOR)), self.limit),
             "beta": torch.where(refused, lower, self.beta),

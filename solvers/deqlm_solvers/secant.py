@@ -12,7 +12,7 @@ from torch import Tensor
 from deqlm_solvers.counted import inner_dtype
 from deqlm_solvers.damping import FLOOR, Damping
 from deqlm_solvers.solver import Evaluation, Map, StepSolver
-from deqlm_solvers.watch import Watch
+from deqlm_solvers.watch import Move, Watch
 
 __all__ = ["Pairs", "Secant", "SecantState"]
 
@@ -66,6 +66,10 @@ class Pairs:
     def unused(self, squares: Tensor) -> Tensor:
         """Return which pairs, by age, a row cannot use: forgotten, or of no length. squares: (B, M)."""
         return (self.ages >= self.count) | (squares <= 0)
+
+    def along(self) -> Tensor:
+        """Return s . y of the newest pair, (B, 1)."""
+        return (self.s[:, self.newest] * self.y[:, self.newest]).sum(1, keepdim=True)
 
     def scale(self) -> Tensor:
         """Return ||s|| / ||y|| of the newest pair, (B, 1) float64; not finite where it is a zero pair."""
@@ -206,39 +210,15 @@ class Secant(StepSolver):
             z_next = at.z + step
         else:
             sound = norm <= state.first_norm * (self.GROWTH * (state.taken + 1) ** -1.1)
-            back = None if state.watch is None else self._look(at, norm, sound, state)
-            better = norm < state.best_norm
-            if back is not None and state.watch is not None:
-                better = (better & ~back) | state.watch.arrived
-            state.best_norm = torch.where(better, norm, state.best_norm)
-            state.best_z = torch.where(better, at.z, state.best_z)
-            state.best_r = torch.where(better, at.r, state.best_r)
-            z_next = self._advance(at, norm, sound, state, back)
+            z_next = self._advance(at, norm, sound, state)
         state.taken += 1
         return z_next, state
 
     def final(self, state: SecantState) -> Tensor | None:
         return None if state.taken == 0 else state.damping.spent[:, 0]
 
-    def _look(self, at: Evaluation, norm: Tensor, sound: Tensor, state: SecantState) -> Tensor:
-        """Let the watch see a new point; return the rows that go back to the point before, (B, 1) bool."""
-        assert state.watch is not None
-        along = ((at.z - state.base_z) * state.unit * ((at.r - state.base_r) * state.unit)).sum(1, keepdim=True)
-        back = state.watch.look(norm, _norm(at.fz), along > 0)
-        state.damping.renew(state.watch.sets_out)
-        sound |= state.watch.away | state.watch.arrived
-        sound &= ~state.watch.lost
-        state.first_norm = torch.where(state.watch.arrived, torch.maximum(state.first_norm, norm), state.first_norm)
-        return back
-
     def _advance(
-        self,
-        at: Evaluation,
-        norm: Tensor,
-        sound: Tensor,
-        state: SecantState,
-        back: Tensor | None = None,
-        held: Tensor | None = None,
+        self, at: Evaluation, norm: Tensor, sound: Tensor, state: SecantState, held: Tensor | None = None
     ) -> Tensor:
         """Accept the point, go back to the one before, or restart from the best one, per row; return the next point.
 
@@ -247,34 +227,47 @@ class Secant(StepSolver):
             norm: ||r||, (B, 1).
             sound: rows whose residual is acceptable, (B, 1).
             state: changed in place.
-            back: rows that take a plain step from the base point, (B, 1), or None.
             held: rows whose step a line search shortens: their pair is not worth keeping, (B, 1), or None.
         """
         pairs, damping = state.pairs, state.damping
-        left_out = ~sound if held is None else ~sound | held
+        refused = ~sound
+        left_out = refused if held is None else refused | held
         pairs.push(at, state.base_z, state.base_r, state.unit, left_out)
+        move = None
         if state.watch is not None:
-            pairs.count = pairs.count.masked_fill(state.watch.plain, 0)
-        damping.fit(pairs.count, ~left_out, pairs.scale() if self.fits_scale() else None)
-        # what is not finite would reach other pairs as zero times NaN
-        r = (state.unit * at.r).masked_fill(left_out, 0.0)
-        weights = self.weights(state.products, pairs, r, damping.beta)
+            move = state.watch.look(norm, _norm(at.fz), pairs.along())
+            sound = (sound | move.bears) & ~move.lost
+            state.first_norm = torch.where(move.arrived, torch.maximum(state.first_norm, norm), state.first_norm)
+            damping.renew(move.sets_out)
+            pairs.count = pairs.count.masked_fill(move.plain, 0)
+        self._keep_best(at, norm, state, move)
+        damping.fit((pairs.count == 1) & ~left_out, pairs.scale() if self.fits_scale() else None)
+        weights = self.weights(state.products, pairs, state.unit * at.r, damping.beta)
         if state.watch is not None:
             state.watch.judge(self.gain(state.products), (state.unit * norm).square())
         step = damping.beta * at.r - pairs.combine(weights.to(at.r.dtype), damping.beta) / state.unit
         accepted = sound & (_norm(step) <= self.LONGEST * norm)
-        if back is not None:
-            accepted = accepted & ~back
+        refused, start_z, start_r = ~accepted, state.best_z, state.best_r
+        if move is not None:
+            stays = ~move.back
+            accepted, refused = accepted & stays, refused & stays
+            start_z = torch.where(stays, start_z, state.base_z)
+            start_r = torch.where(stays, start_r, state.base_r)
         pairs.count = pairs.count * accepted
-        damping.settle(norm, ~accepted if back is None else ~accepted & ~back, held)
-        start_z, start_r = state.best_z, state.best_r
-        if back is not None:
-            start_z, start_r = torch.where(back, state.base_z, start_z), torch.where(back, state.base_r, start_r)
+        damping.settle(norm, refused, held)
         state.base_z = torch.where(accepted, at.z, start_z)
         state.base_r = torch.where(accepted, at.r, start_r)
         step = torch.where(accepted, step, damping.beta * state.base_r)
         self._propose(state, step)
         return state.base_z + step
+
+    def _keep_best(self, at: Evaluation, norm: Tensor, state: SecantState, move: Move | None) -> None:
+        better = norm < state.best_norm
+        if move is not None:
+            better = (better & ~move.back) | move.arrived
+        state.best_norm = torch.where(better, norm, state.best_norm)
+        state.best_z = torch.where(better, at.z, state.best_z)
+        state.best_r = torch.where(better, at.r, state.best_r)
 
     def _propose(self, state: SecantState, step: Tensor) -> None:
         """Hook for a line search: remember the pending step."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["Watch"]
+__all__ = ["Move", "Watch"]
 
 IDLE_GAIN = 0.2
 """A mix gains little when it lowers the square of the residual by less than this share."""
@@ -14,25 +17,72 @@ IDLE_MIXES = 3
 IDLE_RATE = 0.7
 """It does so, and goes on with them, while each residual is at most this factor times the one before."""
 
-
 COLLAPSED = 0.25
 """A mixed step collapses when it takes ||f(z)|| below this factor times the largest seen,"""
 STUCK = 0.5
 """while ||r|| / ||f(z)|| stays above this factor times the smallest seen."""
 WILD = 8.0
 """A point whose residual is above this factor times the first one says nothing of the scale."""
+SLOW_RATE = 0.5
+"""Mixing is slow where the residual has not fallen to this factor"""
+SLOW_MIXES = 8
+"""within so many mixes in a row; plain steps are tried where it also grew along the last one."""
 PASSED = 0.5
-"""Plain steps away from there have arrived when the residual is below this factor times the largest on the way."""
+"""Plain steps away from a root have arrived when the residual is below this factor times the largest on the way, and
+||r|| / ||f(z)|| below the smallest seen before."""
 AFTER_RATE = 0.8
 """From there on a row takes plain steps for as long as each residual is at most this factor times the one before."""
 LONGEST_WAY = 40
 """Steps that a row may spend on such ways, all together, unless ||r|| / ||f(z)|| has halved there,"""
 STEEPEST_WAY = 1e4
 """and the growth of its residual on each of them."""
-SLOW_RATE = 0.5
-"""Mixing is slow where the residual has not fallen to this factor"""
-SLOW_MIXES = 8
-"""within so many mixes in a row; plain steps are tried where it also grew along the last one."""
+
+TESTS = {
+    "falls": ("norm", SLOW_RATE, "mark"),
+    "tame": ("norm", WILD, "first"),
+    "passed": ("norm", PASSED, "highest"),
+    "bearable": ("norm", STEEPEST_WAY, "start"),
+    "fast": ("norm", 1.0, "edge"),
+    "small": ("size", COLLAPSED, "largest"),
+    "halved": ("relative", STUCK, "least"),
+    "nearest": ("relative", 1.0, "least"),
+    "young": ("way", LONGEST_WAY - 1.0, "one"),
+    "patient": ("since", SLOW_MIXES - 2.0, "one"),
+    "inward": ("along", 0.0, "one"),
+    "turned": ("one", 1.0, "turned"),
+    "plain": ("one", 1.0, "plain"),
+    "away": ("one", 1.0, "away"),
+}
+"""Left, factor and right of every comparison left <= factor right that decides; all are made in one operation."""
+
+KEPT = ("mark", "first", "peak", "start", "last", "largest", "least", "below", "way", "since", "plain", "away")
+"""Columns that are kept from one point to the next: the residual that `SLOW_RATE` looks back to; the first one; the
+largest and the first one of the way; the last one; the largest ||f(z)|| and the least ||r|| / ||f(z)|| of mixing rows; the
+rate up to which steps are plain; steps spent on ways; mixes since ``mark``; two flags."""
+SEEN = ("norm", "size", "relative", "along", "turned", "edge", "highest", "larger", "lesser")
+"""Columns that a new point gives: as in `Watch.look`; the residual up to which steps stay plain; candidates for kept ones."""
+FIXED = ("zero", "one", "later", "after", "most")
+COLUMNS = (*KEPT, *SEEN, *FIXED)
+
+
+class Move(NamedTuple):
+    """What a row does at a new point, (B, 1) bool each.
+
+    Attributes:
+        plain: its step is plain.
+        back: it takes the last step back and a plain one instead.
+        sets_out: it begins a way from a root that repels.
+        bears: its residual may be as large as it is, because it is on such a way, or has arrived.
+        arrived: it has just left that root behind.
+        lost: its way has just led nowhere; it takes no other one.
+    """
+
+    plain: Tensor
+    back: Tensor
+    sets_out: Tensor
+    bears: Tensor
+    arrived: Tensor
+    lost: Tensor
 
 
 class Watch:
@@ -43,74 +93,120 @@ class Watch:
     shows it: its scale collapses, its relative residual does not fall, and its residual grows along its step. Such a
     step is taken back, and plain steps lead away from the root until the residual has passed its peak.
 
+    What a row does follows from the outcomes of `TESTS`, looked up in a table, because a hundred operations on columns
+    would cost more than the step.
+
     Args:
         plain_rate: factor from one residual to the next up to which a row takes plain steps from the start.
         norm: ||r_0||, float64.
 
     Attributes:
-        plain: rows that take plain steps, bool.
-        away: rows among them that leave a root that repels, bool.
-        sets_out: rows that have just begun to, bool.
-        arrived: rows that have just left one behind, bool.
-        lost: rows whose way has just led nowhere, bool; they take no other one.
+        move: what rows did at the last point.
     """
 
     def __init__(self, plain_rate: float, norm: Tensor) -> None:
-        self.plain = torch.ones_like(norm, dtype=torch.bool)
-        self.away = self.sets_out = self.arrived = self.lost = torch.zeros_like(self.plain)
-        self.below = torch.full_like(norm, plain_rate)
-        self.later = max(IDLE_RATE, plain_rate)
+        none = torch.zeros_like(norm, dtype=torch.bool)
+        self.move = Move(~none, none, none, none, none, none)
         self.idle = torch.zeros_like(norm, dtype=torch.int64)
-        self.way = torch.zeros_like(self.idle)
-        self.first = self.last = self.from_norm = self.peak = norm
-        self.size = torch.zeros_like(norm)
-        self.relative = torch.full_like(norm, torch.inf)
-        self.mark = norm
-        self.since = torch.zeros_like(self.idle)
+        zero, one = torch.zeros_like(norm), torch.ones_like(norm)
+        first = dict.fromkeys(KEPT, norm) | {"largest": zero, "least": one / zero, "below": plain_rate * one}
+        first |= {"way": zero, "since": zero, "plain": one, "away": zero}
+        self.kept = torch.cat([first[name] for name in KEPT], dim=1)
+        self.fixed = torch.cat((zero, one, max(IDLE_RATE, plain_rate) * one, AFTER_RATE * one, LONGEST_WAY * one), dim=1)
+        self.rules = _rules(norm.device)
 
-    def look(self, norm: Tensor, size: Tensor, outward: Tensor) -> Tensor:
-        """Take a new point, before the step; return the rows that go back to the one before.
+    def look(self, norm: Tensor, size: Tensor, along: Tensor) -> Move:
+        """Take a new point, before the step.
 
         Args:
             norm: ||r||.
             size: ||f(z)||.
-            outward: rows whose residual grew along the step to this point.
+            along: product of the changes of z and of r along the step to this point, in any unit > 0.
         """
-        rate = norm / self.last
+        kept = dict(zip(KEPT, self.kept.split(1, dim=1), strict=True))
+        turned = (self.idle >= IDLE_MIXES) & (norm <= IDLE_RATE * kept["last"])
         relative = norm / size
-        collapsed = outward & (size <= COLLAPSED * self.size) & (relative >= STUCK * self.relative)
-        back = ~self.plain & collapsed & (self.way < LONGEST_WAY)
-        falls = self.plain | (norm <= SLOW_RATE * self.mark)
-        self.mark = torch.where(falls, norm, self.mark)
-        self.since = (self.since + 1).masked_fill(falls, 0)
-        tame = norm <= WILD * self.first
-        slow = outward & tame & (self.since >= SLOW_MIXES) & (self.way < LONGEST_WAY)
-        self._go(norm, relative, back, slow & ~back)
-        turned = ~self.plain & (self.idle >= IDLE_MIXES) & (rate <= IDLE_RATE)
-        self.below = torch.where(turned, self.later, torch.where(self.arrived, AFTER_RATE, self.below))
-        self.plain = self.away | turned | (self.plain & (rate <= self.below))
-        mixes = ~self.plain
-        self.size = torch.where(mixes & tame, torch.fmax(self.size, size), self.size)
-        self.relative = torch.where(mixes, torch.fmin(self.relative, relative), self.relative)
-        self.last = norm
-        return back
-
-    def _go(self, norm: Tensor, relative: Tensor, back: Tensor, on: Tensor) -> None:
-        """Follow the ways from roots that repel; ``back`` and ``on`` start one."""
-        self.way = self.way + self.away
-        self.peak = torch.fmax(self.peak, norm)
-        self.arrived = self.away & (norm <= PASSED * self.peak) & (relative <= self.relative)
-        leads = (self.way < LONGEST_WAY) | (relative <= STUCK * self.relative)
-        bears = leads & (norm <= STEEPEST_WAY * self.from_norm)
-        self.lost = self.away & ~self.arrived & ~bears
-        self.way = self.way.masked_fill(self.lost, LONGEST_WAY)
-        start = torch.where(back, self.last, norm)
-        self.sets_out = starts = back | on
-        self.from_norm = torch.where(starts, start, self.from_norm)
-        self.peak = torch.where(starts, start, self.peak)
-        self.away = starts | (self.away & ~self.arrived & ~self.lost)
+        highest = torch.fmax(kept["peak"], norm)
+        larger, lesser = torch.fmax(kept["largest"], size), torch.fmin(kept["least"], relative)
+        seen = (norm, size, relative, along, turned, kept["below"] * kept["last"], highest, larger, lesser)
+        columns = torch.cat((self.kept, *seen, self.fixed), dim=1)
+        rules = self.rules
+        right = columns.index_select(1, rules.right) * rules.factor
+        outcome = ((columns.index_select(1, rules.left) <= right) * rules.place).sum(1)
+        self.kept = columns.gather(1, rules.sources.index_select(0, outcome)) + rules.counts.index_select(0, outcome)
+        self.move = Move(*rules.moves.index_select(0, outcome).split(1, dim=1))
+        return self.move
 
     def judge(self, gain: Tensor, square: Tensor) -> None:
         """Take what the mix gains, and the square of the residual that it lowers."""
         idle = (self.idle + 1).masked_fill(gain >= IDLE_GAIN * square, 0)
-        self.idle = idle.masked_fill(self.plain, 0)
+        self.idle = idle.masked_fill(self.move.plain, 0)
+
+
+class _Rules(NamedTuple):
+    """Tests, and for each of their outcomes: the moves, and from which column each kept one is taken, plus a count."""
+
+    left: Tensor
+    factor: Tensor
+    right: Tensor
+    place: Tensor
+    moves: Tensor
+    sources: Tensor
+    counts: Tensor
+
+
+@functools.cache
+def _rules(device: torch.device) -> _Rules:
+    lefts, factors, rights = zip(*TESTS.values(), strict=True)
+    place = 2 ** torch.arange(len(TESTS))
+    outcomes = torch.arange(2 ** len(TESTS))[:, None].bitwise_and(place) > 0
+    moves, taken, counts = _decide(dict(zip(TESTS, outcomes.unbind(1), strict=True)))
+    rules = _Rules(
+        left=torch.tensor([COLUMNS.index(name) for name in lefts]),
+        factor=torch.tensor(factors, dtype=torch.float64),
+        right=torch.tensor([COLUMNS.index(name) for name in rights]),
+        place=place,
+        moves=torch.stack(moves, dim=1),
+        sources=torch.stack([taken[name] for name in KEPT], dim=1),
+        counts=torch.stack([counts.get(name, torch.zeros(len(outcomes))) for name in KEPT], dim=1).double(),
+    )
+    return _Rules(*(t.to(device) for t in rules))
+
+
+def _decide(is_: dict[str, Tensor]) -> tuple[Move, dict[str, Tensor], dict[str, Tensor]]:
+    """Return, for every outcome of the tests, the move, the column that each kept one is taken from, and what is added."""
+    was_plain, was_away = is_["plain"], is_["away"]
+    steady = was_plain | is_["falls"]
+    outward = is_["young"] & ~is_["inward"]
+    back = outward & ~was_plain & is_["small"] & ~is_["halved"]
+    sets_out = back | (outward & ~steady & ~is_["patient"] & is_["tame"])
+    arrived = was_away & is_["passed"] & is_["nearest"]
+    lost = was_away & ~arrived & ~(is_["bearable"] & (is_["young"] | is_["halved"]))
+    away = sets_out | (was_away & ~arrived & ~lost)
+    turned = ~was_plain & is_["turned"]
+    plain = away | arrived | turned | (was_plain & is_["fast"])
+    start = _column("last", back, "norm")
+    taken = {
+        "mark": _column("norm", steady, "mark"),
+        "first": _column("first", steady, "first"),
+        "peak": _column(start, sets_out, "highest"),
+        "start": _column(start, sets_out, "start"),
+        "last": _column("norm", steady, "norm"),
+        "largest": _column("larger", ~plain & is_["tame"], "largest"),
+        "least": _column("lesser", ~plain, "least"),
+        "below": _column("later", turned, _column("after", arrived, "below")),
+        "way": _column("most", lost, "way"),
+        "since": _column("zero", steady, "since"),
+        "plain": _column("one", plain, "zero"),
+        "away": _column("one", away, "zero"),
+    }
+    return Move(plain, back, sets_out, away | arrived, arrived, lost), taken, {"way": was_away & ~lost, "since": ~steady}
+
+
+def _column(name: str | Tensor, where: Tensor, other: str | Tensor) -> Tensor:
+    """Return the number of column ``name`` where ``where`` holds, else that of ``other``."""
+    one, two = (COLUMNS.index(column) if isinstance(column, str) else column for column in (name, other))
+    return torch.where(where, one, two)
+
+
+_rules(torch.device("cpu"))

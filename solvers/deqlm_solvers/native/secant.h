@@ -89,7 +89,8 @@ void first_step(Solve& s, int64_t i, const T* z, const T* fz, T* z_next, T* step
     Row& row = s.row[i];
     row.first_norm = row.best_norm = row.base_norm = row.last_norm = row.norm;
     row.start_norm = row.peak = row.from_norm = row.mark_norm = row.norm;
-    row.least_relative = row.refused = std::numeric_limits<double>::infinity();
+    row.least_relative = std::numeric_limits<double>::infinity();
+    row.above = std::numeric_limits<double>::quiet_NaN();
     row.unit = power_of_two_near_inverse<T>(row.norm);
     row.damping_limit = row.damping;
     row.restarted = 1, row.final = 0;
@@ -258,7 +259,7 @@ void secant_steps(Solve& s, const int64_t* position, const int64_t* which, int h
         }
         const bool shorter = shorten(s, i, z_next + p * n);
         sound[l] = row.norm <= row.first_norm * factor;
-        const Move move = s.plain_rate > 0 ? look(s, i, zi, fi) : GOES_ON;
+        const Move move = s.plain_rate > 0 ? look(s, i, zi, fi, sound[l]) : GOES_ON;
         if (move == GOES_BACK) {
             go_back(s, i, zi, z_next + p * n);
             continue;

@@ -35,8 +35,8 @@ struct Row {
     double limit, best_ratio, best_residual, best_relative, residual, relative, ratio, mark;
     double half_residual, half_relative, before, first_ratio, first_residual, first_size, mark_residual, mark_size;
     double first_norm, norm, last_norm, plain_below, best_norm, base_norm, unit, damping, length;
-    double damping_limit, refused;                                                      // damping.h
-    double start_norm, size, least_relative, peak, from_norm, mark_norm;                // watch.h
+    double damping_limit, above;                                          // damping.h
+    double start_norm, size, least_relative, peak, from_norm, mark_norm;  // watch.h
     int64_t steps, since, due, gap, prefix, count, newest, idle, way, since_mark;
     uint8_t active, stalled, plain, best_pending, restart_pending, started, restarted, spent, away, ran_away;
     uint8_t final;  // a point that is not finite, or beyond the divergence limit, ends the row: no other one is left to try

@@ -44,10 +44,11 @@ bool outward(const Solve& s, int64_t i, const T* z, const T* fz) {
 
 // Follow the way of a row from a root that repels; `back` and `on` start one.
 Move follow(Row& row, double relative, bool back, bool on, double damping) {
+    const bool young = row.way < LONGEST_WAY;
     row.way += row.away;
     row.peak = std::fmax(row.peak, row.norm);
     const bool arrived = row.away && row.norm <= PASSED * row.peak && relative <= row.least_relative;
-    const bool leads = row.way < LONGEST_WAY || relative <= STUCK * row.least_relative;
+    const bool leads = young || relative <= STUCK * row.least_relative;
     const bool bears = leads && row.norm <= STEEPEST_WAY * row.from_norm;
     const bool lost = row.away && !arrived && !bears;
     if (lost) row.way = LONGEST_WAY;
@@ -58,7 +59,7 @@ Move follow(Row& row, double relative, bool back, bool on, double damping) {
 
 // Take a new point of row i, before the step.
 template <typename T>
-Move look(Solve& s, int64_t i, const T* z, const T* fz) {
+Move look(Solve& s, int64_t i, const T* z, const T* fz, bool sound) {
     Row& row = s.row[i];
     const double rate = row.norm / row.last_norm;
     if (row.plain || row.norm <= SLOW_RATE * row.mark_norm) row.mark_norm = row.norm, row.since_mark = 0;
@@ -72,12 +73,12 @@ Move look(Solve& s, int64_t i, const T* z, const T* fz) {
     const bool stuck = !row.plain && ways && size <= COLLAPSED * row.size && relative >= STUCK * row.least_relative;
     const bool tame = row.norm <= WILD * row.start_norm;
     const bool slow = ways && tame && row.since_mark >= SLOW_MIXES;
-    const bool grew = (stuck || slow) && outward(s, i, z, fz);
+    const bool grew = sound && (stuck || slow) && outward(s, i, z, fz);
     const Move move = follow(row, relative, stuck && grew, slow && grew && !stuck, s.damping);
     const bool turned = !row.plain && row.idle >= IDLE_MIXES && rate <= IDLE_RATE;
     if (turned) row.plain_below = IDLE_RATE > s.plain_rate ? IDLE_RATE : s.plain_rate;
     else if (move == ARRIVED) row.plain_below = AFTER_RATE;
-    row.plain = row.away || turned || (row.plain && rate <= row.plain_below);
+    row.plain = row.away || move == ARRIVED || turned || (row.plain && rate <= row.plain_below);
     if (!row.plain) {
         if (tame) row.size = std::fmax(row.size, size);
         row.least_relative = std::fmin(row.least_relative, relative);
