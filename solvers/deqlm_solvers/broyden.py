@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.checks import number, require, whole
 from deqlm_solvers.linalg import push_column, push_row, solve_general
+from deqlm_solvers.measure import row_norms
 from deqlm_solvers.native.kernel import Impl, Kernel, Rule, check_impl
 from deqlm_solvers.options import options
 from deqlm_solvers.secant import Pairs, Secant, SecantState
@@ -159,7 +160,7 @@ class Broyden(Secant):
 
 
 def _base_norm(state: SecantState) -> Tensor:
-    return torch.linalg.vector_norm(state.base_r, dim=1, keepdim=True, dtype=torch.float64)
+    return row_norms(state.base_r)[:, None]
 
 
 def _scaled_solve(system: Tensor, rhs: Tensor, squares: Tensor, pairs: Pairs) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deqlm_solvers.counted import inner_dtype
 from deqlm_solvers.damping import FLOOR, Damping
+from deqlm_solvers.measure import row_norms
 from deqlm_solvers.solver import Evaluation, Map, StepSolver
 from deqlm_solvers.watch import Move, Watch
 
@@ -285,4 +286,4 @@ def _power_of_two_near_inverse(norm: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, keepdim=True, dtype=torch.float64)
+    return row_norms(t)[:, None]
