@@ -12,7 +12,7 @@ from deqlm.cuts import first_dims, some
 from deqlm.inject import Inject
 from deqlm.noise import Replay
 from deqlm.pieces import NoiseError, refuse_noise, some_rows
-from deqlm.rows import map_tensors
+from deqlm.trees import map_tensors
 from deqlm_solvers.checks import require
 from deqlm_solvers.kinds import is_dense
 

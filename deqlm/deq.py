@@ -20,7 +20,8 @@ from deqlm.inject import Add, make_inject
 from deqlm.memory_cap import MemoryCap, OnCap
 from deqlm.modes import MODES, Mode, Simultaneous
 from deqlm.noise import Replay
-from deqlm.rows import RowMap, Rows, first_tensor, start_like, tensors, zeros_like_tree
+from deqlm.rows import RowMap, Rows
+from deqlm.trees import first_tensor, start_like, tensors, zeros_like_tree
 from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.checks import explain_options, require, whole
 from deqlm_solvers.kinds import require_state

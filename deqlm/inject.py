@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deqlm.rows import tensors, tree_add
+from deqlm.trees import tensors, tree_add
 from deqlm_solvers.checks import require
 
 __all__ = ["Add", "Argument", "Inject", "Projected", "make_inject"]

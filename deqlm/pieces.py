@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqlm.cuts import first_dims, some
 from deqlm.noise import Replay
-from deqlm.rows import map_tensors, tensors
+from deqlm.trees import map_tensors, tensors
 from deqlm_solvers import Frame
 from deqlm_solvers.checks import require
 

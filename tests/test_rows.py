@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import deqlm
-from deqlm.rows import RowMap, Rows, healthy_source, tree_add, zeros_like_tree
+from deqlm.cuts import healthy_source
+from deqlm.rows import RowMap, Rows
+from deqlm.trees import tree_add, zeros_like_tree
 
 
 def tree(B: int = 3):

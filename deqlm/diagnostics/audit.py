@@ -21,7 +21,7 @@ from deqlm.diagnostics.inverse import NotSolvedError
 from deqlm.diagnostics.unchanged import unchanged
 from deqlm.failures import Failures
 from deqlm.gradients import GRADIENTS, Gradient, Implicit
-from deqlm.rows import first_tensor, map_tensors, tensors
+from deqlm.trees import first_tensor, map_tensors, tensors
 from deqlm_solvers import FixedPoint, Solution, Solve
 from deqlm_solvers.checks import whole
 from deqlm_solvers.meter import MemoryMeter
@@ -215,7 +215,7 @@ class _Audit:
         if how not in at_point:
             z = truth.rows.pack(map_tensors(lambda t: t.detach().to(_wide(t)), sol.z))
             at_point[how] = truth.at(z)
-        by_parts = isinstance(method, Implicit) and method.solve.stop.per != "row"
+        by_parts = isinstance(method, Implicit) and method.backward().stop.per != "row"
         entry.verdict = self._verdict(entry, groups, sol, at_point[how], exact, by_parts)
 
     def _verdict(

@@ -15,7 +15,8 @@ from deqlm.deq import DEQ
 from deqlm.diagnostics.growth import Start
 from deqlm.diagnostics.inverse import Inverse, KrylovInverse, LUInverse, lengths
 from deqlm.diagnostics.masking import masked_map, masked_unknowns
-from deqlm.rows import RowMap, map_tensors, tensors
+from deqlm.rows import RowMap
+from deqlm.trees import map_tensors, tensors
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Map, Solve, Stop
 from deqlm_solvers.truth import jacobians
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from deqlm.deq import DEQ
 from deqlm.diagnostics.unchanged import unchanged
-from deqlm.rows import RowMap, first_tensor
+from deqlm.rows import RowMap
+from deqlm.trees import first_tensor
 from deqlm_solvers import Forecast, Frame, Solve, forecast_solve
 from deqlm_solvers.forecast import show_bytes
 from deqlm_solvers.meter import MemoryMeter

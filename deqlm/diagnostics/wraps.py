@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.noise import Replay
-from deqlm.rows import first_tensor, map_tensors, tree_add, zeros_like_tree
+from deqlm.trees import first_tensor, map_tensors, tree_add, zeros_like_tree
 
 __all__ = ["NORMS", "Norm", "Wrap", "norm_named", "wrapped"]
 

@@ -12,6 +12,7 @@ from deqlm_solvers.counted import inner_dtype
 from deqlm_solvers.gmres import BatchedGMRES
 from deqlm_solvers.linalg import solve_general
 from deqlm_solvers.measure import Measure
+from deqlm_solvers.solver import Evaluation
 
 __all__ = ["LinearSystem", "solve_cotangent"]
 
@@ -260,7 +261,7 @@ class _Scaled:
         relative = residual / self.unit
         passed = residual <= torch.clamp_min(stop.rtol * self.unit, floor)
         if stop.per != "row":
-            reading = Measure(stop, self.system.frame, w)(w + r, r)
+            reading = Measure(stop, self.system.frame, w)(Evaluation(w, w + r))
             relative, passed = reading.relative, reading.ratio <= 1
         status = torch.where(passed, int(Status.CONVERGED), int(Status.STALLED))
         if stop.is_budget:

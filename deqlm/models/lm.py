@@ -22,7 +22,8 @@ from deqlm.models.failing import LMFailures, WhenFailed
 from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, wanted
 from deqlm.modes import MODES, Auto, Chunked, Mode, Simultaneous
 from deqlm.noise import Replay
-from deqlm.rows import RowMap, Rows, map_tensors, start_like
+from deqlm.rows import RowMap, Rows
+from deqlm.trees import map_tensors, start_like
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
 from deqlm_solvers.checks import require, whole
 from deqlm_solvers.transforms import refuse_tracing

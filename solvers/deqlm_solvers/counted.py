@@ -11,6 +11,7 @@ from deqlm_solvers.derivative import (
     Recorded,
     jacobian_by_columns,
     jacobian_by_rows,
+    neither_way,
     push_forward,
     push_forward_many,
 )
@@ -227,7 +228,7 @@ class CountedMap:
             return torch.stack([recorded.product(one) for one in tangents])
         except NoDerivativeError as error:
             assert self._obstacle is not None
-            raise _explained(forward=self._obstacle, reverse=error) from error
+            raise neither_way(forward=self._obstacle, reverse=error) from error
 
     def aside(self, z: Tensor) -> Tensor:
         """See `InnerMap.aside`."""
@@ -246,7 +247,7 @@ class CountedMap:
             jacobian = jacobian_by_rows(self.evaluate, point)
         except NoDerivativeError as error:
             assert self._obstacle is not None
-            raise _explained(forward=self._obstacle, reverse=error) from error
+            raise neither_way(forward=self._obstacle, reverse=error) from error
         self.vjps += self.shape[1]
         return jacobian
 
@@ -292,7 +293,7 @@ class CountedMap:
                 first = first or error
                 del self._dual_modes[0]
         assert first is not None
-        raise _explained(forward=first, reverse=self._obstacle) from first
+        raise neither_way(forward=first, reverse=self._obstacle) from first
 
     def _explain(self, fz: Tensor) -> None:
         for what, got, want in (
@@ -381,13 +382,6 @@ class InnerMap:
             TypeError, ValueError: it returned something else.
         """
         return self._counted.known(z, known, name, axes, shape)
-
-
-def _explained(forward: NoDerivativeError, reverse: NoDerivativeError | None) -> NoDerivativeError:
-    return NoDerivativeError(
-        "this solver needs the Jacobian of f, which autograd cannot give; use 'anderson' or 'broyden', or give f "
-        f"operations that can be differentiated (forward mode: {forward}; reverse mode: {reverse})"
-    )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

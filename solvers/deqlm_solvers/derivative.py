@@ -18,6 +18,7 @@ __all__ = [
     "Recorded",
     "jacobian_by_columns",
     "jacobian_by_rows",
+    "neither_way",
     "push_forward",
     "push_forward_many",
 ]
@@ -27,6 +28,14 @@ Map = Callable[[Tensor], Tensor]
 
 class NoDerivativeError(RuntimeError):
     """Autograd cannot differentiate the map the way that was asked for."""
+
+
+def neither_way(forward: NoDerivativeError, reverse: NoDerivativeError | None) -> NoDerivativeError:
+    """Return the error that names the obstacles of both modes."""
+    return NoDerivativeError(
+        "this solver needs the Jacobian of f, which autograd cannot give; use 'anderson' or 'broyden', or give f "
+        f"operations that can be differentiated (forward mode: {forward}; reverse mode: {reverse})"
+    )
 
 
 class Recorded:

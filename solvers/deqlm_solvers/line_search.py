@@ -39,6 +39,8 @@ class LineSearch:
         >>> import torch
         >>> column = torch.ones(1, 1, dtype=torch.float64)
         >>> search = LineSearch(column)
+        >>> search.judge(column > 0, column)[0].item()  # the start
+        True
         >>> search.start(column > 0, 1 * column, 0 * column)
         >>> passes, given_up = search.judge(column > 0, 2 * column)  # the residual grew
         >>> passes.item(), round(search.length.item(), 3)

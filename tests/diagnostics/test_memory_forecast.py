@@ -29,7 +29,7 @@ STEP_SOLVERS: dict[str, Solver] = {
     "anderson_torch": Anderson(impl="torch"),
     "broyden_torch": Broyden(impl="torch"),
     "newton_krylov": SOLVERS["newton_krylov"](),
-    "fallback": Fallback(),
+    "fallback": Fallback("anderson", "broyden", "fixed_point"),
 }
 STOPS = {
     "plain": TIGHT,
@@ -128,6 +128,11 @@ def test_forecast_with_rows_that_leave(name: str) -> None:
         assert forecast.total >= want
     else:
         assert forecast.total == pytest.approx(want, rel=0.05)
+
+
+def test_the_default_fallback_is_forecast_as_if_it_needed_all() -> None:
+    whole, hungriest = (forecast_solve(Solve(name, TIGHT), 6, N).total for name in ("fallback", "newton_krylov"))
+    assert whole >= hungriest
 
 
 def test_newton_says_what_it_holds() -> None:

@@ -155,7 +155,8 @@ def test_a_configuration_cannot_ask_for_a_stack_without_end():
 def test_authors_weights_of_eight_bits_are_refused():
     from deqlm.hf import export_implicit_llm
 
-    given, tensors = export_implicit_llm(model("llama"))
+    theirs = {"grad": {"stop": {"max_iter": 24, "rtol": 0.05, "keep": "best_f"}}}
+    given, tensors = export_implicit_llm(model("llama", deq=theirs))
     quantised = {name: t.to(torch.float8_e4m3fn) for name, t in tensors.items()}
     with pytest.raises(ValueError, match=r"quantised: .*float8_e4m3fn"):
         import_implicit_llm(given, quantised)

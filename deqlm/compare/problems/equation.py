@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deqlm.deq import DEQ
 from deqlm.models import ImplicitLM
-from deqlm.rows import map_tensors
+from deqlm.trees import map_tensors
 from deqlm_solvers.checks import require
 
 __all__ = ["Equation", "refuse_solvers"]
