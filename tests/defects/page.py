@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from defects.defect import Defect
+from defects.stranger import GROUPS, Stranger
+from defects.strangers import STRANGERS
 from defects.table import DEFECTS
 
 __all__ = ["page"]
@@ -31,6 +33,14 @@ pytest tests/defects -m slow         # the one that hangs
 "Both" means that both checks run; "ours" that only the rule is checked, for a reason given under the tables; "theirs,
 ours later" that the feature is not written yet, and its check comes with it. This page is written from the table of the
 tests.
+
+At its end stand [the faults of our own](#found-by-strangers).
+"""
+
+STRANGERS_HEAD = """\
+Version 0.1 was tried with other people's layers, bug reports, problems, clients and attacks. What follows is what it
+did wrong, with the numbers that were seen then, what holds now, and the test below `tests/` that fails where the fault
+is back.
 """
 
 
@@ -47,6 +57,9 @@ def page() -> str:
         _table(verified, peers=True),
         "## What is not checked\n",
         _remarks(),
+        "## Found by strangers\n",
+        STRANGERS_HEAD,
+        *(_faults(group) for group in GROUPS),
     ]
     return "\n".join(parts)
 
@@ -78,6 +91,16 @@ def _remarks() -> str:
 
 def _ids(**wanted: str) -> str:
     return ", ".join(d.id for d in DEFECTS if all(getattr(d, key) == value for key, value in wanted.items()))
+
+
+def _faults(group: str) -> str:
+    head = f"### {GROUPS[group]}\n\n| what version 0.1 did | what holds now | shown by |\n|---|---|---|\n"
+    return head + "\n".join(_fault(stranger) for stranger in STRANGERS if stranger.group == group) + "\n"
+
+
+def _fault(stranger: Stranger) -> str:
+    file, test = stranger.test.split("::")
+    return f"| {stranger.was} | {stranger.now} | `{file}`<br>`{test}` |"
 
 
 if __name__ == "__main__":

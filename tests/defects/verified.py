@@ -145,7 +145,7 @@ VERIFIED = (
         id="V17",
         kind="crash",
         does="`torch.compile(fullgraph=True)` of a solver: a branch depends on data.",
-        rule="A DEQ takes a layer compiled as one graph, and stands in a compiled model by `torch.compiler.disable`.",
+        rule="A DEQ takes a layer compiled as one graph, and its solve runs eagerly in a compiled model.",
         ours=transforms.ours_stands_beside_compiled_code,
         theirs=transforms.theirs_has_no_whole_graph,
     ),
