@@ -159,19 +159,20 @@ class _Rules(NamedTuple):
 
 @functools.cache
 def _rules(device: torch.device) -> _Rules:
-    lefts, factors, rights = zip(*TESTS.values(), strict=True)
-    place = 2 ** torch.arange(len(TESTS))
-    outcomes = torch.arange(2 ** len(TESTS))[:, None].bitwise_and(place) > 0
-    moves, taken, counts = _decide(dict(zip(TESTS, outcomes.unbind(1), strict=True)))
-    rules = _Rules(
-        left=torch.tensor([COLUMNS.index(name) for name in lefts]),
-        factor=torch.tensor(factors, dtype=torch.float64),
-        right=torch.tensor([COLUMNS.index(name) for name in rights]),
-        place=place,
-        moves=torch.stack(moves, dim=1),
-        sources=torch.stack([taken[name] for name in KEPT], dim=1),
-        counts=torch.stack([counts.get(name, torch.zeros(len(outcomes))) for name in KEPT], dim=1).double(),
-    )
+    with torch.device("cpu"):
+        lefts, factors, rights = zip(*TESTS.values(), strict=True)
+        place = 2 ** torch.arange(len(TESTS))
+        outcomes = torch.arange(2 ** len(TESTS))[:, None].bitwise_and(place) > 0
+        moves, taken, counts = _decide(dict(zip(TESTS, outcomes.unbind(1), strict=True)))
+        rules = _Rules(
+            left=torch.tensor([COLUMNS.index(name) for name in lefts]),
+            factor=torch.tensor(factors, dtype=torch.float64),
+            right=torch.tensor([COLUMNS.index(name) for name in rights]),
+            place=place,
+            moves=torch.stack(moves, dim=1),
+            sources=torch.stack([taken[name] for name in KEPT], dim=1),
+            counts=torch.stack([counts.get(name, torch.zeros(len(outcomes))) for name in KEPT], dim=1).double(),
+        )
     return _Rules(*(t.to(device) for t in rules))
 
 
