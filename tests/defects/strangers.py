@@ -12,7 +12,7 @@ WORDS = (
         group="words",
         was="Layers z + F(z) (GPT-2 block, ViT layer, `norm_first=True`, `z + mlp(z)`) ended CONVERGED: the state "
         "had grown 1e4 to 2e5 times, the residual was .998 to 1.06 of the first one.",
-        now="Such a row ends DIVERGED, and `Solution.runaway` says why.",
+        now="Such a row never ends CONVERGED; one that passes because its state grew is DIVERGED, with `Solution.runaway`.",
         shown="deq/test_pre_norm.py::test_no_row_of_a_pre_norm_block_is_called_converged",
     ),
     Stranger(
