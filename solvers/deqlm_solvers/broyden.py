@@ -64,7 +64,7 @@ class Broyden(Secant):
     guarantees: ClassVar[frozenset[str]] = StepSolver.guarantees | {"known_answers", "lean"}
 
     SHORTEST: ClassVar[float] = 1 / 16
-    GROWTH: ClassVar[float] = 1e8
+    GROWTH: ClassVar[float] = 1e6
 
     def __post_init__(self) -> None:
         whole("memory", self.memory, 1)

@@ -14,7 +14,7 @@ LEAST = 2.0**-20
 FALLS = 0.75
 """It does so when the residual is below this factor times that of the last refused restart, or not finite."""
 TOO_LONG = 8.0
-"""The first pair shortens beta to its own scale where that is at most 1 / 8 of it: maps of a common scale keep theirs."""
+"""The first pair shortens beta to its own scale where that is at most 1 / 8 of it; common maps keep theirs."""
 SHORTEST = 2.0**-60
 """Smallest scale that is taken from a pair."""
 

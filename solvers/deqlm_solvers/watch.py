@@ -57,10 +57,10 @@ TESTS = {
 
 KEPT = ("mark", "first", "peak", "start", "last", "largest", "least", "below", "way", "since", "plain", "away")
 """Columns that are kept from one point to the next: the residual that `SLOW_RATE` looks back to; the first one; the
-largest and the first one of the way; the last one; the largest ||f(z)|| and the least ||r|| / ||f(z)|| of mixing rows; the
-rate up to which steps are plain; steps spent on ways; mixes since ``mark``; two flags."""
+largest and the first one of the way; the last one; the largest ||f(z)|| and the least ||r|| / ||f(z)|| of mixing rows;
+the rate up to which steps are plain; steps spent on ways; mixes since ``mark``; two flags."""
 SEEN = ("norm", "size", "relative", "along", "turned", "edge", "highest", "larger", "lesser")
-"""Columns that a new point gives: as in `Watch.look`; the residual up to which steps stay plain; candidates for kept ones."""
+"""Columns that a new point gives: see `Watch.look`; the residual up to which steps stay plain; new kept ones."""
 FIXED = ("zero", "one", "later", "after", "most")
 COLUMNS = (*KEPT, *SEEN, *FIXED)
 
@@ -159,24 +159,25 @@ class _Rules(NamedTuple):
 
 @functools.cache
 def _rules(device: torch.device) -> _Rules:
-    lefts, factors, rights = zip(*TESTS.values(), strict=True)
-    place = 2 ** torch.arange(len(TESTS))
-    outcomes = torch.arange(2 ** len(TESTS))[:, None].bitwise_and(place) > 0
-    moves, taken, counts = _decide(dict(zip(TESTS, outcomes.unbind(1), strict=True)))
-    rules = _Rules(
-        left=torch.tensor([COLUMNS.index(name) for name in lefts]),
-        factor=torch.tensor(factors, dtype=torch.float64),
-        right=torch.tensor([COLUMNS.index(name) for name in rights]),
-        place=place,
-        moves=torch.stack(moves, dim=1),
-        sources=torch.stack([taken[name] for name in KEPT], dim=1),
-        counts=torch.stack([counts.get(name, torch.zeros(len(outcomes))) for name in KEPT], dim=1).double(),
-    )
+    with torch.device("cpu"):
+        lefts, factors, rights = zip(*TESTS.values(), strict=True)
+        place = 2 ** torch.arange(len(TESTS))
+        outcomes = torch.arange(2 ** len(TESTS))[:, None].bitwise_and(place) > 0
+        moves, taken, counts = _decide(dict(zip(TESTS, outcomes.unbind(1), strict=True)))
+        rules = _Rules(
+            left=torch.tensor([COLUMNS.index(name) for name in lefts]),
+            factor=torch.tensor(factors, dtype=torch.float64),
+            right=torch.tensor([COLUMNS.index(name) for name in rights]),
+            place=place,
+            moves=torch.stack(moves, dim=1),
+            sources=torch.stack([taken[name] for name in KEPT], dim=1),
+            counts=torch.stack([counts.get(name, torch.zeros(len(outcomes))) for name in KEPT], dim=1).double(),
+        )
     return _Rules(*(t.to(device) for t in rules))
 
 
 def _decide(is_: dict[str, Tensor]) -> tuple[Move, dict[str, Tensor], dict[str, Tensor]]:
-    """Return, for every outcome of the tests, the move, the column that each kept one is taken from, and what is added."""
+    """Return for every outcome the move, from which column each kept one is taken, and what is added to it."""
     was_plain, was_away = is_["plain"], is_["away"]
     steady = was_plain | is_["falls"]
     outward = is_["young"] & ~is_["inward"]

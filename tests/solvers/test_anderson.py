@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deqlm_solvers import Anderson, FixedPoint, Solve, Stop
+from deqlm_solvers.damping import Damping
 from deqlm_solvers.secant import Secant
 from solvers.contract import assert_same_rows, same_bits
 from solvers.counting import Counted, geometric
@@ -142,6 +143,24 @@ def test_two_cycles_that_expand_in_a_bounded_layer():
     b = normal(0, 4, 6)
     sol = Solve(Anderson(), Stop(max_iter=100, rtol=1e-6))(lambda z: torch.tanh(-1.6 * z + b), torch.zeros_like(b))
     assert sol.converged.all()
+
+
+@pytest.mark.parametrize("impl", ["torch", "auto"])
+@pytest.mark.parametrize("scale", [10.0, 1e3, 1e6])
+def test_the_first_pair_gives_the_scale_of_the_map(impl, scale):
+    """F(z) = scale (A z + sin z - b), solved as z = z - F(z): beta is the scale of the pair, not the user's."""
+    problem = linear("symmetric", 0.9, B=3, N=40)
+    f = lambda z: z + scale * (problem.f(z) - z + 0.1 * torch.sin(z))  # noqa: E731
+    sol = Solve(Anderson(impl=impl), Stop(max_iter=120, rtol=1e-8))(f, problem.z0())
+    assert sol.converged.all(), sol.summary()
+
+
+def test_maps_of_a_common_scale_keep_the_damping():
+    """One eighth is the limit: a residual that changes less than eight times as much as the point."""
+    for gain, kept in ((-6.0, True), (-8.0, False), (0.99, True), (5.0, True)):
+        damping = Damping(1.0, torch.zeros(1, 1))
+        damping.fit(torch.ones(1, 1, dtype=torch.bool), torch.tensor([[1 / abs(gain - 1)]], dtype=torch.float64))
+        assert (damping.beta.item() == 1.0) is kept
 
 
 def test_linear_maps_that_expand_in_some_directions():

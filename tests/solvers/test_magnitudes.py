@@ -22,6 +22,29 @@ def test_products_of_the_history_neither_overflow_nor_vanish(solver, size):
     assert torch.allclose(sol.z / size, answer.expand(2, 2), rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e-160, 1e160, 1e200, 1e300])
+@pytest.mark.parametrize("impl", ["torch", "auto"])
+@pytest.mark.parametrize("solver", [*METHODS, Broyden(line_search="armijo")], ids=["anderson", "good", "bad", "armijo"])
+def test_products_of_float64_states_beyond_the_range_of_their_squares(solver, impl, size):
+    turn = TURN.double()
+    sol = Solve(solver.replace(impl=impl), Stop(max_iter=40, rtol=1e-10))(
+        lambda z: z @ turn + size, torch.zeros(2, 2).double()
+    )
+    answer = torch.linalg.solve((torch.eye(2).double() - turn).T, torch.ones(2).double())
+    assert sol.converged.all()
+    assert torch.allclose(sol.z / size, answer.expand(2, 2), rtol=1e-8)
+
+
+@pytest.mark.parametrize("solver", [*METHODS, Broyden(line_search="armijo")], ids=["anderson", "good", "bad", "armijo"])
+def test_a_power_of_two_changes_no_bit_at_any_magnitude(solver):
+    turn, sols = TURN.double(), []
+    for size in (1.0, 2.0**500, 2.0**-500):
+        f = lambda z, size=size: z @ turn + size  # noqa: E731
+        sols.append(Solve(solver, Stop(max_iter=12, rtol=0))(f, torch.zeros(2, 2).double()).z / size)
+    assert torch.equal(sols[0], sols[1])
+    assert torch.equal(sols[0], sols[2])
+
+
 def test_a_map_to_zero_reports_the_true_residual():
     sol = Solve(FixedPoint(), Stop(max_iter=1))(lambda z: 0 * z, torch.full((2, 3), 100.0))
     assert sol.status.tolist() == [Status.MAX_ITER] * 2
