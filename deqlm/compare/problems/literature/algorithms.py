@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from deqlm.compare.problems.literature.base import LiteratureProblem, map_of
+from deqlm.compare.problems.literature.base import CPU64, LiteratureProblem, map_of
 
 __all__ = ["algorithm_problems"]
-
-F64 = torch.float64
 
 
 def algorithm_problems() -> Iterator[LiteratureProblem]:
@@ -27,19 +25,19 @@ def algorithm_problems() -> Iterator[LiteratureProblem]:
     yield from _proximal(draw)
     yield from _page_rank(draw)
     yield map_of("poisson_mixture", "Hasselblad 1969", poisson_mixture, [0.3, 1.0, 2.5])
-    yield map_of("riccati", "Kalman 1960", _riccati(draw), torch.zeros(16))
+    yield map_of("riccati", "Kalman 1960", _riccati(draw), torch.zeros(16, **CPU64))
     yield map_of("logit_equilibrium", "McKelvey, Palfrey 1995", logit_equilibrium, [0.8, 0.1, 0.1], [1 / 3] * 3)
 
 
 def _bellman(draw: torch.Generator) -> Iterator[LiteratureProblem]:
     """Value iteration of 50 states and 4 actions, each leading to 5 states."""
-    chance = torch.rand(4, 50, 50, generator=draw, dtype=F64)
+    chance = torch.rand(4, 50, 50, generator=draw, **CPU64)
     chance = chance * (chance >= chance.topk(5, dim=2).values[..., -1:])
     chance = chance / chance.sum(2, keepdim=True)
-    reward = torch.rand(4, 50, generator=draw, dtype=F64)
+    reward, start = torch.rand(4, 50, generator=draw, **CPU64), torch.zeros(50, **CPU64)
     for discount in (0.9, 0.99, 0.999):
         name = f"value_iteration_{discount:g}".replace("0.", "0")
-        yield map_of(name, "Bellman 1957", lambda v, g=discount: bellman(v, chance, reward, g), torch.zeros(50))
+        yield map_of(name, "Bellman 1957", lambda v, g=discount: bellman(v, chance, reward, g), start)
 
 
 def bellman(v: Tensor, chance: Tensor, reward: Tensor, discount: float) -> Tensor:
@@ -50,13 +48,13 @@ def bellman(v: Tensor, chance: Tensor, reward: Tensor, discount: float) -> Tenso
 
 def _sinkhorn(draw: torch.Generator) -> Iterator[LiteratureProblem]:
     """Optimal transport between two sets of 30 points of the unit square."""
-    x, y = torch.rand(2, 30, 2, generator=draw, dtype=F64).unbind(0)
+    x, y = torch.rand(2, 30, 2, generator=draw, **CPU64).unbind(0)
     cost = (x[:, None] - y).square().sum(2)
     for blur in (0.1, 0.01):
         name = f"sinkhorn_{blur:g}".replace("0.", "0")
-        yield map_of(name, "Sinkhorn, Knopp 1967", lambda u, e=blur: sinkhorn(u, cost, e), torch.zeros(30))
+        yield map_of(name, "Sinkhorn, Knopp 1967", lambda u, e=blur: sinkhorn(u, cost, e), torch.zeros(30, **CPU64))
         anchored = lambda u, e=blur: _anchored(sinkhorn(u, cost, e))  # noqa: E731
-        yield map_of(f"{name}_anchored", "Sinkhorn, Knopp 1967", anchored, torch.zeros(30))
+        yield map_of(f"{name}_anchored", "Sinkhorn, Knopp 1967", anchored, torch.zeros(30, **CPU64))
 
 
 def sinkhorn(u: Tensor, cost: Tensor, blur: float) -> Tensor:
@@ -73,17 +71,17 @@ def _anchored(u: Tensor) -> Tensor:
 
 def _proximal(draw: torch.Generator) -> Iterator[LiteratureProblem]:
     """The lasso with more unknowns than data, and least squares with signs."""
-    A = torch.randn(30, 60, generator=draw, dtype=F64) / 30**0.5
-    signal = torch.zeros(60, dtype=F64)
-    signal[:5] = torch.tensor([3.0, -2, 1.5, -1, 2])
-    b = A @ signal + 0.01 * torch.randn(30, generator=draw, dtype=F64)
+    A = torch.randn(30, 60, generator=draw, **CPU64) / 30**0.5
+    signal = torch.zeros(60, **CPU64)
+    signal[:5] = torch.tensor([3.0, -2, 1.5, -1, 2], **CPU64)
+    b = A @ signal + 0.01 * torch.randn(30, generator=draw, **CPU64)
     for share in (0.1, 0.01):
         weight = share * float((A.mT @ b).abs().max())
         name = f"lasso_{share:g}".replace("0.", "0")
-        yield map_of(name, "Beck, Teboulle 2009", lambda x, w=weight: ista(x, A, b, w), torch.zeros(60))
-    tall = torch.randn(60, 30, generator=draw, dtype=F64) / 60**0.5
-    data = torch.randn(60, generator=draw, dtype=F64)
-    yield map_of("nonnegative_squares", "Goldstein 1964", lambda x: projected(x, tall, data), torch.zeros(30))
+        yield map_of(name, "Beck, Teboulle 2009", lambda x, w=weight: ista(x, A, b, w), torch.zeros(60, **CPU64))
+    tall = torch.randn(60, 30, generator=draw, **CPU64) / 60**0.5
+    data = torch.randn(60, generator=draw, **CPU64)
+    yield map_of("nonnegative_squares", "Goldstein 1964", lambda x: projected(x, tall, data), torch.zeros(30, **CPU64))
 
 
 def ista(x: Tensor, A: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -105,12 +103,13 @@ def _gradient_step(x: Tensor, A: Tensor, b: Tensor) -> tuple[Tensor, float]:
 
 def _page_rank(draw: torch.Generator) -> Iterator[LiteratureProblem]:
     """Random links between 80 pages, some of which nobody leaves."""
-    links = (torch.rand(80, 80, generator=draw, dtype=F64) < 0.05).to(F64)
+    links = (torch.rand(80, 80, generator=draw, **CPU64) < 0.05).double()
     links = torch.where(links.sum(1, keepdim=True) == 0, 1.0, links)
     links = links / links.sum(1, keepdim=True)
+    start = torch.full((80,), 1 / 80, **CPU64)
     for damping in (0.85, 0.99):
         name = f"page_rank_{damping:g}".replace("0.", "0")
-        yield map_of(name, "Page, Brin 1998", lambda p, d=damping: page_rank(p, links, d), torch.full((80,), 1 / 80))
+        yield map_of(name, "Page, Brin 1998", lambda p, d=damping: page_rank(p, links, d), start)
 
 
 def page_rank(p: Tensor, links: Tensor, damping: float) -> Tensor:
@@ -133,8 +132,8 @@ def poisson_mixture(z: Tensor) -> Tensor:
 
 def _riccati(draw: torch.Generator):
     """Return the recursion of the cost of a linear regulator with 4 states and 2 controls, P as a row of 16."""
-    A = torch.randn(4, 4, generator=draw, dtype=F64) * 0.7
-    B = torch.randn(4, 2, generator=draw, dtype=F64)
+    A = torch.randn(4, 4, generator=draw, **CPU64) * 0.7
+    B = torch.randn(4, 2, generator=draw, **CPU64)
 
     def f(z: Tensor) -> Tensor:
         P, a, b = z.reshape(-1, 4, 4), A.to(z.dtype), B.to(z.dtype)
