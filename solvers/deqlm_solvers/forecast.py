@@ -107,8 +107,8 @@ def forecast_solve(
     Raises:
         ValueError: a number that is not whole, or no floating dtype.
     """
-    whole("rows", rows, 0)
-    whole("unknowns", unknowns, 0)
+    whole("rows", rows, 0, None)
+    whole("unknowns", unknowns, 0, None)
     require(dtype.is_floating_point, "dtype", dtype, "floating point")
     label = _label(solve)
     solve = _fitted(solve, unknowns)
