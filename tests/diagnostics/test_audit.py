@@ -91,10 +91,13 @@ class TestExact:
         layer = nn.Sequential(Tanh(), nn.BatchNorm1d(6))
         with torch.no_grad():
             layer[1].weight.fill_(0.4)
-        audit = audit_gradient(deqlm.DEQ(layer, stop=Stop(rtol=1e-6)), torch.randn(5, 6), repeats=1)
+        # one history per row fits rows that are mixed badly: anderson is not done after 100 evaluations, broyden is
+        deq, x = deqlm.DEQ(layer, solver="broyden", stop=Stop(rtol=1e-6)), torch.randn(5, 6)
+        assert deq(x, with_stats=True)[1].converged.all()
+        audit = audit_gradient(deq, x, repeats=1)
         assert audit.mixes_rows
         assert audit["implicit"].verdict == "exact"
-        assert audit["implicit"].error["parameters"] < 1e-4
+        assert audit["implicit"].error["parameters"] < 1e-5
 
     def test_no_fixed_point_is_said_and_nothing_is_compared(self) -> None:
         deq = deqlm.DEQ(lambda z: z.abs() + 1, on_failure="ignore", stop=Stop(max_iter=10))
