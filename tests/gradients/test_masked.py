@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import deqlm
-from deqlm import DEQ, Implicit, OneStep, Phantom, Solve
+from deqlm import DEQ, Implicit, OneStep, Phantom, Solve, Unrolled
 from gradients.maps import SHARP
 
 F64 = torch.float64
@@ -74,7 +74,7 @@ def test_the_value_is_that_without_grad(gradient: object) -> None:
     assert torch.equal(z[~MASK], z0[~MASK])
 
 
-@pytest.mark.parametrize("gradient", [Phantom(60, 1.0), "unrolled"], ids=str)
+@pytest.mark.parametrize("gradient", [Phantom(60, 1.0), "unrolled", Unrolled(checkpoint=True)], ids=str)
 def test_gradients_of_steps_are_those_of_the_masked_map(gradient: object) -> None:
     z0, x, W = inputs()
     y = solved(see_all, z0, x, W, gradient=gradient, solver="fixed_point")
