@@ -199,8 +199,8 @@ def _differentiating(grad: bool = True) -> Iterator[None]:
 def _recording() -> Iterator[None]:
     """The same for a graph of the solver's own, which hooks of the caller must not see.
 
-    Activation checkpointing around the solve would keep its tensors, and do the solve anew for each product. Hooks switch
-    off autograd's look at tensors that were written meanwhile, so there are none where the caller has none.
+    Activation checkpointing around the solve would keep its tensors, and do the solve anew for each product. Hooks
+    switch off autograd's look at tensors that were written meanwhile, so there are none where the caller has none.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_differentiating())
