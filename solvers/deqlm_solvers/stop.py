@@ -99,7 +99,7 @@ class Stop(Options):
             require(self.norm in ("l2", "rms"), "norm", self.norm, "'l2', 'rms' or a sequence of weights")
         else:
             rule = "'l2', 'rms', or weights that are finite and >= 0, at least one of them > 0"
-            require(isinstance(self.norm, Sequence), "norm", self.norm, rule)
+            require(isinstance(self.norm, Sequence) and not isinstance(self.norm, bytes), "norm", self.norm, rule)
             weights = tuple(float(w) for w in self.norm)
             require(any(weights) and all(math.isfinite(w) and w >= 0 for w in weights), "norm", self.norm, rule)
             object.__setattr__(self, "norm", weights)

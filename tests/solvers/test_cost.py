@@ -109,5 +109,3 @@ def test_counts_are_those_of_a_counting_map(solver, stop):
         assert (sol.steps <= f.calls).all()
         if stop.check_every == 1:
             assert f.calls - look <= sol.steps.max() <= f.calls, "it ends with its last row, or a look at all rows"
-                "the loop ends with its last row, or with a look at all"
-            )

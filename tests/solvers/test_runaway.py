@@ -139,8 +139,6 @@ MIXERS = ["fixed_point", "anderson", Broyden(), Broyden(line_search="armijo"), "
 
 
 @pytest.mark.parametrize("solver", MIXERS, ids=str)
-    "solver", ["fixed_point", "anderson", Broyden(), Broyden(line_search="armijo"), "newton_krylov"]
-)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_pre_norm_block_whose_push_halves_by_chance_never_ends_converged(solver, dtype, seed):
