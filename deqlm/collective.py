@@ -33,9 +33,7 @@ def refuse_collective(layer: object, solve: Solve, gradient: Gradient) -> None:
     """
     if not isinstance(layer, nn.Module) or not _several_processes():
         return
-    solves = [solve]
-    if torch.is_grad_enabled():
-        solves.append(getattr(gradient.for_solve(solve), "solve", None))
+    solves = [solve, getattr(gradient, "solve", None)] if torch.is_grad_enabled() else [solve]
     if all(each.stop.is_budget for each in solves if isinstance(each, Solve)):
         return
     for name, part in layer.named_modules():

@@ -36,7 +36,7 @@ from deqlm.diagnostics.subject import Subject
 from deqlm.gradients import Gradient, Implicit
 from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
 from deqlm_solvers import Frame, Options, Solver, Status, Stop, options
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.checks import number, require, whole
 from deqlm_solvers.measure import row_norms
 
 __all__ = ["Examined", "Probes", "examine"]
@@ -78,8 +78,9 @@ class Probes(Options):
         for name, least in (("krylov", 1), ("dense", 0), ("rows", 1), ("plain", 8), ("starts", 1)):
             whole(name, getattr(self, name), least)
         whole("seed", self.seed, 0, sys.maxsize)
-        require(self.suggest in (True, False, "auto"), "suggest", self.suggest, "True, False or 'auto'")
-        require(self.seconds > 0, "seconds", self.seconds, "> 0")
+        known = isinstance(self.suggest, bool) or self.suggest == "auto"
+        require(known, "suggest", self.suggest, "True, False or 'auto'")
+        number("seconds", self.seconds, "> 0", lambda s: s > 0)
 
 
 class Examined(NamedTuple):

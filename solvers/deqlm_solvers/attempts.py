@@ -139,10 +139,10 @@ class Search:
         f, z = self.f, self.sol.z
         if rows.shape[0] == z.shape[0]:
             return f, False
+        self.apart = True
         if self.probed.narrows and isinstance(f, NarrowMap):
             part = f.narrow(rows)
             if part is not None:
-                self.apart = True
                 return part, False
         return lambda some: f(z.index_copy(0, rows, some)).index_select(0, rows), True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -54,6 +55,8 @@ def number(name: str, value: Any, rule: str, ok: Callable[[float], bool]) -> Non
         ValueError: damping must be a number in (0, 1], got 'half'
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # an int beyond what a double holds raises where it is used
+    is_number = is_number and (isinstance(value, float) or abs(value) <= sys.float_info.max)
     require(is_number, name, value, f"a number {rule}")
     require(ok(value), name, value, rule)
 

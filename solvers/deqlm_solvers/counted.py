@@ -73,6 +73,7 @@ class CountedMap:
         self.autocast = _autocast(z0.device.type)
         self.dtype = z0.dtype
         self.inner = inner_dtype(z0.dtype)
+        self.eps = torch.finfo(self.autocast or z0.dtype).eps
         self.shape = z0.shape
         self.device = z0.device
         self.steps = self.rows = self.jvps = self.vjps = 0
@@ -159,8 +160,8 @@ class CountedMap:
         return True
 
     def widen(self, z: Tensor) -> Evaluation:
-        """Take back what `narrow` has left out, and evaluate all rows at ``z`` (B, N), beside the steps."""
-        self.f, self.shape, self._kept = self._whole, z.shape, None
+        """Evaluate all rows at ``z`` (B, N) beside the steps; what `narrow` has left out is there again."""
+        self.f, self.shape, self._kept, self._carries = self._whole, z.shape, None, None
         at = self(z)
         self.steps -= 1
         self._beside += 1

@@ -50,6 +50,8 @@ def _loop(solver: StepSolver, evaluate: CountedMap, z0: Tensor, stop: Stop, fram
         z, goes_on = pace.take(k, at, last)
         if last or not goes_on:
             if not evaluate.narrowed:
+                if stop.check_every and not torch.is_grad_enabled() and pace.apart(at.z):
+                    pace.review(evaluate.widen(pace.points()), take_up=False)
                 break
             # a row that left was tested while others were elsewhere, and f may mix rows more weakly than a probe sees
             z, compact = pace.points(), False
@@ -76,7 +78,7 @@ def set_pace(solver: StepSolver, evaluate: CountedMap, stop: Stop, frame: Frame,
         kernel = solver.kernel()
         why = why_not_fused(kernel, stop, z)
         if not why and kernel is not None:
-            return FusedPace(kernel, stop, frame, z)
+            return FusedPace(kernel, stop, frame, z, evaluate.eps)
         if impl == "cpp":
             raise ValueError(f"impl='cpp' is not possible here: {why}; use impl='auto' or 'torch'")
     return TorchPace(solver, evaluate, stop, frame, z)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.measure import Measure, Reading
-from deqlm_solvers.runaway import Runaway
+from deqlm_solvers.runaway import Runaway, share_left
 from deqlm_solvers.schedule import Schedule, make_schedule
 from deqlm_solvers.solution import Cost, Solution
 from deqlm_solvers.solver import Evaluation
@@ -21,6 +21,8 @@ __all__ = ["Ledger", "open_ledger"]
 
 BEYOND = math.nextafter(1.0, 2.0)
 """Ratio of a point within tolerance that is no solution, because the row runs away."""
+SLACK = 1.05
+"""Ratio of residual and tolerance up to which a row still passes, evaluated with others than before."""
 
 
 class Ledger(ABC):
@@ -29,14 +31,12 @@ class Ledger(ABC):
     Attributes:
         steps_after_last: whether the point after the last evaluation is wanted.
         active: rows that are not done, (B,) bool; None where all go on to the end.
-        taken_up: whether rows that were done go on since the last evaluation.
     """
 
     steps_after_last = False
     active: Tensor | None = None
-    taken_up = False
 
-    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
+    def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
         self.stop = stop
         self.measure = Measure(stop, frame, z)
         self.trace: list[Tensor] = []
@@ -61,6 +61,10 @@ class Ledger(ABC):
         """Return the points that would be returned now, (B, N)."""
         raise NotImplementedError
 
+    def apart(self, z: Tensor) -> bool:
+        """Say whether a row passed at ``z`` (B, N), the last points, beside others that return another point."""
+        return False
+
     def review(self, k: int, at: Evaluation, take_up: bool) -> bool:
         """Take f at `points`, of all rows together after some had left; say whether a row no longer passes.
 
@@ -84,10 +88,10 @@ class Ledger(ABC):
         return torch.stack(self.trace) if self.stop.trace else None
 
 
-def open_ledger(stop: Stop, frame: Frame, z: Tensor) -> Ledger:
-    """Return the ledger that a `Stop` asks for, for a solve from ``z`` (B, N)."""
+def open_ledger(stop: Stop, frame: Frame, z: Tensor, eps: float) -> Ledger:
+    """Return the ledger that a `Stop` asks for, for a solve from ``z`` (B, N) of an f that resolves ``eps``."""
     kind = BudgetLedger if stop.is_budget else BestMapLedger if stop.keep == "best_f" else RowLedger
-    return kind(stop, frame, z)
+    return kind(stop, frame, z, eps)
 
 
 class RowLedger(Ledger):
@@ -100,8 +104,8 @@ class RowLedger(Ledger):
     last one, and does not end it.
     """
 
-    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
-        super().__init__(stop, frame, z)
+    def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
+        super().__init__(stop, frame, z, eps)
         rows, device = z.shape[0], z.device
         self.schedule: Schedule = make_schedule(stop, z)
         self.active: Tensor = torch.ones(rows, dtype=torch.bool, device=device)
@@ -115,7 +119,7 @@ class RowLedger(Ledger):
         self.k = 0
         self.count: int | None = None
         self.halfway: Tensor | None = None
-        self.runaway = Runaway(frame.first)
+        self.runaway = Runaway(frame.first, share_left(stop.rtol, eps), eps)
         if stop.patience is not None:
             self.mark = self.best_ratio.clone()
             self.since = torch.zeros_like(self.steps)
@@ -125,7 +129,7 @@ class RowLedger(Ledger):
             self.token_steps: Tensor | None = None
 
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
-        self.k, self.count, self.taken_up = k, None, False
+        self.k, self.count = k, None
         if not self.schedule.tests(k, last):
             self._trace(None, self.active)
             return
@@ -172,9 +176,18 @@ class RowLedger(Ledger):
     def points(self) -> Tensor:
         return self.best_z
 
+    def apart(self, z: Tensor) -> bool:
+        if z.shape[0] in (1, self.count):
+            return False
+        return bool((self.best_ratio <= 1).any() & (self.best_z != z).any())
+
     def review(self, k: int, at: Evaluation, take_up: bool) -> bool:
         self.reading = self.measure(at)
-        return take_up and self._take_up_lost(k)
+        if take_up and self._take_up_lost(k):
+            return True
+        worse = self.reading.ratio > SLACK * self.best_ratio.clamp_min(1.0)
+        self.best = torch.where(worse, torch.stack((self.reading.residual, self.reading.relative)), self.best)
+        return False
 
     def _take_up_lost(self, k: int) -> bool:
         """Go on with rows that no longer pass; say whether there is one. Reads the device."""
@@ -184,7 +197,6 @@ class RowLedger(Ledger):
         self.active = self.active | lost
         self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
         self.schedule.reopen(k, lost)
-        self.taken_up = True
         return True
 
     def active_rows(self) -> int | None:
@@ -227,7 +239,7 @@ class RowLedger(Ledger):
 
         The slack is for rounding that differs from call to call.
         """
-        return (self.best_ratio <= 1) & (self.reading.ratio > 1.05)
+        return (self.best_ratio <= 1) & (self.reading.ratio > SLACK)
 
     def _keep_best(
         self, k: int, tested: Tensor, reading: Reading, ratio: Tensor, now: Tensor, z: Tensor
@@ -298,8 +310,8 @@ class BudgetLedger(Ledger):
 
     steps_after_last = True
 
-    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
-        super().__init__(stop, frame, z)
+    def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
+        super().__init__(stop, frame, z, eps)
         self.start = z.detach()
 
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
@@ -333,13 +345,13 @@ class BestMapLedger(Ledger):
     models are RNNs, ICML, trained.
     """
 
-    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
-        super().__init__(stop, frame, z)
+    def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
+        super().__init__(stop, frame, z, eps)
         self.best_f = z.detach()
         self.best_relative = torch.full((z.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
         self.best_residual = self.best_relative.clone()
         self.relative = self.best_relative
-        self.runaway = Runaway(frame.first)
+        self.runaway = Runaway(frame.first, share_left(stop.rtol, eps), eps)
         self.runs = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
         self.count = torch.zeros((), dtype=torch.int64, device=z.device)

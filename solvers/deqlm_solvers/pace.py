@@ -59,6 +59,13 @@ class Pace(ABC):
         """Return the points that would be returned now, (B, N), of all rows."""
 
     @abstractmethod
+    def apart(self, z: Tensor) -> bool:
+        """Say whether a row passed at ``z`` (B, N), the last points, beside others that return another point.
+
+        Where f mixes rows, what it passed beside is then not what is returned. Reads the device.
+        """
+
+    @abstractmethod
     def review(self, at: Evaluation, take_up: bool) -> bool:
         """Take f at `points`, of all rows together after some had left; all are present from now on.
 
@@ -104,7 +111,7 @@ class TorchPace(Pace):
     def __init__(self, solver: StepSolver, evaluate: CountedMap, stop: Stop, frame: Frame, z: Tensor) -> None:
         self.solver = solver
         self.evaluate = evaluate
-        self.ledger = open_ledger(stop, frame, z)
+        self.ledger = open_ledger(stop, frame, z, evaluate.eps)
         self.masked = self._masked = self.ledger.measure.masked
         self.k = 0
         self.state = solver.init(z)
@@ -121,8 +128,6 @@ class TorchPace(Pace):
         self.ledger.record(k, at.detached(), last, self.solver.final(self.state) if k else None)
         if self.ledger.finished(k, last) or (last and not self.ledger.steps_after_last):
             return at.z, False
-        if self.ledger.taken_up:
-            self.state = self.solver.renew(at.z, self.state)
         z_next, self.state = self.solver.step(self.evaluate.call, at, self.state)
         self._remember_choice()
         z = self.ledger.freeze(z_next, at.z)
@@ -157,13 +162,13 @@ class TorchPace(Pace):
     def points(self) -> Tensor:
         return self.ledger.points()
 
+    def apart(self, z: Tensor) -> bool:
+        return self.ledger.apart(z)
+
     def review(self, at: Evaluation, take_up: bool) -> bool:
         self.rows, self.masked = None, self._masked
         self.whole = self.held(at)
-        goes_on = self.ledger.review(self.k, self.whole, take_up)
-        if goes_on:
-            self.state = self.solver.renew(self.whole.z, self.state)
-        return goes_on
+        return self.ledger.review(self.k, self.whole, take_up)
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         sol = self.ledger.close(z_last, cost, keep_last)

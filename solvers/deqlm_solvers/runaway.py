@@ -5,14 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["FALLEN", "GROWN", "Runaway"]
+__all__ = ["FALLEN", "GROWN", "Runaway", "share_left"]
 
 FALLEN = 0.5
-"""A residual that is at most this share of another one has come nearer to a solution."""
+"""A residual that is at most this share of another one may have come nearer to a solution; see `share_left`."""
+LEAST_SHARE = 0.1
+"""Where the tolerance allows, no larger share is left: F of a layer z + F(z) may halve by chance, far away."""
 GROWN = 10.0
 """A row whose size is at most this many times that of its start has not run away."""
+HIDDEN = 0.25
+"""Share of eps times a size that rounding may hide of a residual there."""
 NEAR = 0.5
 """Points whose sizes differ by at most this share are near each other."""
+
+
+def share_left(rtol: float, eps: float) -> float:
+    """Return the share of a residual that may be left of it near a solution, from 0.1 to 0.5.
+
+    A row that grew up to 1000-fold to a solution has a residual of a tenth at a tolerance of 1e-4. Where the tolerance
+    is loose, or near what the dtype resolves, the residual of a solution need not fall so far.
+
+    Args:
+        rtol: relative tolerance, >= 0.
+        eps: of the dtype that f computes in.
+
+    Examples:
+        >>> share_left(1e-4, 1e-7), share_left(1e-2, 1e-7), share_left(4e-7, 1e-7)
+        (0.1, 0.5, 0.5)
+    """
+    if rtol == 0:
+        return FALLEN
+    return min(FALLEN, max(LEAST_SHARE, 100 * rtol, 4 * eps / rtol))
 
 
 class Runaway:
@@ -20,12 +43,16 @@ class Runaway:
 
     On layers z + F(z) the state grows and ||f(z) - z|| does not fall, until it is small beside ||f(z)||. So a point
     passes only if its size, max(||z||, ||f(z)||), is at most 10 times that of the row's start, or its residual at most
-    half of the row's first one, or, for a row that began where everything is small, at most half of what it was when
+    a `share_left` of the row's first one, or, for a row that began where everything is small, of what it was when
     the row first came within tolerance around here: where there is a solution the residual goes on falling. A solver
-    that leaps far away and comes back has had large residuals, so half of the largest would tell nothing.
+    that leaps far away and comes back has had large residuals, so half of the largest would tell nothing. Where the
+    state has grown so far that z + F(z) is z but for rounding, the residual tells nothing either: it counts as what
+    rounding may hide of it.
 
     Args:
         first: see `Frame`.
+        share: what `share_left` says.
+        eps: of the dtype that f computes in.
 
     Attributes:
         first: the same, of the first point that was taken where none was given.
@@ -38,8 +65,10 @@ class Runaway:
         [False, True, True, False]
     """
 
-    def __init__(self, first: Tensor | None = None) -> None:
+    def __init__(self, first: Tensor | None = None, share: float = FALLEN, eps: float = 0.0) -> None:
         self.first = first
+        self.share = share
+        self.hidden = HIDDEN * eps
         self._bounds: Tensor | None = None
         self._mark: Tensor | None = None
 
@@ -51,13 +80,13 @@ class Runaway:
             residual: ||f(z) - z||, (B,) float64.
             size: max(||z||, ||f(z)||), (B,) float64.
         """
-        now = torch.stack((residual, size))
+        now = torch.stack((torch.maximum(residual, self.hidden * size), size))
         if self._bounds is None or self._mark is None:
-            self.first = now if self.first is None else self.first
-            self._bounds = self.first * torch.tensor([[FALLEN], [GROWN]], dtype=now.dtype, device=now.device)
+            self.first = torch.stack((residual, size)) if self.first is None else self.first
+            self._bounds = self.first * torch.tensor([[self.share], [GROWN]], dtype=now.dtype, device=now.device)
             self._mark = torch.zeros_like(now)
         doubtful = within & (now > self._bounds).all(0)
         before, near = self._mark
         fresh = doubtful & ((size - near).abs() > NEAR * size)
         self._mark = torch.where(fresh, now, self._mark)
-        return fresh | (doubtful & (residual > FALLEN * before))
+        return fresh | (doubtful & (now[0] > self.share * before))

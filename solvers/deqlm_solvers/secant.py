@@ -61,7 +61,8 @@ class Pairs:
         torch.sub(at.r, base_r, out=y).mul_(unit)
         if skip is not None:
             s.masked_fill_(skip, 0.0)
-            y.masked_fill_(skip, 0.0)
+        # the residual of a row that is held changes where f mixes rows, which says nothing of its own steps
+        y.masked_fill_(~s.any(1, keepdim=True), 0.0)
         self.count = self.count + 1
 
     def unused(self, squares: Tensor) -> Tensor:

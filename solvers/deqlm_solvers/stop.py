@@ -49,7 +49,9 @@ class Stop(Options):
         test_every: evaluations from one test of a row to the next, >= 1; "auto" predicts from each row's own rate when
             it will pass, at most 8 evaluations ahead, so a row may end up to 7 evaluations late.
         check_every: evaluations between two host reads of "is every row done", >= 0 (0: never, the loop runs to
-            ``max_iter``). It changes time, never a result.
+            ``max_iter``). It changes time, never a result of an f that works row by row. Unless it is 0, rows that
+            passed beside rows that fail are looked at once more, in one evaluation of all that is returned, which
+            counts as cost and not as a step: f may mix rows, and a row that fails returns its best point.
         compact: rows that are done leave the batch when f can be evaluated on the rest (`deqlm.solve` with ``args``,
             `DEQ`) and, with True, when that pays; with "at_once" after the evaluation in which they were done, so that
             the rows of all evaluations are the sum of the rows' steps, of one probe, which finds out whether f mixes
@@ -97,7 +99,7 @@ class Stop(Options):
             require(self.norm in ("l2", "rms"), "norm", self.norm, "'l2', 'rms' or a sequence of weights")
         else:
             rule = "'l2', 'rms', or weights that are finite and >= 0, at least one of them > 0"
-            require(isinstance(self.norm, Sequence), "norm", self.norm, rule)
+            require(isinstance(self.norm, Sequence) and not isinstance(self.norm, bytes), "norm", self.norm, rule)
             weights = tuple(float(w) for w in self.norm)
             require(any(weights) and all(math.isfinite(w) and w >= 0 for w in weights), "norm", self.norm, rule)
             object.__setattr__(self, "norm", weights)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from defects.defect import Check
+
 __all__ = ["GROUPS", "Stranger"]
 
 GROUPS = {
@@ -24,10 +26,18 @@ class Stranger:
         group: a key of `GROUPS`.
         was: what version 0.1 did, one sentence.
         now: what holds now, one sentence.
-        shown: the test that fails where the fault is back, as "folder/file.py::name" below tests/.
+        shown: what fails where the fault is back: a test, as "folder/file.py::name" below tests/, or a check of this
+            folder.
     """
 
     group: Literal["words", "gradients", "input", "rows", "defaults"]
     was: str
     now: str
-    shown: str
+    shown: str | Check
+
+    @property
+    def test(self) -> str:
+        """The place of what shows it, below tests/."""
+        if isinstance(self.shown, str):
+            return self.shown
+        return f"{self.shown.__module__.replace('.', '/')}.py::{self.shown.__name__}"

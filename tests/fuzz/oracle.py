@@ -61,7 +61,9 @@ class Row:
             passes = reading.clearly(slack)
             if passes is not False and not row.runs_away(reading):
                 allowed.add(Status.CONVERGED)
-                if passes:
+                if reading.size > 10 * row.start:  # more than that is asked of rows that grew
+                    allowed.add(Status.DIVERGED)
+                elif passes:
                     return allowed
             elif passes is not False:
                 allowed.add(Status.DIVERGED)

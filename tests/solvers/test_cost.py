@@ -29,15 +29,15 @@ def costs(solver: Solver, stop: Stop, rate: float = 0.98) -> tuple[float, float]
     [
         (FixedPoint(impl="torch"), BUDGET, 2),
         (FixedPoint(damping=0.8, impl="torch"), BUDGET, 3),
-        (FixedPoint(impl="torch"), ENDLESS, 43),
-        (FixedPoint(impl="torch"), ENDLESS.replace(test_every=8), 6.3),
-        (FixedPoint(impl="torch"), ENDLESS.replace(patience=50), 54),
-        (FixedPoint(impl="torch"), ENDLESS.replace(trace=True), 45),
-        (Anderson(impl="torch"), BUDGET, 169),
-        (Anderson(memory=1, impl="torch"), ENDLESS, 43),
-        (Broyden(impl="torch"), BUDGET, 111),
-        (Broyden(update="bad", impl="torch"), ENDLESS, 152),
-        (Broyden(line_search="armijo", impl="torch"), ENDLESS, 190),
+        (FixedPoint(impl="torch"), ENDLESS, 45),
+        (FixedPoint(impl="torch"), ENDLESS.replace(test_every=8), 6.6),
+        (FixedPoint(impl="torch"), ENDLESS.replace(patience=50), 56),
+        (FixedPoint(impl="torch"), ENDLESS.replace(trace=True), 47),
+        (Anderson(impl="torch"), BUDGET, 171),
+        (Anderson(memory=1, impl="torch"), ENDLESS, 45),
+        (Broyden(impl="torch"), BUDGET, 113),
+        (Broyden(update="bad", impl="torch"), ENDLESS, 156),
+        (Broyden(line_search="armijo", impl="torch"), ENDLESS, 194),
     ],
     ids=[
         *("picard_budget", "damped_budget", "picard", "picard_every_8", "picard_patience", "picard_trace"),
@@ -54,7 +54,7 @@ def test_the_predicted_schedule_is_cheap():
     """A quarter of the operations of testing every evaluation, and a quarter of a sync."""
     operations, syncs = costs(FixedPoint(impl="torch"), ENDLESS.replace(test_every="auto"))
     assert syncs <= 0.25
-    assert operations <= 10.3
+    assert operations <= 10.5
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
@@ -102,9 +102,10 @@ def test_counts_are_those_of_a_counting_map(solver, stop):
     for problem in (linear("symmetric", 0.8), tanh_layer(3.0)):
         f = Counted(problem.f)
         sol = Solve(solver, stop)(f, problem.z0())
-        assert sol.cost.evaluations == f.calls <= stop.max_iter
+        look = int(bool(sol.converged.any() and sol.failed.any()))
+        assert sol.cost.evaluations == f.calls <= stop.max_iter + look
         assert sol.cost.row_evaluations == f.rows == f.calls * len(problem.truth)
         assert sol.cost.vjps == sol.cost.jvps == 0
         assert (sol.steps <= f.calls).all()
         if stop.check_every == 1:
-            assert sol.steps.max() == f.calls, "the loop ends with its last row"
+            assert f.calls - look <= sol.steps.max() <= f.calls, "it ends with its last row, or a look at all rows"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Solve, Status, Stop
+from deqlm_solvers import Anderson, Broyden, Fallback, FixedPoint, Solve, Status, Stop
 
 TARGET = torch.tensor([[1.0], [50.0], [-3.0]], dtype=torch.float64)
 RATE = torch.tensor([[0.05], [0.9], [0.3]], dtype=torch.float64)
@@ -79,3 +79,40 @@ def test_a_row_that_is_lost_when_nothing_is_left_to_pay_is_told(impl):
     relative = (fz - sol.z).norm(dim=1) / fz.norm(dim=1)
     assert (relative[sol.converged] <= 1.1e-12).all()
     assert (sol.status[24:] == Status.MAX_ITER).all()
+
+
+def chain(z: torch.Tensor) -> torch.Tensor:
+    """The first row never settles; each further one follows the row before it a little."""
+    before = torch.cat([torch.zeros_like(z[:1]), z[:-1]])
+    own = torch.where(torch.arange(len(z))[:, None] == 0, 50 - z, 0.2 * z + 1)
+    return own + 1e-4 * before
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("compact", [True, False, "at_once"])
+@pytest.mark.parametrize("max_iter", [11, 12])
+def test_a_row_is_converged_beside_what_the_others_return(impl, compact, max_iter):
+    """A row that fails returns its best point, not its last one, beside which its neighbour passed."""
+    stop = Stop(max_iter=max_iter, rtol=1e-6, compact=compact)
+    sol = Solve(FixedPoint(impl=impl, first_damping=0.9), stop)(chain, torch.zeros(3, 4, dtype=torch.float64))
+    fz = chain(sol.z)
+    residual = (fz - sol.z).norm(dim=1)
+    assert sol.failed[0]
+    assert (residual[sol.converged] <= 1.05e-6 * fz.norm(dim=1)[sol.converged]).all()
+    assert torch.allclose(residual, sol.residual, rtol=0.06, atol=1e-5), "told is the residual of what is returned"
+    assert sol.cost.evaluations == max_iter + 1, "one look at all that is returned"
+    alone = Solve(FixedPoint(impl=impl), stop)(chain, torch.zeros(1, 4, dtype=torch.float64))
+    assert alone.cost.evaluations == max_iter
+
+
+def test_a_fallback_looks_again_where_rows_could_not_leave():
+    gain = torch.tensor([[0.5], [-3.0], [0.3]], dtype=torch.float64)
+
+    def f(z: torch.Tensor) -> torch.Tensor:
+        return gain * z + 1 + 1e-12 * torch.roll(z, 1, 0) ** 2
+
+    start = torch.tensor([[0.0], [1e4], [0.0]], dtype=torch.float64)
+    stop = Stop(max_iter=60, rtol=1e-12, compact=False)
+    sol = Solve(Fallback("fixed_point", "anderson"), stop)(f, start)
+    fz = f(sol.z)
+    assert ((fz - sol.z).norm(dim=1)[sol.converged] <= 1.05e-12 * fz.norm(dim=1)[sol.converged]).all()

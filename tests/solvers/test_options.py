@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pickle
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Options, Solve, Stop, options
 from deqlm_solvers.checks import require, suggest, whole
@@ -134,3 +137,22 @@ def test_numbers_of_evaluations_are_bounded_by_what_a_machine_counts(name):
     assert getattr(Stop(**{name: sys.maxsize}), name) == sys.maxsize
     with pytest.raises(ValueError, match=f"{name} must be a whole number >= . and <= {sys.maxsize}, got {2**64}"):
         Stop(**{name: 2**64})
+
+
+HOSTILE = [10**400, -(2**70), 2**64 + 3, math.nan, b"x", np.int64(3), np.bool_(True), torch.tensor(3), 1j, object()]
+
+
+@pytest.mark.parametrize("make", [Stop, *(SOLVERS[name] for name in SOLVERS)], ids=lambda make: make.__name__)
+def test_what_is_no_option_is_refused_or_kept_as_it_is(make):
+    """A whole number fits an index, a number fits a double, and everything else raises a plain error."""
+    for field in dataclasses.fields(make):
+        for value in HOSTILE:
+            if field.name in ("jacobian", "blocks", "memory_cap"):
+                continue
+            try:
+                made = getattr(make(**{field.name: value}), field.name)
+            except (ValueError, TypeError, KeyError):
+                continue
+            assert math.isfinite(float(made)), f"{field.name}={value!r}"
+            assert type(field.default) is not int, f"{field.name}={value!r} is no whole number of an index"
+            assert isinstance(made, int | float), f"{field.name}={value!r}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Frame, Solve, Status, StepSolver, Stop
-from deqlm_solvers.runaway import Runaway
+from deqlm_solvers.runaway import Runaway, share_left
 from solvers.problems import normal
 
 IMPLS = [s(impl=impl) for s in (FixedPoint, Anderson, Broyden) for impl in ("torch", "cpp")]
@@ -133,3 +133,38 @@ def test_every_solver_tells_a_drift_from_a_solution(name):
     if isinstance(solver, StepSolver) or {"max_iter", "rtol"} <= solver.honours:
         sol = Solve(solver, stop)(lambda z: z + 1 + 0.01 * torch.sin(z), torch.zeros(2, 4, dtype=torch.float64))
         assert not sol.converged.any()
+
+
+MIXERS = ["fixed_point", "anderson", Broyden(), Broyden(line_search="armijo"), "newton_krylov"]
+
+
+@pytest.mark.parametrize("solver", MIXERS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pre_norm_block_whose_push_halves_by_chance_never_ends_converged(solver, dtype, seed):
+    """z + F(norm(z)): the residual depends on the direction of z, and falls to .4 of the first one far away."""
+    torch.manual_seed(seed)
+    mlp = torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.Linear(6, 12), torch.nn.GELU(), torch.nn.Linear(12, 6))
+    mlp = mlp.to(dtype)
+    x = torch.randn(4, 6).to(dtype)
+    sol = Solve(solver, Stop(max_iter=120, rtol="auto"))(lambda z: z + mlp(z + x), torch.zeros_like(x))
+    size = torch.maximum(sol.z.norm(dim=1), torch.ones(4)) / sol.first[1]
+    assert not (sol.converged & (size > 100)).any()
+
+
+def test_a_state_that_rounding_holds_is_no_solution():
+    """z + 1 is z in float32 beyond 2**25."""
+    push = torch.ones(1, 3)
+    leap = lambda z: torch.where(z.abs() < 1e6, 30 * z + push, z + push)  # noqa: E731
+    sol = Solve(FixedPoint(), Stop(max_iter=60, rtol=1e-4))(leap, torch.zeros(1, 3))
+    assert sol.runaway.all()
+
+
+def test_what_may_be_left_of_a_residual():
+    assert share_left(0.0, 1e-7) == share_left(1e-2, 1e-7) == share_left(1e-7, 1e-7) == 0.5
+    assert share_left(1e-4, 1e-7) == 0.1
+    one = torch.ones(1, dtype=torch.float64)
+    watch = Runaway(share=0.1, eps=4e-3)
+    runs = lambda residual, size: watch.runs(one > 0, residual * one, size * one).item()  # noqa: E731
+    assert [runs(1, 1), runs(0.11, 11), runs(0.011, 11)] == [False, True, False]
+    assert [runs(0, 200), runs(0, 200), runs(0, 90)] == [True, True, False], "0 at 200 counts as .2, at 90 as .09"

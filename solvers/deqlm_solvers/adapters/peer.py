@@ -15,7 +15,7 @@ from deqlm_solvers.counted import HALF, CountedMap, check_start
 from deqlm_solvers.driver import warn_below_floor
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.measure import Measure, Reading
-from deqlm_solvers.runaway import Runaway
+from deqlm_solvers.runaway import Runaway, share_left
 from deqlm_solvers.solution import Solution
 from deqlm_solvers.solver import Evaluation, Map, Solver
 from deqlm_solvers.status import Status
@@ -73,7 +73,7 @@ class Watch:
         self.most = most
         self.last: Evaluation | None = None
         self.limit = torch.full((z0.shape[0],), torch.inf, dtype=torch.float64, device=z0.device)
-        self.runaway = Runaway(frame.first)
+        self.runaway = Runaway(frame.first, share_left(stop.rtol, self.map.eps), self.map.eps)
         self.trace: list[Tensor] = []
         self.in_map = False
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from deqlm_solvers.adapters.extra import load_extra
 from deqlm_solvers.adapters.joint import Joint
 from deqlm_solvers.adapters.peer import Peer
-from deqlm_solvers.checks import number, require
+from deqlm_solvers.checks import number, require, whole
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.options import options
 from deqlm_solvers.solution import Solution
@@ -86,7 +86,7 @@ class ScipyAnderson(Nonlin):
     FUNCTION: ClassVar[str] = "anderson"
 
     def __post_init__(self) -> None:
-        require(isinstance(self.memory, int) and self.memory >= 1, "memory", self.memory, "a whole number >= 1")
+        whole("memory", self.memory, 1)
         number("w0", self.w0, ">= 0", lambda w: w >= 0)
         _check_alpha(self.alpha)
         _check_line_search(self.line_search)
@@ -105,7 +105,8 @@ class Broyden(Nonlin):
 
     def __post_init__(self) -> None:
         rank, method = self.max_rank, self.reduction_method
-        require(rank is None or (isinstance(rank, int) and rank >= 1), "max_rank", rank, "a whole number >= 1, or None")
+        if rank is not None:
+            whole("max_rank", rank, 1)
         require(method in ("restart", "simple", "svd"), "reduction_method", method, "'restart', 'simple' or 'svd'")
         if rank is None and method != "restart":
             raise ValueError(f"reduction_method={method!r} is not used unless max_rank is set")
@@ -232,8 +233,8 @@ class ScipyKrylov(Nonlin):
         require(self.method in self.METHODS, "method", self.method, f"one of {', '.join(self.METHODS)}")
         if self.rdiff is not None:
             number("rdiff", self.rdiff, "> 0, or None", lambda r: r > 0)
-        require(isinstance(inner, int) and inner >= 1, "inner_maxiter", inner, "a whole number >= 1")
-        require(isinstance(outer, int) and outer >= 0, "outer_k", outer, "a whole number >= 0")
+        whole("inner_maxiter", inner, 1)
+        whole("outer_k", outer, 0)
         if self.method != "lgmres" and outer != 10:
             raise ValueError(f"outer_k={outer!r} is not used unless method='lgmres'")
         _check_line_search(self.line_search)

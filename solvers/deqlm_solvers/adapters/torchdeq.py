@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.adapters.extra import load_extra
 from deqlm_solvers.adapters.peer import Peer, Watch
-from deqlm_solvers.checks import number, require
+from deqlm_solvers.checks import number, require, whole
 from deqlm_solvers.frame import Frame
 from deqlm_solvers.options import options
 from deqlm_solvers.solution import Solution
@@ -142,7 +142,7 @@ class TorchdeqAnderson(Torchdeq):
     BEFORE: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        require(isinstance(self.memory, int) and self.memory >= 2, "memory", self.memory, "a whole number >= 2")
+        whole("memory", self.memory, 2)
         number("lam", self.lam, ">= 0", lambda t: t >= 0)
         number("tau", self.tau, "in (0, 1]", lambda t: 0 < t <= 1)
 
@@ -183,8 +183,8 @@ class TorchdeqBroyden(Torchdeq):
     BEFORE: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        ok = self.memory is None or (isinstance(self.memory, int) and self.memory >= 1)
-        require(ok, "memory", self.memory, "a whole number >= 1, or None")
+        if self.memory is not None:
+            whole("memory", self.memory, 1)
         require(isinstance(self.line_search, bool), "line_search", self.line_search, "True or False")
 
     def arguments(self) -> dict[str, Any]:

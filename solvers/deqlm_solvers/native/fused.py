@@ -15,6 +15,7 @@ from deqlm_solvers.measure import Measure
 from deqlm_solvers.native.kernel import Kernel, Rule
 from deqlm_solvers.native.library import load
 from deqlm_solvers.pace import Pace, may_leave
+from deqlm_solvers.runaway import share_left
 from deqlm_solvers.solution import Cost, Solution
 from deqlm_solvers.solver import Evaluation
 from deqlm_solvers.status import Status
@@ -29,7 +30,10 @@ _NUMBERS = (
     *("rows", "unknowns", "pairs", "rule", "line_search", "automatic", "budget", "max_iter", "patience", "token"),
     *("groups", "runs", "threads"),
 )
-_REALS = ("rtol", "atol", "divergence", "damping", "first_damping", "ridge", "least_pivot", "growth", "plain_rate")
+_REALS = (
+    *("rtol", "atol", "divergence", "damping", "first_damping", "ridge", "least_pivot", "growth", "plain_rate"),
+    *("eps", "share_left"),
+)
 _GIVEN = ("run_end", "run_group", "group_root", "mask", "weights", "scale", "unit", "first", "best_z")
 _MADE = ("token_steps", "workspace")
 _OWN = ("row", "restart_z", "restart_r", "ring_s", "ring_y", "direction", "scratch", "gram", "gram2", "systems", "sums")
@@ -69,7 +73,7 @@ def why_not_fused(kernel: Kernel | None, stop: Stop, z: Tensor) -> str:
 class FusedPace(Pace):
     """Keeps the state of all rows in one workspace; see step.cpp. Rows that left stay where they are in it."""
 
-    def __init__(self, kernel: Kernel, stop: Stop, frame: Frame, z: Tensor) -> None:
+    def __init__(self, kernel: Kernel, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
         library = load().library
         assert library is not None
         self.kernel, self.stop, self.start = kernel, stop, z
@@ -86,6 +90,7 @@ class FusedPace(Pace):
         plain = stop.per == "row" and stop.norm == "l2" and frame.scale is None and frame.unit is None
         key = (kernel, stop, self.rows, self.unknowns, z.dtype, torch.get_num_threads())
         solve = _Solve.from_buffer_copy(_described(*key))
+        solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
         self.solve, self.pointer = solve, ctypes.addressof(solve)
         self.keep = (_ONE,) if plain else _groups(solve, stop, measure)
         if plain:
@@ -192,6 +197,11 @@ class FusedPace(Pace):
         self.settle(self.pointer)
         assert self.best_z is not None
         return self.best_z.clone()
+
+    def apart(self, z: Tensor) -> bool:
+        if self.rows == 1 or self.solve.budget or not self.functions.any_passed(self.pointer):
+            return False
+        return not torch.equal(self.points(), z)
 
     def review(self, at: Evaluation, take_up: bool) -> bool:
         self.index, self.present, self.solve.present, self.masked = None, self.rows, self.rows, self._masked

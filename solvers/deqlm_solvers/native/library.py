@@ -40,4 +40,5 @@ def _declare(functions: ctypes.CDLL) -> None:
         finish.restype, finish.argtypes = None, [pointer] * 8
         settle.restype, settle.argtypes = None, [pointer]
         review.restype, review.argtypes = whole, [pointer, pointer, pointer, whole, whole]
+    functions.any_passed.restype, functions.any_passed.argtypes = whole, [pointer]
     functions.indices_of_active.restype, functions.indices_of_active.argtypes = None, [pointer, pointer]

@@ -204,11 +204,12 @@ Reading read(const Solve& s, int64_t i, const T* z, const T* fz, double* sums) {
 template <typename T>
 bool runs_away(const Solve& s, Row& row, int64_t i, const Reading& at, const T* z, const T* fz, double* sums) {
     if (!row.started && !s.first) row.first_residual = at.residual, row.first_size = size_of(s, i, z, fz, sums);
-    if (!(at.ratio <= 1) || !(at.residual > FALLEN * row.first_residual)) return false;
-    const double size = size_of(s, i, z, fz, sums);
-    if (!(size > GROWN * row.first_size)) return false;
-    if (!(std::fabs(size - row.mark_size) > NEAR * size)) return at.residual > FALLEN * row.mark_residual;
-    row.mark_residual = at.residual, row.mark_size = size;
+    if (!(at.ratio <= 1)) return false;
+    const double size = size_of(s, i, z, fz, sums), hidden = HIDDEN * s.eps * size;
+    const double residual = at.residual > hidden ? at.residual : hidden;
+    if (!(residual > s.share_left * row.first_residual) || !(size > GROWN * row.first_size)) return false;
+    if (!(std::fabs(size - row.mark_size) > NEAR * size)) return residual > s.share_left * row.mark_residual;
+    row.mark_residual = residual, row.mark_size = size;
     return true;
 }
 

@@ -10,10 +10,11 @@ namespace {
 constexpr int LANES = 8;             // rows whose small systems are factored together
 constexpr int BLOCK = 1024;          // float sums are carried over to double after so many terms
 constexpr double SMALLEST = 1e-270;  // as in measure.py
+constexpr double SLACK = 1.05;       // as in ledger.py
 constexpr double LEAST_SAFE = 1e-150;  // norms between these are sums of squares that neither vanish nor overflow
 constexpr double MOST_SAFE = 1e150;
-constexpr double FALLEN = 0.5;  // as in runaway.py, with the next two
-constexpr double GROWN = 10.0;
+constexpr double GROWN = 10.0;  // as in runaway.py, with the next two
+constexpr double HIDDEN = 0.25;
 constexpr double NEAR = 0.5;
 constexpr double LONGEST = 1e6;
 constexpr double SMALLEST_DAMPING = 1.0 / 16;
@@ -46,6 +47,7 @@ struct Solve {
     // filled by the caller
     int64_t rows, unknowns, pairs, rule, line_search, automatic, budget, max_iter, patience, token, groups, runs, threads;
     double rtol, atol, divergence, damping, first_damping, ridge, least_pivot, growth, plain_rate;
+    double eps, share_left;  // of what f computes in, and as in runaway.py
     const int64_t* run_end;     // (runs)
     const int32_t* run_group;   // (runs)
     const double* group_root;   // (max(groups, 1)): divisor of a group's norm

@@ -26,17 +26,6 @@ void picard_step(const Solve& s, const T* z, const T* fz, T* z_next, double damp
     for (int64_t j = 0; j < s.unknowns; ++j) z_next[j] = z[j] + beta * (fz[j] - z[j]);
 }
 
-// What the update rule knows of a row that has no step behind it.
-void begin(const Solve& s, Row& row) {
-    row.unit = row.size = 0;
-    row.count = row.idle = row.way = row.since_mark = 0;
-    row.damping = s.damping;
-    row.plain = s.plain_rate > 0;
-    row.plain_below = s.plain_rate;
-    row.restarted = row.spent = row.away = 0;
-    row.final = 1;
-}
-
 // Whether passed rows still pass, now that the last one is done; those that do not are taken up again.
 template <typename T>
 bool reopen(Solve& s, const T* z, const T* fz, int64_t k, bool take_up) {
@@ -45,12 +34,12 @@ bool reopen(Solve& s, const T* z, const T* fz, int64_t k, bool take_up) {
         Row& row = s.row[i];
         if (row.active || !(row.best_ratio <= 1)) continue;
         const Reading at = read(s, i, z + i * s.unknowns, fz + i * s.unknowns, s.sums);
-        if (!(at.ratio > 1.05)) continue;
+        if (!(at.ratio > SLACK)) continue;
         any = true;
         row.best_ratio = std::numeric_limits<double>::infinity();
         row.residual = at.residual, row.relative = at.relative;
         row.best_residual = at.residual, row.best_relative = at.relative;
-        if (take_up) row.active = 1, row.due = k + 1, begin(s, row);
+        if (take_up) row.active = 1, row.due = k + 1;
     }
     return any;
 }
@@ -166,7 +155,15 @@ int64_t review(Solve& s, const void* z, const void* fz, int64_t k, int64_t take_
     s.index = nullptr;
     const bool any = reopen(s, static_cast<const T*>(z), static_cast<const T*>(fz), k, take_up != 0);
     count(s);
-    return any && take_up;
+    if (any && take_up) return 1;
+    for (int64_t i = 0; i < s.rows; ++i) {
+        Row& row = s.row[i];
+        if (!(row.best_ratio > 1)) continue;
+        const int64_t at_row = i * s.unknowns;
+        const Reading at = read(s, i, static_cast<const T*>(z) + at_row, static_cast<const T*>(fz) + at_row, s.sums);
+        if (at.ratio > SLACK * row.best_ratio) row.best_residual = at.residual, row.best_relative = at.relative;
+    }
+    return 0;
 }
 
 int8_t status_of(const Solve& s, const Row& row) {
@@ -211,9 +208,11 @@ void open(Solve& s, const void* z) {
         row.residual = row.relative = row.mark = row.half_residual = row.half_relative = infinity;
         if (s.first) row.first_residual = s.first[i], row.first_size = s.first[s.rows + i];
         row.before = std::numeric_limits<double>::quiet_NaN();
-        row.gap = row.active = 1;
+        row.gap = row.active = row.final = 1;
+        row.damping = s.damping;
         row.newest = -1 + s.pairs;
-        begin(s, row);
+        row.plain = s.plain_rate > 0;
+        row.plain_below = s.plain_rate;
     }
     if (!s.budget) copy<T>(z, 0, s.best_z, 0, s.rows * s.unknowns);
     for (int64_t i = 0; s.token && i < s.rows * s.groups; ++i) s.token_steps[i] = 1;
@@ -250,6 +249,11 @@ void finish_double(Solve* s, double* residual, double* relative, int64_t* steps,
 void settle_double(const Solve* s) { settle<double>(*s); }
 int64_t review_double(Solve* s, const void* z, const void* fz, int64_t k, int64_t take_up) {
     return review<double>(*s, z, fz, k, take_up);
+}
+int64_t any_passed(const Solve* s) {
+    for (int64_t i = 0; i < s->rows; ++i)
+        if (s->row[i].best_ratio <= 1) return 1;
+    return 0;
 }
 void indices_of_active(const Solve* s, int64_t* out) {
     for (int64_t i = 0, p = 0; i < s->rows; ++i)
