@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -60,14 +61,14 @@ def test_a_row_without_a_derivative_is_told_and_leaves_the_others(solver: str) -
 
 
 def test_an_adjoint_that_anderson_cannot_solve_is_solved_by_gmres_and_says_so() -> None:
-    A = stretched(12)
-    x = torch.randn(3, 12, dtype=F64, requires_grad=True)
+    A = stretched(40)
+    x = torch.randn(3, 40, dtype=F64, requires_grad=True)
     with torch.no_grad():
         x[1] = 0
     f = lambda z, x: z - (z @ A.T - x)  # noqa: E731
     start = torch.linalg.solve(A, x.detach().T).T
     sol = deqlm.solve(f, start, args=(x,), stop=Stop(rtol=1e-9, atol=1e-9), on_failure="raise")
-    g = torch.randn(3, 12, dtype=F64)
+    g = torch.randn(3, 40, dtype=F64)
     g[1] = 0
     (got,) = torch.autograd.grad(sol.z, x, g)
     torch.testing.assert_close(got, torch.linalg.solve(A.T, g.T).T, rtol=1e-5, atol=1e-8)
@@ -78,8 +79,8 @@ def test_an_adjoint_that_anderson_cannot_solve_is_solved_by_gmres_and_says_so() 
 
 
 def test_a_solve_that_was_asked_for_has_no_stand_in() -> None:
-    A = stretched(12)
-    x = torch.randn(3, 12, dtype=F64, requires_grad=True)
+    A = stretched(40)
+    x = torch.randn(3, 40, dtype=F64, requires_grad=True)
     f = lambda z, x: z - (z @ A.T - x)  # noqa: E731
     start = torch.linalg.solve(A, x.detach().T).T
     asked = Implicit(solve=Solve(Anderson(), Stop(max_iter=200, rtol=1e-6)))
@@ -212,6 +213,20 @@ def test_the_default_tolerance_is_what_the_dtype_resolves(dtype: torch.dtype, rt
     assert (sol.relative <= max(1e-4, rtol)).all()
     assert sol.adjoint.converged.all()
     assert (sol.adjoint.residual <= 1.1 * rtol).all()
+
+
+@pytest.mark.parametrize("solver", ["newton", "dogleg", "newton_krylov"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_has_a_gradient_after_every_newton(dtype: torch.dtype, solver: str) -> None:
+    layer, x = nn.Sequential(nn.Linear(8, 8), nn.Tanh()), torch.randn(3, 5, 8)
+    grads = []
+    for to, chosen in ((F64, "anderson"), (dtype, solver)):
+        copied = copy.deepcopy(layer).to(to)
+        y, sol = DEQ(copied, solver=chosen)(x.to(to), with_stats=True)
+        y.to(F64).square().mean().backward()
+        assert sol.adjoint.converged.all()
+        grads.append(copied[0].weight.grad.double())
+    assert (grads[1] - grads[0]).norm() < 0.1 * grads[0].norm()
 
 
 def test_under_autocast_the_default_tolerance_is_that_of_autocast() -> None:

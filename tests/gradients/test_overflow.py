@@ -74,6 +74,7 @@ def test_autocast_to_float16_loses_no_row_to_a_scale() -> None:
     assert not lost.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["module", "function", "solve"])
 def test_weights_cached_while_a_solve_runs_keep_their_gradient(name: str, kind: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,15 +12,12 @@ from torch import Tensor
 from deqlm_solvers import Map
 from deqlm_solvers.checks import require
 
-__all__ = ["CPU64", "FORMS", "Form", "LiteratureProblem", "map_of", "row", "system"]
+__all__ = ["FORMS", "Form", "LiteratureProblem", "map_of", "row", "system"]
 
 Form = Literal["z - F", "z + F", "f"]
 """How a problem becomes z = f(z)."""
 
 FORMS: tuple[Form, ...] = ("z - F", "z + F", "f")
-
-CPU64: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-"""Where the constants of a problem are, and their dtype."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -102,7 +99,7 @@ def row(values: Sequence[float] | Tensor) -> Tensor:
         >>> row([1, 2]).shape
         torch.Size([1, 2])
     """
-    return torch.as_tensor(values, **CPU64).reshape(1, -1)
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu").reshape(1, -1)
 
 
 def system(

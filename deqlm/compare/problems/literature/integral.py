@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from deqlm.compare.problems.literature.base import CPU64, LiteratureProblem, map_of
+from deqlm.compare.problems.literature.base import LiteratureProblem, map_of
 
 __all__ = ["chandrasekhar", "h_equations"]
 
@@ -21,7 +21,7 @@ def h_equations() -> Iterator[LiteratureProblem]:
     """
     for c in (0.5, 0.9, 0.99, 0.9999, 1.0):
         name = f"h_equation_c{c:g}".replace(".", "")
-        yield map_of(name, "Kelley 1995, 5.6", lambda z, c=c: chandrasekhar(z, c), torch.ones(50, **CPU64))
+        yield map_of(name, "Kelley 1995, 5.6", lambda z, c=c: chandrasekhar(z, c), [1] * 50)
 
 
 def chandrasekhar(x: Tensor, c: float) -> Tensor:
