@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -45,8 +46,8 @@ def solver_of(r: random.Random) -> Solver:
 
 def stop_of(r: random.Random, solver: Solver, dtype: torch.dtype) -> Stop:
     rtol = {torch.float64: [1e-3, 1e-6, 1e-10], torch.float32: [1e-2, 1e-4, 1e-6], torch.bfloat16: [0.03]}[dtype]
-    compact = r.choice([True, True, False] + ["at_once"] * (not solver.steps_evaluate))
-    test_every = r.choice([1, 1, 3, "auto"])
+    compact: Any = r.choice([True, True, False] + ["at_once"] * (not solver.steps_evaluate))
+    test_every: Any = r.choice([1, 1, 3, "auto"])
     every = r.choice([1, 3, 7]) if compact != "at_once" and test_every != "auto" else 1
     return Stop(
         max_iter=r.choice([5, 20, 60, 300]),
