@@ -224,7 +224,7 @@ class DEQ(nn.Module):
         made = RowMap(
             *(rows, f, (x, args, kwargs), prepare, (u, args, kwargs)),
             fixed=lambda: inject.noisy or layer.noisy,
-            module=self.layer if isinstance(self.layer, nn.Module) else None,
+            owner=self.layer,
         )
         return made, layer
 

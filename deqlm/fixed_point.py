@@ -97,7 +97,7 @@ def solve(
     method.check(how)
     failures = Failures(on_failure, failed_grad)  # type: ignore[arg-type]
     cap = MemoryCap.of(memory_cap, on_cap)
-    rowmap = RowMap(Rows(z0, batch_dims), f, tuple(args), module=f if isinstance(f, torch.nn.Module) else None)
+    rowmap = RowMap(Rows(z0, batch_dims), f, tuple(args), owner=f)
     return solve_rows(rowmap, how, method, failures, scale=scale, token_mask=token_mask, cap=cap)
 
 

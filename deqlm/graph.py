@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["begin", "depends", "left_on", "reaches_leaf", "without_nan"]
+__all__ = ["begin", "depends", "reaches_leaf", "without_nan"]
 
 Node = torch.autograd.graph.Node
 
@@ -101,19 +101,6 @@ def _zero_stays_zero(inward: tuple[Tensor | None, ...], outward: tuple[Tensor | 
         return t if t is None or t.shape != zero.shape else torch.where(zero & ~t.isfinite(), 0.0, t)
 
     return tuple(map(mended, inward))
-
-
-def left_on(module: nn.Module | None) -> list[Tensor]:
-    """Return the tensors with a graph that an evaluation left on a module: an auxiliary loss, statistics, a cache.
-
-    Attributes of all submodules are looked at, and what lists, tuples and dicts among them hold.
-    """
-    found: list[Tensor] = []
-    for part in () if module is None else module.modules():
-        for value in vars(part).values():
-            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-            found += [t for t in held if isinstance(t, Tensor) and t.grad_fn is not None]
-    return found
 
 
 def depends(t: Tensor, source: Tensor) -> bool:

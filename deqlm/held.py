@@ -41,6 +41,14 @@ class Held:
         made._spoils = self._spoils
         return made
 
+    def look(self, f: Callable[[Tensor], Tensor], z: Tensor) -> None:
+        """Find out at ``z`` (B, N) whether f makes NaN of masked unknowns, so that all later evaluations are alike.
+
+        Within activation checkpointing an evaluation must save the same tensors when it is done again.
+        """
+        if not self._spoils:
+            self.evaluate(f, z)
+
     def evaluate(self, f: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """Return what the map makes of ``z`` (B, N). f: the map that knows no mask."""
         point = self.point(z)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from types import CodeType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
+
+from deqlm.functions import reads
 
 __all__ = ["hidden_modules", "warn_of_hidden"]
 
@@ -71,7 +72,7 @@ def _walk(value: Any, name: str, depth: int, seen: set[int]) -> Iterator[tuple[s
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Return what a function, a container or a callable object holds, by name."""
     if isinstance(value, FunctionType):
-        yield from _of_function(value)
+        yield from reads(value)
     elif isinstance(value, MethodType):
         yield f"{value.__func__.__name__}.__self__", value.__self__
     elif isinstance(value, functools.partial):
@@ -82,30 +83,6 @@ def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from ((name, each) for each in value.values())
     elif callable(value) and not isinstance(value, type):
         yield from getattr(value, "__dict__", {}).items()
-
-
-def _of_function(f: FunctionType) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-    for name in _globals(f.__code__):
-        if name in f.__globals__:
-            yield name, f.__globals__[name]
-    defaults = f.__defaults__ or ()
-    arguments = f.__code__.co_varnames[: f.__code__.co_argcount]
-    yield from zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)
-    yield from (f.__kwdefaults__ or {}).items()
-
-
-def _globals(code: CodeType) -> list[str]:
-    """Return the globals that a function loads, those of the functions in it included; no names of attributes."""
-    names = {each.argval: None for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"}
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            names.update(dict.fromkeys(_globals(inner)))
-    return list(names)
 
 
 def _holds(module: nn.Module) -> bool:

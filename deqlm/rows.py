@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deqlm.cuts import first_dims, healthy_source, some, spared
 from deqlm.held import Held
@@ -168,7 +168,7 @@ class RowMap:
         prepared: its result, where the caller has it already.
         fixed: says, once f has been evaluated, that no row may be left out because f draws noise for the whole batch.
         held: unknowns that stay where they are, or None.
-        module: on which f may leave tensors, or None.
+        owner: the layer or function of the user that f evaluates, which may leave tensors somewhere, or None.
 
     Attributes:
         found: how a solved point was found, for the gradient method that connects it; None elsewhere.
@@ -183,7 +183,7 @@ class RowMap:
         prepared: tuple[Any, ...] | None = None,
         fixed: Callable[[], bool] | None = None,
         held: Held | None = None,
-        module: nn.Module | None = None,
+        owner: Any = None,
     ) -> None:
         self.rows = rows
         self.f = f
@@ -194,7 +194,7 @@ class RowMap:
         self.prepared = prepared
         self.fixed = fixed
         self.held = held
-        self.module = module
+        self.owner = owner
         self.found: Any = None
         self._counter = [0, 0]
 
@@ -210,6 +210,11 @@ class RowMap:
 
     def __call__(self, z: Tensor) -> Tensor:
         return self._evaluate(z) if self.held is None else self.held.evaluate(self._evaluate, z)
+
+    def settle(self, z: Tensor) -> None:
+        """Evaluate at ``z`` (B, N) once if evaluations might differ in what they save for backward before that."""
+        if self.held is not None:
+            self.held.look(self._evaluate, z)
 
     def _evaluate(self, z: Tensor) -> Tensor:
         rows, counter = self.rows, self._counter
@@ -259,7 +264,7 @@ class RowMap:
 
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
             tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
-            made = RowMap(self.rows, self.f, tree, self.prepare, held=held, module=self.module)
+            made = RowMap(self.rows, self.f, tree, self.prepare, held=held, owner=self.owner)
             made._counter = self._counter
             return made
 

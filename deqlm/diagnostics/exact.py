@@ -96,7 +96,7 @@ class Truth:
         x, args, kwargs = call
         self.loss = loss
         try:
-            self.deq = copy.deepcopy(deq).double()
+            self.deq = copy.deepcopy(deq)._apply(_widest)  # double() leaves complex parameters as they are
             x, args, kwargs = (map_tensors(_double, each) for each in (x, args, kwargs))
             self.leaves = leaves_of(self.deq, x)
             with torch.enable_grad():
@@ -284,10 +284,15 @@ def joined(leaves: dict[str, list[Tensor]], gradients: tuple[Tensor | None, ...]
 
 def _double(t: Tensor) -> Tensor:
     """Return a detached float64 copy of a floating tensor; others as they are."""
-    t = t.detach()
+    wide = _widest(t.detach())
+    return wide.clone() if wide.dtype == t.dtype and (t.is_floating_point() or t.is_complex()) else wide
+
+
+def _widest(t: Tensor) -> Tensor:
+    """Return a floating or complex tensor in float64 or complex128; others as they are."""
     if t.is_complex():
-        return t.to(torch.complex128, copy=True)
-    return t.to(torch.float64, copy=True) if t.is_floating_point() else t
+        return t.to(torch.complex128)
+    return t.to(torch.float64) if t.is_floating_point() else t
 
 
 def _one_line(error: BaseException) -> str:

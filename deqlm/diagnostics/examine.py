@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -74,8 +75,9 @@ class Probes(Options):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("krylov", 1), ("dense", 0), ("rows", 1), ("plain", 8), ("starts", 1), ("seed", 0)):
+        for name, least in (("krylov", 1), ("dense", 0), ("rows", 1), ("plain", 8), ("starts", 1)):
             whole(name, getattr(self, name), least)
+        whole("seed", self.seed, 0, sys.maxsize)
         known = isinstance(self.suggest, bool) or self.suggest == "auto"
         require(known, "suggest", self.suggest, "True, False or 'auto'")
         number("seconds", self.seconds, "> 0", lambda s: s > 0)

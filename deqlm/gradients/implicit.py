@@ -9,7 +9,8 @@ from torch import Tensor
 
 from deqlm.gradients.adjoint import System
 from deqlm.gradients.base import Forward, Gradient, register_gradient
-from deqlm.graph import begin, depends, left_on, reaches_leaf
+from deqlm.graph import begin, depends, reaches_leaf
+from deqlm.left_behind import left_by
 from deqlm.rows import RowMap
 from deqlm_solvers import Adjoint, Anderson, Frame, Map, Newton, NewtonKrylov, Solve, Solver, StepSolver, Stop, options
 from deqlm_solvers.checks import require
@@ -37,8 +38,9 @@ class Implicit(Gradient):
 
     Unknowns of masked tokens are constants of the map (they stay at the start), so gradients are those of that map.
 
-    A tensor that the layer leaves on itself, such as an auxiliary loss, is that of one more evaluation, at the point
-    that is returned and tied to it, so its gradient is the whole one. That evaluation is made only where it is needed.
+    A tensor that the layer leaves somewhere (on itself, in a container, by a hook), such as an auxiliary loss, is that
+    of one more evaluation, at the point that is returned and tied to it, so its gradient is the whole one. That
+    evaluation is made only where such a tensor is found from the layer.
 
     Args:
         solve: solver and `Stop` of the backward solve (an object or a dict); ``atol`` must be 0. Newton's method on a
@@ -120,7 +122,7 @@ class Implicit(Gradient):
         y = _Chord.apply(fz, None, z, system, self.second_order)
         if self.second_order:
             return _Chord.apply(f(y), y, z, system, True)  # type: ignore[no-any-return]
-        if isinstance(f, RowMap) and any(depends(t, source) for t in left_on(f.module)):
+        if isinstance(f, RowMap) and any(depends(t, source) for t in left_by(f.owner)):
             f(y)  # what it leaves is tied to y now, and not to a source where gradients end
         return y  # type: ignore[no-any-return]
 

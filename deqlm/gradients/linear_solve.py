@@ -255,7 +255,8 @@ class _Scaled:
             floor: residual that no row need fall below, (B,).
         """
         # beside a w of that length g is lost in rounding, as in a singular system: a residual of it means nothing
-        lost = ~(torch.finfo(self.g.dtype).eps * _norm(w) <= LOST * self.unit) & w.isfinite().all(1)
+        eps = torch.finfo(self.g.dtype).eps
+        lost = ~(eps * _norm(w) <= max(LOST, 64 * eps) * self.unit) & w.isfinite().all(1)
         w, r = torch.where(lost[:, None], 0.0, w), torch.where(lost[:, None], self.g.to(r.dtype), r)
         residual = _norm(r)
         relative = residual / self.unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from deqlm.gradients.base import Steps, register_gradient
-from deqlm.graph import left_on
+from deqlm.left_behind import left_by
 from deqlm.rows import RowMap
 from deqlm_solvers import Adjoint, Map, Stop, options
 from deqlm_solvers.checks import require
@@ -19,7 +19,7 @@ class OneStep(Steps):
     """Differentiate one evaluation of f at the solved point and stop there: the cheapest gradient, biased.
 
     The output is f(z), so its gradient lacks the factor (I - J^T)^-1: right in direction where f contracts strongly.
-    A tensor that the layer leaves on itself, such as an auxiliary loss, is that of one more evaluation, at the output,
+    A tensor that the layer leaves somewhere, such as an auxiliary loss, is that of one more evaluation, at the output,
     and its gradient is biased like that of the output.
 
     Without grad the output is the solver's point: for a budget of K evaluations z_K there and f(z_K) here, for a
@@ -53,9 +53,9 @@ class OneStep(Steps):
         return 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
-        module = f.module if isinstance(f, RowMap) else None
-        before = left_on(module)
+        owner = f.owner if isinstance(f, RowMap) else None
+        before = left_by(owner)
         y = f(z)
-        if y.requires_grad and any(all(t is not old for old in before) for t in left_on(module)):
+        if y.requires_grad and any(all(t is not old for old in before) for t in left_by(owner)):
             f(y)  # what it leaves is tied to y now, and not to a point without a graph
         return y

@@ -82,6 +82,8 @@ class Unrolled(Gradient):
     def _run(self, forward: Forward, f: Map, z0: Tensor) -> Solution:
         solver, stop = forward.solve.solver, forward.solve.stop
         assert isinstance(solver, StepSolver)
+        if self.checkpoint and isinstance(f, RowMap):
+            f.settle(z0)
         step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
         last, pace, cost = iterate(solver, step, z0, stop, forward.frame)
         if not last.requires_grad:

@@ -68,7 +68,7 @@ def model_cost(options: LMOptions, *, context: int = 0) -> ModelCost:
         >>> cost.parameters, round(cost.evaluation / 1e6), round(cost.per_token(6) / 1e6)
         (131713328, 204, 1308)
     """
-    whole("context", context, 0)
+    whole("context", context, 0, None)
     model = options.replace(n_layer=1).make("meta")
     (block,) = model.backbone.layers
     assert isinstance(block, Block)

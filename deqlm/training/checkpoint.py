@@ -83,7 +83,7 @@ def save_checkpoint(
         ValueError: a step, a number of checkpoints or a key that breaks its rule, or a state that holds itself.
         OSError: it could not be written; earlier checkpoints are untouched.
     """
-    whole("step", step, 0)
+    whole("step", step, 0, None)
     whole("keep", keep, 1)
     content = {"step": step, "experiment": _json(experiment), "state": dict(state)}
     try:
@@ -221,7 +221,7 @@ def _content(payload: memoryview) -> tuple[int, Any, dict[str, Any]]:
         raise CheckpointError(f"it must be {', '.join(KEYS)}, got {found}")
     step, experiment, state = (content[key] for key in KEYS)
     try:
-        whole("step", step, 0)
+        whole("step", step, 0, None)
         require(type(state) is dict, "state", type(state).__name__, "a dict")
         _json(experiment)
         _check_plain(state, "")

@@ -48,7 +48,7 @@ class Stage(Options):
         for name in ("length", "rows", "window"):
             whole(name, getattr(self, name), 1)
         if self.steps is not None:
-            whole("steps", self.steps, 1)
+            whole("steps", self.steps, 1, None)
         number("p", self.p, "in [0, 1]", lambda p: 0 <= p <= 1)
         if self.until is not None:
             number("until", self.until, "in [0, 1)", lambda a: 0 <= a < 1)

@@ -48,7 +48,7 @@ class Phase(Options):
 
     def __post_init__(self) -> None:
         if self.steps is not None:
-            whole("steps", self.steps, 1)
+            whole("steps", self.steps, 1, None)
         solve = Solve(self.solver, self.stop)
         object.__setattr__(self, "solver", solve.solver)
         object.__setattr__(self, "stop", solve.stop)
@@ -110,7 +110,7 @@ class Phases(Options):
 
     def at(self, step: int) -> Phase:
         """Return the phase of the optimizer step number ``step``, from 0; behind the end, the last one."""
-        whole("step", step, 0)
+        whole("step", step, 0, None)
         index = sum(step >= end for end in self.ends())
         return self.phases[min(index, len(self.phases) - 1)]
 

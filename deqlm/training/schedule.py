@@ -41,20 +41,20 @@ class Schedule(Options):
 
     def __post_init__(self) -> None:
         number("lr", self.lr, "> 0 and finite", lambda rate: 0 < rate < math.inf)
-        whole("warm_up", self.warm_up, 0)
+        whole("warm_up", self.warm_up, 0, None)
         require(self.decay in CURVES, "decay", self.decay, "'constant', 'linear' or 'cosine'")
         number("floor", self.floor, "in [0, 1]", lambda part: 0 <= part <= 1)
         if self.decay == "constant":
             require(self.steps is None, "steps", self.steps, "None where decay='constant'")
             require(self.floor == 0, "floor", self.floor, "0 where decay='constant'")
         else:
-            whole("steps", self.steps, 1)
+            whole("steps", self.steps, 1, None)
             more = self.steps is not None and self.steps > self.warm_up
             require(more, "steps", self.steps, f"> warm_up={self.warm_up} where decay={self.decay!r}")
 
     def at(self, step: int) -> float:
         """Return the rate of the optimizer step number ``step``, from 0."""
-        whole("step", step, 0)
+        whole("step", step, 0, None)
         if step < self.warm_up:
             return self.lr * (step + 1) / self.warm_up
         if self.steps is None:

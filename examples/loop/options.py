@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -77,12 +78,12 @@ class LoopOptions(Options):
         twice = self.phases is not None and self.curriculum.has_phases
         require(not twice, "phases", self.phases, "None where the stages of the curriculum have phases")
         for name in ("steps", "read_every", "log_every", "keep"):
-            whole(name, getattr(self, name), 1)
-        whole("seed", self.seed, 0)
+            whole(name, getattr(self, name), 1, None)
+        whole("seed", self.seed, 0, sys.maxsize)
         for name in ("log_every", "evaluate_every", "checkpoint_every"):
             every = getattr(self, name)
             if every is not None:
-                whole(name, every, 1)
+                whole(name, every, 1, None)
                 require(every % self.read_every == 0, name, every, f"a multiple of read_every={self.read_every}")
         object.__setattr__(self, "betas", tuple(self.betas))
         require(len(self.betas) == 2, "betas", self.betas, "two numbers")

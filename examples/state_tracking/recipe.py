@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ class Test(Options):
     def __post_init__(self) -> None:
         for name in ("length", "rows", "batch"):
             whole(name, getattr(self, name), 1)
-        whole("seed", self.seed, 0)
+        whole("seed", self.seed, 0, sys.maxsize)
         number("p", self.p, "in [0, 1]", lambda p: 0 <= p <= 1)
         object.__setattr__(self, "mode", MODES.make(self.mode))
         if self.max_iter is not None:

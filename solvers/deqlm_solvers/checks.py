@@ -27,10 +27,11 @@ def require(ok: bool, name: str, value: Any, rule: str) -> None:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
 
 
-def whole(name: str, value: Any, least: int, most: int = LARGEST) -> None:
+def whole(name: str, value: Any, least: int, most: int | None = LARGEST) -> None:
     """Raise ``ValueError`` unless ``value`` is a whole number from ``least`` to ``most``; booleans are none.
 
-    The bound is what an index can hold: a larger number would wrap where memory is asked for.
+    The bound is what an index can hold: a larger number would wrap where memory is asked for. Seeds and counts that
+    nobody asks memory by have none, ``most=None``.
 
     Examples:
         >>> whole("memory", True, 1)
@@ -42,7 +43,7 @@ def whole(name: str, value: Any, least: int, most: int = LARGEST) -> None:
     """
     is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
     require(is_whole, name, value, f"a whole number >= {least}")
-    require(value <= most, name, value, f"a whole number >= {least} and <= {most}")
+    require(most is None or value <= most, name, value, f"a whole number >= {least} and <= {most}")
 
 
 def number(name: str, value: Any, rule: str, ok: Callable[[float], bool]) -> None:

@@ -62,8 +62,11 @@ class DenseSolver(StepSolver):
         return super().solve(f, z0, stop.replace(max_iter=points), frame)
 
     def system(self, f: InnerMap, at: Evaluation) -> Tensor:
-        """Return I - J of all rows at the point, (B, N, N) float64; made by N products, or one call of ``jacobian``."""
+        """Return I - J of all rows at the point, (B, N, N) float64; made by N products, or one call of ``jacobian``.
+
+        Unknowns that are held take no step, whatever f makes of them: their rows and columns of J are zero.
+        """
         jacobian = f.jacobian(at.z, self.jacobian).double()
-        # tokens that do not count are held, whatever f makes of them, and their derivatives may be NaN
-        jacobian = jacobian.masked_fill((at.r == 0)[..., None] & ~jacobian.isfinite(), 0.0)
+        if at.masked is not None:
+            jacobian = jacobian.masked_fill(at.masked[:, None] | at.masked[..., None], 0.0)
         return torch.eye(at.z.shape[1], dtype=torch.float64, device=at.z.device) - jacobian

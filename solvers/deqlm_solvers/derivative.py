@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import warnings
@@ -59,7 +60,7 @@ class Recorded:
     """
 
     def __init__(self, f: Map, z: Tensor) -> None:
-        with _differentiating():
+        with _recording():
             self._z = z.detach().clone().requires_grad_()
             try:
                 self._fz = f(self._z.clone())
@@ -90,7 +91,7 @@ class Recorded:
         """Return u and J^T u as a function of it."""
         if not self._fz.requires_grad:
             raise NoDerivativeError("f(z) has no graph")
-        with _differentiating():
+        with _recording():
             u = torch.zeros_like(self._fz, requires_grad=True)
             try:
                 (pulled,) = torch.autograd.grad(self._fz, self._z, u, create_graph=True)
@@ -166,7 +167,7 @@ def jacobian_by_rows(f: Map, z: Tensor) -> Tensor:
     Raises:
         NoDerivativeError: f has no graph, or an operation of it no derivative.
     """
-    with _differentiating():
+    with _recording():
         point = z.detach().clone().requires_grad_()
         try:
             fz = f(point.clone())
@@ -191,6 +192,20 @@ def _differentiating(grad: bool = True) -> Iterator[None]:
     A tensor made in inference mode has no derivative, so points are cloned inside.
     """
     with torch.inference_mode(False), torch.set_grad_enabled(grad), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """The same for a graph of the solver's own, which hooks of the caller must not see.
+
+    Activation checkpointing around the solve would keep its tensors, and do the solve anew for each product. Hooks
+    switch off autograd's look at tensors that were written meanwhile, so there are none where the caller has none.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_differentiating())
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # type: ignore[attr-defined]
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
         yield
 
 

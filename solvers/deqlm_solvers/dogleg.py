@@ -73,7 +73,7 @@ class Dogleg(DenseSolver):
         if self.jacobian is not None:
             return None
         size, matrix = inner_dtype(dtype).itemsize, unknowns**2
-        return rows * matrix * (size + 4 * 8) + matrix * size + rows * unknowns * (8 * size + 12 * 8)
+        return rows * matrix * (size + 3 * 8) + matrix * size + rows * unknowns * (8 * size + 12 * 8)
 
     def init(self, z: Tensor) -> DoglegState:
         column = torch.zeros(z.shape[0], 1, dtype=torch.float64, device=z.device)

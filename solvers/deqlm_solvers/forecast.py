@@ -17,7 +17,7 @@ from deqlm_solvers.frame import Frame
 from deqlm_solvers.meter import MemoryMeter
 from deqlm_solvers.pace import pays
 from deqlm_solvers.solve import Solve
-from deqlm_solvers.solver import StepSolver
+from deqlm_solvers.solver import Solver, StepSolver
 from deqlm_solvers.stop import Stop
 
 __all__ = ["Forecast", "forecast_solve", "read_bytes", "show_bytes"]
@@ -107,8 +107,8 @@ def forecast_solve(
     Raises:
         ValueError: a number that is not whole, or no floating dtype.
     """
-    whole("rows", rows, 0)
-    whole("unknowns", unknowns, 0)
+    whole("rows", rows, 0, None)
+    whole("unknowns", unknowns, 0, None)
     require(dtype.is_floating_point, "dtype", dtype, "floating point")
     label = _label(solve)
     solve = _fitted(solve, unknowns)
@@ -267,7 +267,7 @@ def _rehearse(solve: Solve, dtype: torch.dtype, device: str, layout: _Layout, th
 
     few, many = (LEAVING * rows if layout.leaving else rows for rows in ROWS)
     # as many unknowns as the history is long, which would be cut otherwise
-    wide = max(1, -(-getattr(solve.solver, "memory", 0) // UNKNOWNS[0]))
+    wide = max(1, -(-_longest_history(solve.solver) // UNKNOWNS[0]))
     small, large = (wide * unknowns for unknowns in UNKNOWNS)
     each, common = [], []
     for unknowns in (small, large):
@@ -294,9 +294,14 @@ def _rehearse(solve: Solve, dtype: torch.dtype, device: str, layout: _Layout, th
 _rehearse_once: Callable[..., _Growth] = lru_cache(maxsize=256)(_rehearse)
 
 
+def _longest_history(solver: Solver) -> int:
+    """Return how many evaluations a solver remembers, or the one among its members that remembers most."""
+    return max(getattr(member, "memory", 0) for member in getattr(solver, "solvers", (solver,)))
+
+
 def _peak(solve: Solve, dtype: torch.dtype, device: str, rows: int, unknowns: int, layout: _Layout, tokens: int) -> int:
     stop = solve.stop
-    length = max(LEAST, getattr(solve.solver, "memory", 0) + 4)
+    length = max(LEAST, _longest_history(solve.solver) + 4)
     changes: dict[str, Any] = {"trace": False, "max_iter": min(stop.max_iter, length)}
     if not stop.is_budget:
         # nearly no tolerance, in the form that needs no warning, so that the history fills up

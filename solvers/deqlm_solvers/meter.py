@@ -153,6 +153,10 @@ class _StorageTracker(TorchDispatchMode):
             self._asleep = False
 
     def _enter(self, t: Tensor, counts: bool) -> None:
+        for part in _dense_parts(t):
+            self._enter_dense(part, counts)
+
+    def _enter_dense(self, t: Tensor, counts: bool) -> None:
         storage = t.untyped_storage()
         key = storage._cdata
         if key in self._live:
@@ -165,6 +169,19 @@ class _StorageTracker(TorchDispatchMode):
     def _leave(self, key: int, _: Any) -> None:
         size, _ref = self._live.pop(key)
         self.now -= size
+
+
+def _dense_parts(t: Tensor) -> tuple[Tensor, ...]:
+    """Return the dense tensors that a sparse one consists of, which has no storage; of a dense one itself."""
+    if t.layout is torch.strided:
+        return (t,)
+    if t.layout is torch.sparse_coo:
+        return (t._indices(), t._values())
+    if t.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return (t.crow_indices(), t.col_indices(), t.values())
+    if t.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return (t.ccol_indices(), t.row_indices(), t.values())
+    return ()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

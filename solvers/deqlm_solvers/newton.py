@@ -78,7 +78,7 @@ class Newton(DenseSolver):
             return None
         size, matrix = inner_dtype(dtype).itemsize, unknowns**2
         # the Jacobian, then I - J and what the batched solve makes of it, in float64; one identity for all rows
-        return rows * matrix * (size + 4 * 8) + matrix * size + 12 * rows * unknowns * size
+        return rows * matrix * (size + 3 * 8) + matrix * size + 12 * rows * unknowns * size
 
     def init(self, z: Tensor) -> NewtonState:
         return NewtonState(

@@ -41,6 +41,7 @@ class Evaluation:
         z: point, (B, N).
         fz: f(z), (B, N).
         jv: product of the Jacobian at z with the tangents that a step asked for, (B, N); None where it asked for none.
+        masked: unknowns that are held, (B, N) bool, whose derivatives count for nothing; None where there are none.
 
     Examples:
         >>> import torch
@@ -49,12 +50,13 @@ class Evaluation:
         [[1.0, 1.0]]
     """
 
-    __slots__ = ("_r", "fz", "jv", "z")
+    __slots__ = ("_r", "fz", "jv", "masked", "z")
 
-    def __init__(self, z: Tensor, fz: Tensor, jv: Tensor | None = None) -> None:
+    def __init__(self, z: Tensor, fz: Tensor, jv: Tensor | None = None, masked: Tensor | None = None) -> None:
         self.z = z
         self.fz = fz
         self.jv = jv
+        self.masked = masked
         self._r: Tensor | None = None
 
     @property
@@ -67,13 +69,13 @@ class Evaluation:
     def held(self, masked: Tensor) -> Evaluation:
         """Return the same with f(z) = z, and no derivative, at ``masked`` (B, N) unknowns."""
         jv = None if self.jv is None else torch.where(masked, 0.0, self.jv)
-        return Evaluation(self.z, torch.where(masked, self.z, self.fz), jv)
+        return Evaluation(self.z, torch.where(masked, self.z, self.fz), jv, masked)
 
     def detached(self) -> Evaluation:
         """Return the same values without a graph; self where there is none."""
         if not self.fz.requires_grad and not self.z.requires_grad:
             return self
-        return Evaluation(self.z.detach(), self.fz.detach())
+        return Evaluation(self.z.detach(), self.fz.detach(), masked=self.masked)
 
 
 class Solver(Options, ABC):

@@ -31,64 +31,79 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 SOLVERS = "solvers/deqlm_solvers"
 
-LOOP = [
-    "statuses",
-    "stop",
-    "measure",
-    "schedule",
-    "mixed_rows",
-    "compact",
-    "at_once",
-    "runaway",
-    "rows",
-    "cost",
-    "fused",
-]
-SECANT = ["anderson", "broyden", "fused", "magnitudes", "contract"]
-NEWTON = ["newton", "newton_krylov", "gmres", "linalg", "contract"]
-GRADIENTS = ["implicit", "phantom", "one_step", "unrolled", "second_order", "failed_rows", "mixed_rows", "contract"]
-ROWS = ["test_rows.py", "deq/test_deq.py", "deq/test_compact.py", "deq/test_noise.py", "deq/test_wrap_anything.py"]
-TOKENS = [
-    "deq/test_modes.py",
-    "deq/test_frontier.py",
-    "deq/test_causal.py",
-    "models/test_frontier.py",
-    "models/test_modes.py",
-]
-FUZZ = "fuzz/test_solves.py"
 
-
-def solver_tests(names: list[str]) -> list[str]:
+def solver_tests(*names: str) -> list[str]:
     return [f"solvers/test_{name}.py" for name in names]
 
 
+def files(folder: str, *names: str) -> list[str]:
+    return [f"{folder}/{name}" if "." in name else f"{folder}/{name}.py" for name in names]
+
+
+LOOP = solver_tests(
+    *(
+        "statuses",
+        "stop",
+        "measure",
+        "schedule",
+        "runaway",
+        "mixed_rows",
+        "compact",
+        "at_once",
+        "rows",
+        "cost",
+        "fused",
+    ),
+    *("magnitudes", "inputs", "best_f"),
+)
+SECANT = solver_tests(
+    *("anderson", "broyden", "fused", "wild_points", "repelling_roots", "fitted", "magnitudes", "contract"),
+)
+NEWTON = solver_tests(
+    *("newton", "newton_krylov", "dogleg", "trial_points", "gmres", "linalg", "fallback", "fallback_rows"),
+    *("fallback_members", "contract"),
+)
+GRADIENTS = [
+    f"gradients/test_{name}.py"
+    for name in (
+        *("implicit", "phantom", "one_step", "unrolled", "second_order", "failed_rows", "mixed_rows", "masked"),
+        *("backward_choice", "functional", "left_behind", "overflow", "same_value", "truth", "contract"),
+    )
+]
+ROWS = [
+    *("test_rows.py", "deq/test_deq.py", "deq/test_compact.py", "deq/test_noise.py", "deq/test_buffers.py"),
+    *("deq/test_wrap_anything.py", "deq/test_kinds.py", "deq/test_bad_input.py", "gradients/test_failed_rows.py"),
+]
+TOKENS = [
+    *("deq/test_modes.py", "deq/test_frontier.py", "deq/test_causal.py", "models/test_frontier.py"),
+    *("models/test_modes.py", "models/test_at_once.py"),
+]
+FUZZ = "fuzz/test_solves.py"
+
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "loop": (
-        [
-            f"{SOLVERS}/{name}.py"
-            for name in ("driver", "pace", "ledger", "measure", "schedule", "counted", "narrow", "runaway")
-        ],
-        [*solver_tests(LOOP), FUZZ],
+        files(SOLVERS, "driver", "pace", "ledger", "measure", "schedule", "counted", "narrow", "runaway"),
+        [*LOOP, FUZZ],
     ),
-    "compiled loop": ([f"{SOLVERS}/native/{name}" for name in ("read.h", "step.cpp")], [*solver_tests(LOOP), FUZZ]),
+    "compiled loop": (files(f"{SOLVERS}/native", "read.h", "step.cpp"), [*LOOP, FUZZ]),
     "secant": (
-        [f"{SOLVERS}/{name}.py" for name in ("secant", "anderson", "broyden", "watch", "fixed_point")],
-        [*solver_tests(SECANT), FUZZ],
+        files(SOLVERS, "secant", "anderson", "broyden", "watch", "damping", "fixed_point"),
+        [*SECANT, FUZZ],
     ),
     "compiled secant": (
-        [f"{SOLVERS}/native/{name}" for name in ("secant.h", "products.h", "systems.h")],
-        [*solver_tests(SECANT), FUZZ],
+        files(f"{SOLVERS}/native", "secant.h", "watch.h", "damping.h", "products.h", "systems.h"),
+        [*SECANT, FUZZ],
     ),
     "newton": (
-        [f"{SOLVERS}/{name}.py" for name in ("newton", "newton_krylov", "line_search", "gmres", "linalg", "fallback")],
-        [*solver_tests([*NEWTON, "fallback", "fallback_rows"]), FUZZ],
+        files(SOLVERS, "newton", "newton_krylov", "dogleg", "dense", "line_search", "gmres", "linalg", "attempts"),
+        [*NEWTON, FUZZ],
     ),
     "gradients": (
-        [f"deqlm/gradients/{name}.py" for name in ("base", "implicit", "phantom", "one_step", "unrolled", "pull_back")],
-        [f"gradients/test_{name}.py" for name in GRADIENTS],
+        files("deqlm/gradients", "base", "implicit", "adjoint", "linear_solve", "phantom", "one_step", "unrolled"),
+        GRADIENTS,
     ),
-    "rows": (["deqlm/rows.py", "deqlm/noise.py", "deqlm/fixed_point.py", "deqlm/failures.py"], ROWS),
-    "chunks and window": (["deqlm/chunks.py", "deqlm/pieces.py", "deqlm/frontier.py", "deqlm/prefix.py"], TOKENS),
+    "rows": (files("deqlm", "rows", "trees", "cuts", "held", "noise", "buffers", "fixed_point", "failures"), ROWS),
+    "chunks and window": (files("deqlm", "chunks", "pieces", "frontier", "prefix"), TOKENS),
 }
 
 

@@ -91,6 +91,20 @@ def test_a_checkpoint_around(reentrant: bool) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("solver", ["newton", "newton_krylov", "dogleg", "fallback"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_checkpoint_around_a_solver_that_differentiates(solver: str, masked: bool) -> None:
+    layer = nn.TransformerEncoderLayer(4, 1, 8, dropout=0.0, batch_first=True).double()
+    stop = deqlm.Stop(rtol=1e-10, max_iter=400, per="token")
+    deq = deqlm.DEQ(layer, solver=solver, stop=stop, on_failure="raise")
+    x = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    given = {"token_mask": torch.tensor([[True, True, False, False], [True] * 4])} if masked else {}
+    want = torch.autograd.grad(deq(x, **given).square().sum(), [x, *deq.parameters()])
+    y = checkpoint(deq, x, use_reentrant=False, **given)
+    got = torch.autograd.grad(y.square().sum(), [x, *deq.parameters()])
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-8)
+
+
 def test_a_call_after_a_call() -> None:
     deq, x = made().eval(), draw()
     y, want = deq(deq(x)), iterated(deq.layer, iterated(deq.layer, x))

@@ -156,6 +156,10 @@ def test_a_longer_trace_is_in_it() -> None:
     assert long.total - short.total == long.parts["trace"] - short.parts["trace"] == 5 * 1000 * 8
 
 
+def test_what_no_index_of_32_bits_holds_is_forecast_too() -> None:
+    assert forecast_solve(Solve("anderson"), 2**33, 2**32).parts["best"] == 2**33 * 2**32 * 4
+
+
 def test_an_unknown_solver_is_said_to_be() -> None:
     pytest.importorskip("scipy")
     forecast = forecast_solve(Solve("scipy.krylov"), 3, N)

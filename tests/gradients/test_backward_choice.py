@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -212,6 +213,20 @@ def test_the_default_tolerance_is_what_the_dtype_resolves(dtype: torch.dtype, rt
     assert (sol.relative <= max(1e-4, rtol)).all()
     assert sol.adjoint.converged.all()
     assert (sol.adjoint.residual <= 1.1 * rtol).all()
+
+
+@pytest.mark.parametrize("solver", ["newton", "dogleg", "newton_krylov"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_has_a_gradient_after_every_newton(dtype: torch.dtype, solver: str) -> None:
+    layer, x = nn.Sequential(nn.Linear(8, 8), nn.Tanh()), torch.randn(3, 5, 8)
+    grads = []
+    for to, chosen in ((F64, "anderson"), (dtype, solver)):
+        copied = copy.deepcopy(layer).to(to)
+        y, sol = DEQ(copied, solver=chosen)(x.to(to), with_stats=True)
+        y.to(F64).square().mean().backward()
+        assert sol.adjoint.converged.all()
+        grads.append(copied[0].weight.grad.double())
+    assert (grads[1] - grads[0]).norm() < 0.1 * grads[0].norm()
 
 
 def test_under_autocast_the_default_tolerance_is_that_of_autocast() -> None:

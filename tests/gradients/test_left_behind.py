@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Implicit, OneStep, Phantom, Solve, Stop
+from deqlm.left_behind import left_by
 from gradients.maps import SHARP, TanhLayer, solver_for
 
 F64 = torch.float64
 SHARPLY = Implicit(solve=Solve("anderson", SHARP))
+
+
+NOTED: list[Tensor] = []
+
+
+def note(aux: Tensor) -> None:
+    NOTED.append(aux)
+
+
+@dataclass(slots=True)
+class Slots:
+    loss: Tensor
 
 
 class WithAux(TanhLayer):
@@ -35,6 +52,18 @@ class WithAux(TanhLayer):
             self.inner.loss = aux
         elif self.place == "buffer":
             self.kept = aux
+        elif self.place == "nested":
+            self.aux = {"losses": [(aux,)]}
+        elif self.place == "object":
+            self.aux = SimpleNamespace(loss=aux)
+        elif self.place == "slots":
+            self.aux = Slots(aux)
+        elif self.place == "deque":
+            self.aux = deque([aux])
+        elif self.place == "class":
+            type(self).shared = aux
+        elif self.place == "global":
+            note(aux)
         return torch.tanh(h)
 
     def loss(self) -> Tensor:
@@ -44,6 +73,12 @@ class WithAux(TanhLayer):
             "dict": lambda: self.aux["loss"],
             "submodule": lambda: self.inner.loss,
             "buffer": lambda: self.kept,
+            "nested": lambda: self.aux["losses"][0][0],
+            "object": lambda: self.aux.loss,
+            "slots": lambda: self.aux.loss,
+            "deque": lambda: self.aux[-1],
+            "class": lambda: self.shared,
+            "global": lambda: NOTED[-1],
         }[self.place]()
 
 
@@ -56,7 +91,10 @@ def truth(layer: WithAux, x: Tensor, also_output: bool) -> list[Tensor]:
     return list(torch.autograd.grad(loss, [layer.W, layer.b, x]))
 
 
-@pytest.mark.parametrize("place", ["attribute", "list", "dict", "submodule", "buffer"])
+@pytest.mark.parametrize(
+    "place",
+    ["attribute", "list", "dict", "submodule", "buffer", "nested", "object", "slots", "deque", "class", "global"],
+)
 @pytest.mark.parametrize("also_output", [False, True])
 @pytest.mark.parametrize(
     "gradient", [SHARPLY, SHARPLY.replace(second_order=True), Phantom(80, 1.0), "unrolled"], ids=str
@@ -88,6 +126,39 @@ def test_the_functional_interface_knows_a_module_too() -> None:
     torch.testing.assert_close(
         list(torch.autograd.grad(layer.loss(), [layer.W, layer.b, x])), want, rtol=1e-8, atol=1e-9
     )
+
+
+@pytest.mark.parametrize("way", ["hook", "closure", "nonlocal"])
+def test_what_functions_leave_has_its_whole_gradient(way: str) -> None:
+    layer, x, last = TanhLayer(4), torch.randn(3, 4, dtype=F64), None
+    kept: list[Tensor] = []
+
+    def keeps(z: Tensor, u: Tensor) -> Tensor:
+        nonlocal last
+        y = layer(z, u)
+        if way == "closure":
+            kept.append(y.square().mean())
+        elif way == "nonlocal":
+            last = y.square().mean()
+        return y
+
+    if way == "hook":
+        layer.register_forward_hook(lambda module, args, y: kept.append(y.square().mean()))
+    solved = layer if way == "hook" else keeps
+    y = deqlm.solve(solved, torch.zeros_like(x), args=(x,), stop=SHARP, gradient=SHARPLY).z
+    want = torch.autograd.grad(y.square().mean(), [layer.W, layer.b], retain_graph=True)
+    got = torch.autograd.grad(last if way == "nonlocal" else kept[-1], [layer.W, layer.b])
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9)
+
+
+def test_a_long_list_is_looked_at_from_its_end() -> None:
+    layer = WithAux(4, "global")
+    layer.table = [torch.zeros(1)] * 10_000
+    layer(torch.zeros(1, 4, dtype=F64))
+    assert any(t is NOTED[-1] for t in left_by(layer))
+    assert not left_by(None)
+    assert not left_by(nn.Linear(2, 2))
+    assert not left_by(torch.tanh)
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "one_step"])

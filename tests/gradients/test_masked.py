@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import deqlm
-from deqlm import DEQ, Implicit, OneStep, Phantom, Solve
+from deqlm import DEQ, Implicit, OneStep, Phantom, Solve, Unrolled
 from gradients.maps import SHARP
 
 F64 = torch.float64
@@ -74,7 +74,7 @@ def test_the_value_is_that_without_grad(gradient: object) -> None:
     assert torch.equal(z[~MASK], z0[~MASK])
 
 
-@pytest.mark.parametrize("gradient", [Phantom(60, 1.0), "unrolled"], ids=str)
+@pytest.mark.parametrize("gradient", [Phantom(60, 1.0), "unrolled", Unrolled(checkpoint=True)], ids=str)
 def test_gradients_of_steps_are_those_of_the_masked_map(gradient: object) -> None:
     z0, x, W = inputs()
     y = solved(see_all, z0, x, W, gradient=gradient, solver="fixed_point")
@@ -213,3 +213,43 @@ def test_a_layer_whose_tokens_see_padding(gradient: object) -> None:
                 p += step * v
             values.append(deq(x, token_mask=mask)[mask].sin().sum())
     torch.testing.assert_close(slope, (values[0] - values[1]) / 2e-5, rtol=1e-5, atol=1e-6)
+
+
+class SeesPadding(nn.Module):
+    """A causal layer in which every token sees the mean of the tokens so far, masked ones included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4).double()
+        with torch.no_grad():
+            self.linear.weight.mul_(0.5)
+
+    def forward(self, z: Tensor) -> Tensor:
+        count = torch.arange(1, z.shape[1] + 1, dtype=z.dtype)[:, None]
+        return torch.tanh(self.linear(z) + 0.3 * z.cumsum(1) / count)
+
+
+@pytest.mark.parametrize("solver", ["anderson", "newton", "dogleg", "newton_krylov"])
+@pytest.mark.parametrize("mode", [deqlm.Chunked(2), deqlm.Chunked(2, start="previous"), "sequential"], ids=str)
+def test_masked_tokens_stay_where_they_start_in_every_mode(mode: object, solver: str) -> None:
+    mask = torch.tensor([[True, False, True], [True, True, False], [False, False, True]])
+    layer, (start, x, _) = SeesPadding(), inputs()
+    deq = DEQ(layer, causal=True, mode=mode, solver=solver, stop=TOKENS, on_failure="raise")
+    y = deq(x, token_mask=mask, start=start)
+    torch.testing.assert_close(y[~mask], start[~mask], rtol=0, atol=0)
+    torch.testing.assert_close(y[mask], layer(y + x)[mask], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", [deqlm.Newton, deqlm.Dogleg])
+def test_a_jacobian_of_the_user_moves_no_masked_token(solver: type) -> None:
+    z0, x, W = inputs()
+
+    def jacobian(z: Tensor) -> Tensor:
+        of_all = torch.autograd.functional.jacobian(
+            lambda z: see_all(z, x.detach(), W).reshape(3, -1), z.reshape(3, 3, 4)
+        )
+        return torch.stack([of_all[b, :, b].reshape(12, 12) for b in range(3)])
+
+    with torch.no_grad():
+        y = solved(see_all, z0, x, W, solver=solver(jacobian=jacobian), on_failure="raise")
+    torch.testing.assert_close(y, iterated(see_all, z0, x, W), rtol=1e-10, atol=1e-11)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Options, Solve, Stop, options
-from deqlm_solvers.checks import require, suggest
+from deqlm_solvers.checks import require, suggest, whole
 
 OBJECTS = [
     FixedPoint(damping=0.5, first_damping=1.0),
@@ -124,6 +124,12 @@ def test_whole_numbers_are_bounded_by_what_an_index_holds(number):
     for make in (lambda n: Anderson(memory=n), lambda n: Broyden(memory=n)):
         with pytest.raises(ValueError, match=f"memory must be a whole number >= 1 and <= 2147483647, got {number}"):
             make(number)
+
+
+def test_seeds_and_counts_that_ask_for_no_memory_are_not_bounded():
+    whole("seed", 2**64, 0, None)
+    with pytest.raises(ValueError, match=r"^seed must be a whole number >= 0, got -1$"):
+        whole("seed", -1, 0, None)
 
 
 @pytest.mark.parametrize("name", ["max_iter", "patience", "test_every", "check_every"])

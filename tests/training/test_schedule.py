@@ -20,7 +20,7 @@ def test_warm_up_ends_at_the_highest_rate():
 def test_linear_and_cosine_come_down_to_the_floor():
     linear = Schedule(lr=1.0, warm_up=10, decay="linear", steps=110, floor=0.1)
     cosine = linear.replace(decay="cosine")
-    for step, done in ((10, 0.0), (35, 0.25), (60, 0.5), (110, 1.0), (10**6, 1.0)):
+    for step, done in ((10, 0.0), (35, 0.25), (60, 0.5), (110, 1.0), (10**6, 1.0), (2**40, 1.0)):
         assert linear.at(step) == pytest.approx(1 - 0.9 * done)
         assert cosine.at(step) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
 

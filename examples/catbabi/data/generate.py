@@ -205,7 +205,7 @@ def write_folder(
     """
     whole("stories", stories, 1)
     whole("held_out", held_out, 1)
-    whole("seed", seed, 0)
+    whole("seed", seed, 0, None)
     folder = Path(folder)
     for task in tasks:
         require(task in TASKS, "task", task, f"one of {sorted(TASKS)}, the tasks that are made here")

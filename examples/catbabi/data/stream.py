@@ -82,8 +82,9 @@ class Windows:
     _held: dict[int, _Epoch] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in {"batch": 1, "length": 1, "seed": 0, "rank": 0, "ranks": 1}.items():
+        for name, least in {"batch": 1, "length": 1, "rank": 0, "ranks": 1}.items():
             whole(name, getattr(self, name), least)
+        whole("seed", self.seed, 0, None)
         require(self.rank < self.ranks, "rank", self.rank, f"below ranks = {self.ranks}")
         if self.mode not in MODES:
             raise ValueError(f"unknown mode {self.mode!r}: {suggest(str(self.mode), MODES)}")
@@ -95,7 +96,7 @@ class Windows:
 
     def batch_at(self, step: int) -> Batch:
         """Return batch number ``step``, counted through all epochs."""
-        whole("step", step, 0)
+        whole("step", step, 0, None)
         number = self.epoch_of(step)
         return self._cut_out(self._epoch(number), step - self._firsts[number])
 

@@ -160,7 +160,7 @@ def write_csv(path: str | Path, words: Words, seed: int = 0) -> None:
     Raises:
         ValueError: words that are not two equal (N, L) int64 tensors, or a negative seed.
     """
-    whole("seed", seed, 0)
+    whole("seed", seed, 0, None)
     _check_form(path, words, 1 + max(int(part.max()) if part.numel() else 0 for part in words))
     rows = zip(words.inputs.tolist(), words.targets.tolist(), strict=True)
     with _replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:

@@ -123,7 +123,7 @@ class WordProblem:
         whole("batch", batch, 1)
         whole("length", length, 1)
         for name, value in {"seed": seed, "step": step, "rank": rank}.items():
-            whole(name, value, 0)
+            whole(name, value, 0, None)
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: {suggest(str(split), SPLITS)}")
         key = (SPLITS.index(split), rank, step, batch, length)

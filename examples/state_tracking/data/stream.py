@@ -49,7 +49,7 @@ class Stream(IterableDataset):
         rank: int | None = None,
         start: int = 0,
     ) -> None:
-        whole("start", start, 0)
+        whole("start", start, 0, None)
         self.problem, self.batch, self.length = problem, batch, length
         self.seed, self.split, self.step = seed, split, start
         self.rank = _this_rank() if rank is None else rank
@@ -87,7 +87,7 @@ class Stream(IterableDataset):
         for name, mine in self._identity().items():
             require(name in state, "state", sorted(state), f"the state of a stream, with {name!r}")
             require(state[name] == mine, name, mine, f"{state[name]!r} to go on with this state")
-        whole("step", state.get("step"), 0)
+        whole("step", state.get("step"), 0, None)
         self.step = state["step"]
 
     def _identity(self) -> dict[str, Any]:
