@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm_solvers import Anderson, Broyden, Fallback, FixedPoint, Newton, NewtonKrylov, Solver, Stop
+from deqlm_solvers import Anderson, Broyden, Dogleg, Fallback, FixedPoint, Newton, NewtonKrylov, Solver, Stop
 
 SOLVERS = {
     "fixed_point": lambda r: FixedPoint(damping=r.choice([1.0, 1.0, 0.7]), first_damping=r.choice([None, 0.5])),
@@ -19,6 +19,7 @@ SOLVERS = {
     ),
     "newton": lambda r: Newton(),
     "newton_krylov": lambda r: NewtonKrylov(),
+    "dogleg": lambda r: Dogleg(),
     "fallback": lambda r: Fallback(),
 }
 FUSED = ("fixed_point", "anderson", "broyden")
@@ -133,7 +134,9 @@ def _stop(
 ) -> tuple[Stop, dict[str, Any]]:
     loose = 3e-2 if dtype == torch.bfloat16 else r.choice([1e-2, 1e-4, 1e-5] + [1e-9] * (dtype == torch.float64))
     fields: dict[str, Any] = {"max_iter": r.choice([2, 3, 9, 30, 80]), "rtol": loose}
-    if solver.name == "newton":
+    if solver.name == "fallback":
+        fields["max_iter"] = max(3, fields["max_iter"])
+    if solver.name in ("newton", "dogleg"):
         fields["max_iter"] = r.choice([1, 3, 12]) * (1 + unknowns) + 2
     keywords: dict[str, Any] = {}
     if r.random() < 0.1 and solver.name in FUSED:

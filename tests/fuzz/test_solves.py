@@ -16,19 +16,26 @@ from deqlm_solvers import Solution, Status
 from fuzz.draw import FUSED, SOLVERS, Case, Rowwise, draw
 from fuzz.oracle import Reading, Row
 
-CASES = 350
-MANY = 3400
+BLOCK = 50
+CASES = 2 * BLOCK
+"""Of each kind of solver, in the fast tests."""
+MORE = 6 * BLOCK
+"""With the slow tests; more than 2,000 in all."""
+MANY = 58 * BLOCK
+"""With those of the mark `bench`; more than 20,000 in all."""
 FIELDS = ("residual", "relative", "steps", "status")
 
 
-def seeds(fast: int, slow: int) -> list[Any]:
-    """Return every kind of solver with its seeds, in blocks; the later ones are slow."""
-    block = 50
-    marks = {start: [] if start < fast else [pytest.mark.slow] for start in range(0, slow, block)}
+def seeds() -> list[Any]:
+    """Return every kind of solver with its seeds, in blocks; the later ones are marked."""
+
+    def marks(start: int) -> list[Any]:
+        return [] if start < CASES else [pytest.mark.slow if start < MORE else pytest.mark.bench]
+
     return [
-        pytest.param(name, range(start, start + block), marks=given, id=f"{name}-{start}")
+        pytest.param(name, range(start, start + BLOCK), marks=marks(start), id=f"{name}-{start}")
         for name in SOLVERS
-        for start, given in marks.items()
+        for start in range(0, MANY, BLOCK)
     ]
 
 
@@ -163,7 +170,7 @@ def check_backends(case: Case, sol: Solution) -> None:
     assert torch.allclose(rows_of(sol.z)[done], rows_of(other.z)[done], rtol=1e-9, atol=1e-300)
 
 
-@pytest.mark.parametrize(("name", "block"), seeds(CASES, MANY))
+@pytest.mark.parametrize(("name", "block"), seeds())
 def test_random_solves(name: str, block: range):
     for seed in block:
         case = draw(seed, name)
