@@ -8,7 +8,7 @@ from torch import nn
 
 import deqlm
 from deqlm.modes import Auto, Chunked, Frontier, Sequential
-from deqlm_solvers import FixedPoint, Stop
+from deqlm_solvers import FixedPoint, Status, Stop
 
 WIDTH, LENGTH = 5, 11
 EXACT = Stop(max_iter=300, rtol=1e-12)
@@ -149,3 +149,20 @@ def test_what_a_window_cannot_honour_is_refused(layer):
         wrap(layer, Frontier(LENGTH), gradient="unrolled")(inputs())
     with pytest.raises(ValueError, match="mode must be 'simultaneous' without causal=True"):
         deqlm.DEQ(layer, mode=Frontier(4))
+
+
+def test_tokens_that_run_away_do_not_converge():
+    """z + F(z), token by token: each would pass by its size alone after some hundred evaluations."""
+
+    class Drift(nn.Module):
+        def forward(self, z):
+            return z + 1 + 0.1 * torch.tanh(z)
+
+    x = torch.ones(2, 6, 3, dtype=torch.float64)
+    stop = Stop(max_iter=400, rtol=1e-2)
+    for mode in (Frontier(3), deqlm.Chunked(2), deqlm.Simultaneous()):
+        deq = deqlm.DEQ(Drift(), causal=True, solver="fixed_point", stop=stop, mode=mode, on_failure="ignore")
+        with torch.no_grad():
+            _, sol = deq(x, with_stats=True)
+        assert sol.status.tolist() == [Status.DIVERGED] * 2, mode
+        assert sol.runaway.all()
