@@ -8,9 +8,11 @@ from torch import Tensor
 __all__ = ["FALLEN", "GROWN", "Runaway", "share_left"]
 
 FALLEN = 0.5
-"""A residual that is at most this share of another one may have come nearer to a solution; see `share_left`."""
+"""A residual that is at most this share of another one has come nearer to a solution,"""
+FAR = 1000.0
+"""but for rows whose size is more than this many times that of their start,"""
 LEAST_SHARE = 0.1
-"""Where the tolerance allows, no larger share is left: F of a layer z + F(z) may halve by chance, far away."""
+"""of which no more than this share may be left: F of a layer z + F(z) halves by chance, far away."""
 GROWN = 10.0
 """A row whose size is at most this many times that of its start has not run away."""
 HIDDEN = 0.25
@@ -20,10 +22,9 @@ NEAR = 0.5
 
 
 def share_left(rtol: float, eps: float) -> float:
-    """Return the share of a residual that may be left of it near a solution, from 0.1 to 0.5.
+    """Return the share of a residual that may be left of it at a solution far from the start, from 0.1 to 0.5.
 
-    A row that grew up to 1000-fold to a solution has a residual of a tenth at a tolerance of 1e-4. Where the tolerance
-    is loose, or near what the dtype resolves, the residual of a solution need not fall so far.
+    Where the tolerance is loose, or near what the dtype resolves, the residual of a solution need not fall to a tenth.
 
     Args:
         rtol: relative tolerance, >= 0.
@@ -43,8 +44,9 @@ class Runaway:
 
     On layers z + F(z) the state grows and ||f(z) - z|| does not fall, until it is small beside ||f(z)||. So a point
     passes only if its size, max(||z||, ||f(z)||), is at most 10 times that of the row's start, or its residual at most
-    a `share_left` of the row's first one, or, for a row that began where everything is small, of what it was when
-    the row first came within tolerance around here: where there is a solution the residual goes on falling. A solver
+    half of the row's first one (a `share_left` where the size is more than 1000 times that of the start), or, for a row
+    that began where everything is small, as much of what it was when the row first came within tolerance around here:
+    where there is a solution the residual goes on falling. A solver
     that leaps far away and comes back has had large residuals, so half of the largest would tell nothing. Where the
     state has grown so far that z + F(z) is z but for rounding, the residual tells nothing either: it counts as what
     rounding may hide of it.
@@ -83,10 +85,12 @@ class Runaway:
         now = torch.stack((torch.maximum(residual, self.hidden * size), size))
         if self._bounds is None or self._mark is None:
             self.first = torch.stack((residual, size)) if self.first is None else self.first
-            self._bounds = self.first * torch.tensor([[self.share], [GROWN]], dtype=now.dtype, device=now.device)
+            self._bounds = self.first[1] * torch.tensor([[GROWN], [FAR]], dtype=now.dtype, device=now.device)
             self._mark = torch.zeros_like(now)
-        doubtful = within & (now > self._bounds).all(0)
+        grown, far = size > self._bounds
+        share = torch.where(far, self.share, FALLEN)
+        doubtful = within & grown & (now[0] > share * self.first[0])
         before, near = self._mark
         fresh = doubtful & ((size - near).abs() > NEAR * size)
         self._mark = torch.where(fresh, now, self._mark)
-        return fresh | (doubtful & (now[0] > self.share * before))
+        return fresh | (doubtful & (now[0] > share * before))

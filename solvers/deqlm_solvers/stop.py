@@ -25,10 +25,10 @@ class Stop(Options):
     passes, else the best one: the smallest residual relative to its tolerance.
 
     A residual that is small only beside a state that has grown is no solution: a point passes only if, besides,
-    max(||z||, ||f(z)||) is at most 10 times that of the row's start, or its residual has fallen to a tenth of the first
-    one (to half where the tolerance is loose, or near what the dtype resolves), or goes on falling where the row first
-    came within tolerance, as far. A row that has not shown any of
-    these at the end is DIVERGED, and `Solution.runaway` is True.
+    max(||z||, ||f(z)||) is at most 10 times that of the row's start, or its residual has fallen to half of the first
+    one (to a tenth where the size is more than 1000 times that of the start, if the tolerance allows), or falls as far
+    where the row first came within tolerance. A row that has not shown any of these at the end is DIVERGED, and
+    `Solution.runaway` is True.
 
     ``rtol=0, atol=0`` is a *budget*: exactly ``max_iter`` evaluations and steps, no test, no freezing, no host sync;
     the row returns z_K, and the reported residual is that of z_{K-1}. Only a row whose last residual is not finite

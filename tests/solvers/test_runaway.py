@@ -164,7 +164,20 @@ def test_what_may_be_left_of_a_residual():
     assert share_left(0.0, 1e-7) == share_left(1e-2, 1e-7) == share_left(1e-7, 1e-7) == 0.5
     assert share_left(1e-4, 1e-7) == 0.1
     one = torch.ones(1, dtype=torch.float64)
-    watch = Runaway(share=0.1, eps=4e-3)
-    runs = lambda residual, size: watch.runs(one > 0, residual * one, size * one).item()  # noqa: E731
-    assert [runs(1, 1), runs(0.11, 11), runs(0.011, 11)] == [False, True, False]
-    assert [runs(0, 200), runs(0, 200), runs(0, 90)] == [True, True, False], "0 at 200 counts as .2, at 90 as .09"
+
+    def runs(residual: float, size: float, eps: float = 0.0) -> bool:
+        watch = Runaway(torch.stack((one, one)), share=0.1, eps=eps)
+        return watch.runs(one > 0, residual * one, size * one).item()
+
+    assert [runs(1, 1), runs(0.51, 11), runs(0.5, 11)] == [False, True, False], "half, near the start"
+    assert [runs(0.11, 1001), runs(0.1, 999)] == [True, False], "a tenth, far from it"
+    assert [runs(0, 600, 4e-3), runs(0, 400, 4e-3)] == [True, False], "0 at 600 counts as .6, at 400 as .4"
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_a_slow_contraction_passes_when_its_residual_has_halved(impl):
+    sol = Solve(FixedPoint(impl=impl), Stop(max_iter=1000, rtol=1e-3))(
+        lambda z: 0.999 * z + 1, torch.zeros(1, 1).double()
+    )
+    assert sol.converged.all()
+    assert sol.steps.item() == 694

@@ -207,8 +207,9 @@ bool runs_away(const Solve& s, Row& row, int64_t i, const Reading& at, const T* 
     if (!(at.ratio <= 1)) return false;
     const double size = size_of(s, i, z, fz, sums), hidden = HIDDEN * s.eps * size;
     const double residual = at.residual > hidden ? at.residual : hidden;
-    if (!(residual > s.share_left * row.first_residual) || !(size > GROWN * row.first_size)) return false;
-    if (!(std::fabs(size - row.mark_size) > NEAR * size)) return residual > s.share_left * row.mark_residual;
+    const double share = size > FAR * row.first_size ? s.share_left : FALLEN;
+    if (!(residual > share * row.first_residual) || !(size > GROWN * row.first_size)) return false;
+    if (!(std::fabs(size - row.mark_size) > NEAR * size)) return residual > share * row.mark_residual;
     row.mark_residual = residual, row.mark_size = size;
     return true;
 }
