@@ -24,7 +24,7 @@ RTOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 SMALLEST_ERROR = {torch.float32: 1e-5, torch.float64: 1e-10}
 GAIN = torch.tensor([0.3, 0.85, 0.5, 0.93, 0.7], dtype=torch.float64)[:, None]
 
-OPERATIONS = {"fixed_point": 45, "anderson": 222, "broyden": 163}
+OPERATIONS = {"fixed_point": 50, "anderson": 227, "broyden": 168}
 """Measured: ATen operations per evaluation of the map, those of f and views left out, CPU, Stop(test_every=1)."""
 
 

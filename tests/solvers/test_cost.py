@@ -29,15 +29,15 @@ def costs(solver: Solver, stop: Stop, rate: float = 0.98) -> tuple[float, float]
     [
         (FixedPoint(impl="torch"), BUDGET, 2),
         (FixedPoint(damping=0.8, impl="torch"), BUDGET, 3),
-        (FixedPoint(impl="torch"), ENDLESS, 45),
-        (FixedPoint(impl="torch"), ENDLESS.replace(test_every=8), 6.6),
-        (FixedPoint(impl="torch"), ENDLESS.replace(patience=50), 56),
-        (FixedPoint(impl="torch"), ENDLESS.replace(trace=True), 47),
+        (FixedPoint(impl="torch"), ENDLESS, 50),
+        (FixedPoint(impl="torch"), ENDLESS.replace(test_every=8), 7.2),
+        (FixedPoint(impl="torch"), ENDLESS.replace(patience=50), 61),
+        (FixedPoint(impl="torch"), ENDLESS.replace(trace=True), 52),
         (Anderson(impl="torch"), BUDGET, 171),
-        (Anderson(memory=1, impl="torch"), ENDLESS, 45),
+        (Anderson(memory=1, impl="torch"), ENDLESS, 50),
         (Broyden(impl="torch"), BUDGET, 113),
-        (Broyden(update="bad", impl="torch"), ENDLESS, 156),
-        (Broyden(line_search="armijo", impl="torch"), ENDLESS, 194),
+        (Broyden(update="bad", impl="torch"), ENDLESS, 161),
+        (Broyden(line_search="armijo", impl="torch"), ENDLESS, 199),
     ],
     ids=[
         *("picard_budget", "damped_budget", "picard", "picard_every_8", "picard_patience", "picard_trace"),
@@ -54,7 +54,7 @@ def test_the_predicted_schedule_is_cheap():
     """A quarter of the operations of testing every evaluation, and a quarter of a sync."""
     operations, syncs = costs(FixedPoint(impl="torch"), ENDLESS.replace(test_every="auto"))
     assert syncs <= 0.25
-    assert operations <= 10.5
+    assert operations <= 11.2
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
