@@ -33,7 +33,9 @@ def refuse_collective(layer: object, solve: Solve, gradient: Gradient) -> None:
     """
     if not isinstance(layer, nn.Module) or not _several_processes():
         return
-    solves = [solve, getattr(gradient, "solve", None)] if torch.is_grad_enabled() else [solve]
+    solves = [solve]
+    if torch.is_grad_enabled():
+        solves.append(getattr(gradient.for_solve(solve), "solve", None))
     if all(each.stop.is_budget for each in solves if isinstance(each, Solve)):
         return
     for name, part in layer.named_modules():

@@ -42,8 +42,9 @@ class DEQ(nn.Module):
     needs batch_first=True. One that returns more than the new state (nn.GRU) is wrapped in a module that returns that.
 
     A layer z + F(z), such as a GPT-2 block, a ViT layer, nn.TransformerEncoderLayer(norm_first=True) or a ResNet block,
-    has no fixed point in reach: its state grows, and its rows end DIVERGED. Give it a norm after the sum, such as
-    ``DEQ(nn.Sequential(layer, nn.LayerNorm(width)))``; `deqlm.diagnose` tries that and says what came of it.
+    has no fixed point in reach: its state grows, and its rows end DIVERGED, STALLED or MAX_ITER. Give it a norm after
+    the sum, such as ``DEQ(nn.Sequential(layer, nn.LayerNorm(width)))``; `deqlm.diagnose` tries that and says what came
+    of it.
 
     Args:
         layer: module or function; the state in, the same structure and shape out. A function that uses a module hides

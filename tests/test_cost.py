@@ -217,6 +217,7 @@ def test_products_with_the_jacobian_are_counted_apart(rows: int) -> None:
     assert sol.cost.jvps == tally.jvps > 0
 
 
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 def test_deq_counts_what_its_layer_sees() -> None:
     layer = Layer(0.7, torch.float32)
     tally = Tally(layer)

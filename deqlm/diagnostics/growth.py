@@ -102,7 +102,7 @@ def _look(f: Map, z: Tensor, draw: torch.Generator) -> tuple[float, float]:
     h = torch.finfo(z.dtype).eps ** (1 / 3) * torch.where(size > 0, size, 1.0)[:, None]
     overlap, apart = 0.0, 0.0
     for _ in range(DIRECTIONS):
-        sign = (torch.randint(0, 2, z.shape, generator=draw) * 2 - 1).to(z.device, torch.float64)
+        sign = (torch.randint(0, 2, z.shape, generator=draw, device=draw.device) * 2 - 1).to(z.device, torch.float64)
         above, below = (z.double() + h * sign).to(z.dtype), (z.double() - h * sign).to(z.dtype)
         step = (above.double() - below.double()) / (2 * h)
         product = (f(above).double() - f(below).double()) / (2 * h)

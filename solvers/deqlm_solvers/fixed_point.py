@@ -65,6 +65,9 @@ class FixedPoint(StepSolver):
         """Return the damping of the first step."""
         return self.damping if self.first_damping is None else self.first_damping
 
+    def renew(self, z: Tensor, state: float) -> float:
+        return self.damping
+
     def step(self, f: Map, at: Evaluation, state: float) -> tuple[Tensor, float]:
         return picard(at, state), self.damping
 

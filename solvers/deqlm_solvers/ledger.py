@@ -31,10 +31,12 @@ class Ledger(ABC):
     Attributes:
         steps_after_last: whether the point after the last evaluation is wanted.
         active: rows that are not done, (B,) bool; None where all go on to the end.
+        taken_up: whether rows that were done go on since the last evaluation.
     """
 
     steps_after_last = False
     active: Tensor | None = None
+    taken_up = False
 
     def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
         self.stop = stop
@@ -129,7 +131,7 @@ class RowLedger(Ledger):
             self.token_steps: Tensor | None = None
 
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
-        self.k, self.count = k, None
+        self.k, self.count, self.taken_up = k, None, False
         if not self.schedule.tests(k, last):
             self._trace(None, self.active)
             return
@@ -197,6 +199,7 @@ class RowLedger(Ledger):
         self.active = self.active | lost
         self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
         self.schedule.reopen(k, lost)
+        self.taken_up = True
         return True
 
     def active_rows(self) -> int | None:

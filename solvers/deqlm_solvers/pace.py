@@ -128,6 +128,8 @@ class TorchPace(Pace):
         self.ledger.record(k, at.detached(), last, self.solver.final(self.state) if k else None)
         if self.ledger.finished(k, last) or (last and not self.ledger.steps_after_last):
             return at.z, False
+        if self.ledger.taken_up:
+            self.state = self.solver.renew(at.z, self.state)
         z_next, self.state = self.solver.step(self.evaluate.call, at, self.state)
         self._remember_choice()
         z = self.ledger.freeze(z_next, at.z)
@@ -168,7 +170,10 @@ class TorchPace(Pace):
     def review(self, at: Evaluation, take_up: bool) -> bool:
         self.rows, self.masked = None, self._masked
         self.whole = self.held(at)
-        return self.ledger.review(self.k, self.whole, take_up)
+        goes_on = self.ledger.review(self.k, self.whole, take_up)
+        if goes_on:
+            self.state = self.solver.renew(self.whole.z, self.state)
+        return goes_on
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         sol = self.ledger.close(z_last, cost, keep_last)

@@ -83,7 +83,7 @@ class Runaway:
             size: max(||z||, ||f(z)||), (B,) float64.
         """
         now = torch.stack((torch.maximum(residual, self.hidden * size), size))
-        if self._bounds is None or self._mark is None:
+        if self.first is None or self._bounds is None or self._mark is None:
             self.first = torch.stack((residual, size)) if self.first is None else self.first
             self._bounds = self.first[1] * torch.tensor([[GROWN], [FAR]], dtype=now.dtype, device=now.device)
             self._mark = torch.zeros_like(now)

@@ -176,6 +176,13 @@ class StepSolver(Solver):
         """Return `Solution.picked` and `Solution.choices` for the last state, or None where there was no choice."""
         return None
 
+    def renew(self, z: Tensor, state: Any) -> Any:
+        """Return the state for going on from ``z`` (B, N) after all rows were done and some no longer pass.
+
+        Their neighbours have moved since, and what was learnt meanwhile is of points that were held.
+        """
+        return self.init(z)
+
     def final(self, state: Any) -> Tensor | None:
         """Return the rows, (B,) bool, that a bad point ends now: one that is not finite, or beyond `Stop.divergence`.
 

@@ -19,7 +19,7 @@ class Status(IntEnum):
     """
 
     CONVERGED = 0
-    """The residual of the returned point is within tolerance."""
+    """The residual of the returned point is within tolerance, and not only because the state has grown."""
     BUDGET = 1
     """A fixed number of evaluations was asked for and made; nothing was tested. No failure."""
     MAX_ITER = 2
@@ -28,7 +28,8 @@ class Status(IntEnum):
     """No progress for ``patience`` evaluations, or the residual and f(z) vanish together, or another library's solver
     gave up before ``max_iter``."""
     DIVERGED = 4
-    """The residual grew beyond ``divergence`` times the row's first one."""
+    """The residual grew beyond ``divergence`` times the row's first one, or is within a relative tolerance only because
+    the state has grown (`Solution.runaway`)."""
     NONFINITE = 5
     """f returned NaN or infinity."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from defects import secants
 from defects.stranger import Stranger
 
 __all__ = ["INPUT"]
@@ -38,7 +37,7 @@ INPUT = (
         group="input",
         was="`Anderson(memory=10**6)` asked for 80 TB for six unknowns, Broyden for 1.9 GiB for a state of 1.1 MiB.",
         now="A history is no longer than a solve can use.",
-        shown=secants.ours_keeps_no_longer_a_history_than_a_solve_can_use,
+        shown="solvers/test_fitted.py::test_a_memory_beyond_all_bounds_takes_no_more_than_is_useful",
     ),
     Stranger(
         group="input",

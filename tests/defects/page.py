@@ -99,7 +99,7 @@ def _faults(group: str) -> str:
 
 
 def _fault(stranger: Stranger) -> str:
-    file, test = stranger.test.split("::")
+    file, test = stranger.shown.split("::")
     return f"| {stranger.was} | {stranger.now} | `{file}`<br>`{test}` |"
 
 

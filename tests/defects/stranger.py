@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from defects.defect import Check
-
 __all__ = ["GROUPS", "Stranger"]
 
 GROUPS = {
@@ -26,18 +24,10 @@ class Stranger:
         group: a key of `GROUPS`.
         was: what version 0.1 did, one sentence.
         now: what holds now, one sentence.
-        shown: what fails where the fault is back: a test, as "folder/file.py::name" below tests/, or a check of this
-            folder.
+        shown: the test that fails where the fault is back, as "folder/file.py::name" below tests/.
     """
 
     group: Literal["words", "gradients", "input", "rows", "defaults"]
     was: str
     now: str
-    shown: str | Check
-
-    @property
-    def test(self) -> str:
-        """The place of what shows it, below tests/."""
-        if isinstance(self.shown, str):
-            return self.shown
-        return f"{self.shown.__module__.replace('.', '/')}.py::{self.shown.__name__}"
+    shown: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from defects import secants
 from defects.hostile import INPUT
 from defects.stranger import Stranger
 
@@ -13,7 +12,7 @@ WORDS = (
         group="words",
         was="Layers z + F(z) (GPT-2 block, ViT layer, `norm_first=True`, `z + mlp(z)`) ended CONVERGED: the state "
         "had grown 1e4 to 2e5 times, the residual was .998 to 1.06 of the first one.",
-        now="Such a row ends DIVERGED, and `Solution.runaway` says why.",
+        now="Such a row never ends CONVERGED; one that passes only because its state grew ends DIVERGED.",
         shown="deq/test_pre_norm.py::test_no_row_of_a_pre_norm_block_is_called_converged",
     ),
     Stranger(
@@ -254,8 +253,8 @@ ROWS = (
     Stranger(
         group="rows",
         was="A wild first step ended rows of Anderson and Broyden: 556 of 1,000 rows of exp(z) = b.",
-        now="A step that is refused is shortened: Anderson solves all, Broyden 924 and says so of the others.",
-        shown=secants.ours_goes_on_from_a_wild_first_step,
+        now="A refused step is shortened: Anderson solves all, Broyden at least 995.",
+        shown="solvers/test_wild_points.py::test_steps_into_overflow_are_shortened",
     ),
     Stranger(
         group="rows",
@@ -326,14 +325,14 @@ DEFAULTS = (
         was="Anderson depended on the scale of F: of a cubic F, z - 100 F(z) was not solved in 300 evaluations, and "
         "z - 1e4 F(z) ended DIVERGED after 2.",
         now="The first pair gives the scale: 23 and 20 evaluations.",
-        shown=secants.ours_takes_the_scale_of_f_from_the_first_pair,
+        shown="solvers/test_anderson.py::test_the_first_pair_gives_the_scale_of_the_map",
     ),
     Stranger(
         group="defaults",
         was="On tanh(2 z) from .1 Anderson ran to the root 0, which repels, and returned a point with relative "
         "residual .18 after 100 evaluations.",
         now="A row notices and takes plain steps away: .9574 in 10.",
-        shown=secants.ours_leaves_a_root_that_repels,
+        shown="solvers/test_repelling_roots.py::test_it_finds_what_plain_steps_find",
     ),
     Stranger(
         group="defaults",

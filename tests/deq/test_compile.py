@@ -133,6 +133,7 @@ def test_activation_checkpoints_in_the_layer(gradient: str, reentrant: bool) -> 
     torch.testing.assert_close(trained(deq, layer, x), trained(DEQ(layer, **options), layer, x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 def test_parameters_that_only_a_function_of_ones_own_knows_are_not_lost() -> None:
     layer, x = contraction(), torch.randn(3, 5)
     deq = DEQ(lambda z: Secretive.apply(z, layer), stop=TIGHT)

@@ -86,7 +86,7 @@ def test_damping_holds_the_first_step_of_a_long_chain():
     for damping in (0.0, 0.01):
         lm.no_grad = Solve(Deer(colours=4, damping=damping), TIGHT.replace(max_iter=33 * 20))
         with torch.no_grad():
-            sol = lm(ids, mode=Simultaneous()).solution
+            sol = lm(ids, mode=Simultaneous(), on_failure="ignore").solution
         status.append(sol.status.item())
     assert status == [Status.DIVERGED, Status.CONVERGED]
     assert sol.steps.item() <= 15

@@ -61,14 +61,14 @@ def test_a_row_without_a_derivative_is_told_and_leaves_the_others(solver: str) -
 
 
 def test_an_adjoint_that_anderson_cannot_solve_is_solved_by_gmres_and_says_so() -> None:
-    A = stretched(12)
-    x = torch.randn(3, 12, dtype=F64, requires_grad=True)
+    A = stretched(40)
+    x = torch.randn(3, 40, dtype=F64, requires_grad=True)
     with torch.no_grad():
         x[1] = 0
     f = lambda z, x: z - (z @ A.T - x)  # noqa: E731
     start = torch.linalg.solve(A, x.detach().T).T
     sol = deqlm.solve(f, start, args=(x,), stop=Stop(rtol=1e-9, atol=1e-9), on_failure="raise")
-    g = torch.randn(3, 12, dtype=F64)
+    g = torch.randn(3, 40, dtype=F64)
     g[1] = 0
     (got,) = torch.autograd.grad(sol.z, x, g)
     torch.testing.assert_close(got, torch.linalg.solve(A.T, g.T).T, rtol=1e-5, atol=1e-8)
@@ -79,8 +79,8 @@ def test_an_adjoint_that_anderson_cannot_solve_is_solved_by_gmres_and_says_so() 
 
 
 def test_a_solve_that_was_asked_for_has_no_stand_in() -> None:
-    A = stretched(12)
-    x = torch.randn(3, 12, dtype=F64, requires_grad=True)
+    A = stretched(40)
+    x = torch.randn(3, 40, dtype=F64, requires_grad=True)
     f = lambda z, x: z - (z @ A.T - x)  # noqa: E731
     start = torch.linalg.solve(A, x.detach().T).T
     asked = Implicit(solve=Solve(Anderson(), Stop(max_iter=200, rtol=1e-6)))

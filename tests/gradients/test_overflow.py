@@ -74,8 +74,10 @@ def test_autocast_to_float16_loses_no_row_to_a_scale() -> None:
     assert not lost.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["module", "function", "solve"])
+@pytest.mark.filterwarnings("ignore:layer is a function that uses the module")
 def test_weights_cached_while_a_solve_runs_keep_their_gradient(name: str, kind: str) -> None:
     layer = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 5)), nn.Tanh())
     x = 0.5 * torch.randn(3, 5)

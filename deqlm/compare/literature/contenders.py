@@ -130,7 +130,7 @@ def _on_system(label: str) -> Contender:
 
         with torch.no_grad(), np.errstate(all="ignore"):
             found, word = _call(optimize, label, vector, problem.start[0].numpy())
-        return torch.as_tensor(np.array(found.x, dtype=np.float64)).reshape(1, -1), word
+        return torch.as_tensor(np.array(found.x, dtype=np.float64), device="cpu").reshape(1, -1), word
 
     return Contender(label, solve, takes_system=True)
 

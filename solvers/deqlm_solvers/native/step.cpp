@@ -26,6 +26,17 @@ void picard_step(const Solve& s, const T* z, const T* fz, T* z_next, double damp
     for (int64_t j = 0; j < s.unknowns; ++j) z_next[j] = z[j] + beta * (fz[j] - z[j]);
 }
 
+// What the update rule knows of a row that has no step behind it.
+void begin(const Solve& s, Row& row) {
+    row.unit = row.size = 0;
+    row.count = row.idle = row.way = row.since_mark = 0;
+    row.damping = s.damping;
+    row.plain = s.plain_rate > 0;
+    row.plain_below = s.plain_rate;
+    row.restarted = row.spent = row.away = 0;
+    row.final = 1;
+}
+
 // Whether passed rows still pass, now that the last one is done; those that do not are taken up again.
 template <typename T>
 bool reopen(Solve& s, const T* z, const T* fz, int64_t k, bool take_up) {
@@ -39,7 +50,7 @@ bool reopen(Solve& s, const T* z, const T* fz, int64_t k, bool take_up) {
         row.best_ratio = std::numeric_limits<double>::infinity();
         row.residual = at.residual, row.relative = at.relative;
         row.best_residual = at.residual, row.best_relative = at.relative;
-        if (take_up) row.active = 1, row.due = k + 1;
+        if (take_up) row.active = 1, row.due = k + 1, begin(s, row);
     }
     return any;
 }
@@ -208,11 +219,9 @@ void open(Solve& s, const void* z) {
         row.residual = row.relative = row.mark = row.half_residual = row.half_relative = infinity;
         if (s.first) row.first_residual = s.first[i], row.first_size = s.first[s.rows + i];
         row.before = std::numeric_limits<double>::quiet_NaN();
-        row.gap = row.active = row.final = 1;
-        row.damping = s.damping;
+        row.gap = row.active = 1;
         row.newest = -1 + s.pairs;
-        row.plain = s.plain_rate > 0;
-        row.plain_below = s.plain_rate;
+        begin(s, row);
     }
     if (!s.budget) copy<T>(z, 0, s.best_z, 0, s.rows * s.unknowns);
     for (int64_t i = 0; s.token && i < s.rows * s.groups; ++i) s.token_steps[i] = 1;

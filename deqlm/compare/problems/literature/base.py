@@ -99,7 +99,7 @@ def row(values: Sequence[float] | Tensor) -> Tensor:
         >>> row([1, 2]).shape
         torch.Size([1, 2])
     """
-    return torch.as_tensor(values, dtype=torch.float64).reshape(1, -1)
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu").reshape(1, -1)
 
 
 def system(

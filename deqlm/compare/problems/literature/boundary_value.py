@@ -23,7 +23,7 @@ def boundary_values() -> Iterator[LiteratureProblem]:
     Reference:
         G. Bratu (1914), Sur les équations intégrales non linéaires, Bull. Soc. Math. France 42.
     """
-    line, square = torch.zeros(32), torch.zeros(64)
+    line, square = [0] * 32, [0] * 64
     for strength in (1.0, 3.5):
         name = f"bratu_line_{strength:g}".replace(".", "")
         yield system(name, SOURCE, lambda u, s=strength: bratu(u, 1, s), line)

@@ -24,22 +24,24 @@ def classic_problems() -> Iterator[LiteratureProblem]:
     for e in (0.5, 0.99):
         name = f"kepler_{e:g}".replace("0.", "0")
         yield map_of(name, "Kepler 1609", lambda z, e=e: kepler(z, e), _mean_anomalies())
-    yield map_of("colebrook", "Colebrook 1939", colebrook, torch.ones(9))
+    yield map_of("colebrook", "Colebrook 1939", colebrook, [1] * 9)
     yield map_of("mean_field_cold", "Weiss 1907, T = 1/2", lambda z: torch.tanh(2 * z), [0.1])
-    many = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    many = torch.linspace(-1, 1, 20, dtype=torch.float64, device="cpu")
     yield map_of("mean_field_warm", "Weiss 1907, T = 1/1.2", lambda z: torch.tanh(1.2 * z), many)
     yield map_of("mean_field_critical", "Weiss 1907, T = 1", torch.tanh, [0.5], [0])
-    yield map_of("jacobi_line", "Jacobi 1845", jacobi_line, torch.zeros(32), _parabola(32))
-    yield map_of("newton_schulz", "Schulz 1933", newton_schulz, 0.1 * torch.eye(4), _inverse())
+    yield map_of("jacobi_line", "Jacobi 1845", jacobi_line, [0] * 32, _parabola(32))
+    yield map_of(
+        "newton_schulz", "Schulz 1933", newton_schulz, 0.1 * torch.eye(4, dtype=torch.float64, device="cpu"), _inverse()
+    )
 
 
 def kepler(z: Tensor, e: float) -> Tensor:
     """M + e sin z."""
-    return _mean_anomalies().to(z.dtype) + e * torch.sin(z)
+    return _mean_anomalies().to(z) + e * torch.sin(z)
 
 
 def _mean_anomalies() -> Tensor:
-    return torch.linspace(0.05, 3.1, 20, dtype=torch.float64)
+    return torch.linspace(0.05, 3.1, 20, dtype=torch.float64, device="cpu")
 
 
 def colebrook(z: Tensor) -> Tensor:
@@ -56,7 +58,7 @@ def jacobi_line(z: Tensor) -> Tensor:
 
 
 def _parabola(n: int) -> Tensor:
-    t = torch.arange(1, n + 1, dtype=torch.float64) / (n + 1)
+    t = torch.arange(1, n + 1, dtype=torch.float64, device="cpu") / (n + 1)
     return t * (1 - t) / 2
 
 
@@ -71,4 +73,4 @@ def newton_schulz(z: Tensor) -> Tensor:
 
 
 def _inverse() -> Tensor:
-    return torch.linalg.inv(torch.tensor(MATRIX, dtype=torch.float64))
+    return torch.linalg.inv(torch.tensor(MATRIX, dtype=torch.float64, device="cpu"))

@@ -21,7 +21,7 @@ def h_equations() -> Iterator[LiteratureProblem]:
     """
     for c in (0.5, 0.9, 0.99, 0.9999, 1.0):
         name = f"h_equation_c{c:g}".replace(".", "")
-        yield map_of(name, "Kelley 1995, 5.6", lambda z, c=c: chandrasekhar(z, c), torch.ones(50))
+        yield map_of(name, "Kelley 1995, 5.6", lambda z, c=c: chandrasekhar(z, c), [1] * 50)
 
 
 def chandrasekhar(x: Tensor, c: float) -> Tensor:

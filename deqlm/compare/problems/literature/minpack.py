@@ -38,25 +38,25 @@ def _cases() -> Iterator[tuple[LiteratureProblem, int]]:
     yield system("wood", f"{MGH}, 14 (gradient)", wood, [-3, -1, -3, -1], [1, 1, 1, 1]), 3
     yield system("helical_valley", f"{MGH}, 7", helical_valley, [-1, 0, 0], [1, 0, 0]), 3
     for n, starts in ((2, 1), (6, 2), (9, 2)):
-        yield system(f"watson_{n}", f"{MGH}, 20 (gradient)", watson, torch.zeros(n)), starts
+        yield system(f"watson_{n}", f"{MGH}, 20 (gradient)", watson, [0] * n), starts
     for n, starts in ((2, 1), (5, 3), (6, 3), (7, 3), (8, 1), (9, 1)):
-        start = torch.arange(1, n + 1, dtype=torch.float64) / (n + 1)
+        start = torch.arange(1, n + 1, dtype=torch.float64, device="cpu") / (n + 1)
         yield system(f"chebyquad_{n}", f"{MGH}, 35", chebyquad, start, CHEBYQUAD.get(n), LEAST.get(n, 0.0)), starts
     for n, starts in ((10, 3), (30, 1), (40, 1)):
         name = f"brown_almost_linear_{n}"
-        yield system(name, f"{MGH}, 27", brown_almost_linear, torch.full((n,), 0.5), torch.ones(n)), starts
+        yield system(name, f"{MGH}, 27", brown_almost_linear, [0.5] * n, [1] * n), starts
     yield system("discrete_boundary_value_10", f"{MGH}, 28", discrete_boundary_value, _parabola(10)), 3
     for n in (1, 10):
         yield system(f"discrete_integral_{n}", f"{MGH}, 29", discrete_integral, _parabola(n)), 3
-    yield system("trigonometric_10", f"{MGH}, 26", trigonometric, torch.full((10,), 0.1, dtype=torch.float64)), 3
+    yield system("trigonometric_10", f"{MGH}, 26", trigonometric, [0.1] * 10), 3
     start = 1 - _indices(10) / 10
-    yield system("variably_dimensioned_10", f"{MGH}, 25 (gradient)", variably_dimensioned, start, torch.ones(10)), 3
-    yield system("broyden_tridiagonal_10", f"{MGH}, 30", broyden_tridiagonal, -torch.ones(10)), 3
-    yield system("broyden_banded_10", f"{MGH}, 31", broyden_banded, -torch.ones(10)), 3
-    pairs = torch.tensor([-1.2, 1], dtype=torch.float64).repeat(10)
-    yield system("extended_rosenbrock_20", f"{MGH}, 21", extended_rosenbrock, pairs, torch.ones(20)), 1
-    fours = torch.tensor([3.0, -1, 0, 1]).repeat(5)
-    yield system("extended_powell_singular_20", f"{MGH}, 22", extended_powell_singular, fours, torch.zeros(20)), 1
+    yield system("variably_dimensioned_10", f"{MGH}, 25 (gradient)", variably_dimensioned, start, [1] * 10), 3
+    yield system("broyden_tridiagonal_10", f"{MGH}, 30", broyden_tridiagonal, [-1] * 10), 3
+    yield system("broyden_banded_10", f"{MGH}, 31", broyden_banded, [-1] * 10), 3
+    pairs = [-1.2, 1] * 10
+    yield system("extended_rosenbrock_20", f"{MGH}, 21", extended_rosenbrock, pairs, [1] * 20), 1
+    fours = [3, -1, 0, 1] * 5
+    yield system("extended_powell_singular_20", f"{MGH}, 22", extended_powell_singular, fours, [0] * 20), 1
 
 
 POWELL_ROOT = (1.0981593296998174e-05, 9.106146739867319)

@@ -16,17 +16,17 @@ __all__ = ["scipy_problems"]
 
 def scipy_problems() -> Iterator[LiteratureProblem]:
     """Yield systems of scipy's tests of `root` and of its documentation, at their starts."""
-    yield system("weak_cubic", "scipy, test_nonlin F", weak_cubic, torch.ones(5), torch.zeros(5))
+    yield system("weak_cubic", "scipy, test_nonlin F", weak_cubic, [1] * 5, [0] * 5)
     yield system("second_difference", "scipy, test_nonlin F3", second_difference, [1, 2, 3], [-2.5, -4, -3.5])
     yield system("powell_badly_scaled_negative", "scipy, test_nonlin F4", powell_badly_scaled, [-1, -2], POWELL_ROOT)
-    yield system("pressure_network", "scipy, test_minpack", pressure_network, [2, 0, 2, 0], torch.ones(4))
+    yield system("pressure_network", "scipy, test_minpack", pressure_network, [2, 0, 2, 0], [1] * 4)
     yield system("preconditioned_pair", "scipy, test_nonlin F6", preconditioned_pair, [-0.5, 1.4])
     yield system("quadratic_pair", "scipy, test__root", quadratic_pair, [0, 0])
     yield system("cubic_pair", "scipy, root", cubic_pair, [0, 0])
     yield system("cosine_pair", "scipy, fsolve", cosine_pair, [1, 1])
-    yield system("reversed_cosines", "scipy, broyden1", reversed_cosines, torch.ones(4))
+    yield system("reversed_cosines", "scipy, broyden1", reversed_cosines, [1] * 4)
     yield system("tutorial_cosine", "scipy, tutorial", lambda x: x + 2 * x.cos(), [0.3])
-    yield system("integro_differential_8", "scipy, tutorial", integro_differential, torch.zeros(64))
+    yield system("integro_differential_8", "scipy, tutorial", integro_differential, [0] * 64)
 
 
 def weak_cubic(x: Tensor) -> Tensor:

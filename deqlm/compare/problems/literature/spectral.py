@@ -23,8 +23,8 @@ def spectral_problems() -> Iterator[LiteratureProblem]:
         W. La Cruz, M. Raydan (2003), Optim. Methods Softw. 18; W. La Cruz, J. M. Martínez, M. Raydan (2006), Math.
         Comp. 75; M. G. Gasparo (2000), Optim. Methods Softw. 13, for the diagonal function.
     """
-    ones = torch.ones(50, dtype=torch.float64)
-    i = torch.arange(1, 51, dtype=torch.float64)
+    ones = torch.ones(50, dtype=torch.float64, device="cpu")
+    i = torch.arange(1, 51, dtype=torch.float64, device="cpu")
     yield system("exponential_1", f"{SOURCE}, 1", exponential_1, ones * 50 / 49, ones)
     yield system("exponential_2", f"{SOURCE}, 2", exponential_2, ones / 50**2, 0 * ones)
     yield system("diagonal", f"{SOURCE}, 4", diagonal, [-1, 0.5, -1] * 5)

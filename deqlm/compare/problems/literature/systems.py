@@ -23,13 +23,19 @@ def small_systems() -> Iterator[LiteratureProblem]:
     Reference:
         J. Burkardt, test_nonlin, and the NonlinearProblemLibrary of SciML that follows it.
     """
-    ten = torch.ones(10, dtype=torch.float64)
-    first = torch.cat((torch.tensor([-1.2], dtype=torch.float64), ten[1:]))
+    ten = torch.ones(10, dtype=torch.float64, device="cpu")
+    first = torch.cat((torch.tensor([-1.2], dtype=torch.float64, device="cpu"), ten[1:]))
     yield system("rosenbrock_10", f"{SOURCE}, 1 (generalised)", rosenbrock, first, ten)
     for n in (2, 3):
-        exact = 0.01 * torch.eye(n, dtype=torch.float64)
+        exact = 0.01 * torch.eye(n, dtype=torch.float64, device="cpu")
         exact[0, 1] = 50
-        yield system(f"square_root_{n}", f"{SOURCE}, {13 + n} (Hammarling)", matrix_root, torch.eye(n), exact)
+        yield system(
+            f"square_root_{n}",
+            f"{SOURCE}, {13 + n} (Hammarling)",
+            matrix_root,
+            torch.eye(n, dtype=torch.float64, device="cpu"),
+            exact,
+        )
     yield system("line_and_circle", f"{SOURCE}, 17 (Dennis, Schnabel)", line_and_circle, [1, 5], [0, 3])
     yield system("flat_root", f"{SOURCE}, 18", flat_root, [2, 2], [0, 0])
     yield system("cubic_root", f"{SOURCE}, 19", cubic_root, [3, 3], [0, 0])
@@ -39,7 +45,7 @@ def small_systems() -> Iterator[LiteratureProblem]:
     yield freudenstein.scaled(10)
     yield freudenstein.scaled(100)
     yield system("boggs", f"{SOURCE}, 22", boggs, [1, 0], [0, 1])
-    yield system("chandrasekhar_10", f"{SOURCE}, 23", lambda x: x - chandrasekhar(x, 0.9), torch.ones(10))
+    yield system("chandrasekhar_10", f"{SOURCE}, 23", lambda x: x - chandrasekhar(x, 0.9), [1] * 10)
 
 
 def matrix_root(x: Tensor) -> Tensor:
@@ -47,7 +53,7 @@ def matrix_root(x: Tensor) -> Tensor:
     n = math.isqrt(x.shape[1])
     X = x.reshape(-1, n, n)
     A = 1e-4 * torch.eye(n, dtype=x.dtype, device=x.device)
-    A = A + torch.nn.functional.one_hot(torch.tensor(1, device=x.device), n * n).reshape(n, n).to(x.dtype)
+    A = A + torch.nn.functional.one_hot(torch.ones_like(x[0, 0], dtype=torch.int64), n * n).reshape(n, n).to(x.dtype)
     return (X @ X - A).reshape(x.shape)
 
 
