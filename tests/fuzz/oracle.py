@@ -26,7 +26,7 @@ class Reading:
 
     def within(self, slack: float = 0.0) -> bool:
         pairs = zip(self.residuals, self.tolerances, strict=True)
-        return all(math.isfinite(r) and r <= t * (1 + slack) + 1e-300 for r, t in pairs)
+        return all(math.isfinite(r) and r <= t * (1 + slack) + 1e-269 for r, t in pairs)
 
     def clearly(self, slack: float) -> bool | None:
         """Say whether it is within tolerance, or None where rounding decides."""

@@ -103,7 +103,7 @@ def true_counts(solver: Solver) -> None:
             sol = Solve(solver, stop)(f, problem.z0(torch.float32))
             assert sol.cost.evaluations == f.calls, f"{sol.cost} reported, {f.calls} calls made"
             assert sol.cost.row_evaluations == f.rows
-            assert 1 <= f.calls <= solver.attempts * stop.max_iter
+            assert 1 <= f.calls <= solver.attempts * stop.max_iter + 1, "one look at all answers may come on top"
 
 
 def known_answers(solver: Solver) -> None:

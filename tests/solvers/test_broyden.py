@@ -156,7 +156,7 @@ def test_armijo_counts_every_trial_as_an_evaluation(update):
         for max_iter in (3, 10, 60):
             f = Counted(problem.f)
             sol = Solve(Broyden(update=update, line_search="armijo"), Stop(max_iter=max_iter))(f, problem.z0())
-            assert f.calls == sol.cost.evaluations <= max_iter
+            assert f.calls == sol.cost.evaluations <= max_iter + 1, "one look at all answers may come on top"
             assert sol.steps.max() <= f.calls
 
 
