@@ -106,6 +106,8 @@ def classify(found: Findings) -> Cause:
 
 def _failure(found: Findings) -> Cause:
     row = found.worst
+    if found.plain is not None and found.plain.trend[row] == "nonfinite" and not found.solved[row]:
+        return Cause.NONFINITE  # a solver that refuses such points creeps along the edge of f's domain
     relative, floor = found.relative[row], found.floor
     if floor is not None and floor < 0.1 and found.rtol < 4 * floor and relative <= 30 * floor:
         return Cause.DTYPE_FLOOR
