@@ -1,18 +1,23 @@
 """Do the tests notice? Plants small, meaningful mistakes in the source, one at a time, and runs the tests concerned.
 
-    python tests/benchmarks/mutation.py --count 100 --jobs 2 --out docs/records/mutation.json
+    python tests/benchmarks/mutation.py --count 100 --jobs 1 --seconds 300 --out docs/records/mutation.json
 
 A mutant is one change of one place: a comparison, an operator, a constant, a condition, a statement left out; in Python
 by its syntax tree, in the compiled step's headers by its text. They are drawn by a seed from the files named in
 `PARTS`, in proportion to the places that each has. A mutant is *caught* when a test of its part fails, *timed out* when
 the tests do not end (which is caught too), and *survives* otherwise: then it needs a test, or the reason why nobody can
 tell it from the original. Runs in a copy of the tree; nothing here is changed.
+
+Two passes: every mutant meets the tests that bear the name of its file, and those who pass meet the rest of their part.
+A record that is there goes on: what was caught stays so, survivors are judged again unless they have a "reason". It
+holds for one draw from one state of the sources, which it names by commit and digest; another one needs a new record.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import json
 import os
 import random
@@ -26,7 +31,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 SOLVERS = "solvers/deqlm_solvers"
@@ -79,6 +84,39 @@ TOKENS = [
     *("models/test_modes.py", "models/test_at_once.py"),
 ]
 FUZZ = "fuzz/test_solves.py"
+
+NEAR = {
+    "driver": ("rows", "stop", "inputs", "compact"),
+    "pace": ("compact", "rows"),
+    "ledger": ("statuses", "stop", "mixed_rows", "rows"),
+    "counted": ("cost", "inputs", "newton_krylov"),
+    "narrow": ("compact",),
+    "watch": ("anderson", "repelling_roots", "fused"),
+    "secant": ("anderson", "broyden", "fused"),
+    "damping": ("fitted", "wild_points", "fused"),
+    "read.h": ("fused",),
+    "step.cpp": ("fused", "mixed_rows"),
+    "secant.h": ("fused",),
+    "watch.h": ("fused",),
+    "damping.h": ("fused",),
+    "products.h": ("fused",),
+    "systems.h": ("fused",),
+    "dense": ("newton", "dogleg"),
+    "line_search": ("newton", "newton_krylov", "trial_points"),
+    "attempts": ("fallback", "fallback_rows"),
+    "base": ("same_value", "failed_rows"),
+    "adjoint": ("implicit", "overflow", "masked"),
+    "linear_solve": ("implicit", "backward_choice", "overflow"),
+    "trees": ("rows",),
+    "cuts": ("failed_rows", "rows"),
+    "held": ("masked",),
+    "failures": ("deq", "failed_rows"),
+    "chunks": ("modes",),
+    "pieces": ("modes", "causal"),
+    "prefix": ("frontier",),
+    "fixed_point": ("fixed_point", "deq", "rows"),
+}
+"""Tests that a file is likeliest to be caught by, besides one of its own name."""
 
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "loop": (
@@ -170,10 +208,12 @@ def python_mutants(part: str, file: str) -> Iterator[Mutant]:
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.Invert):
             start, _ = span(node)
             yield made(start, span(node.operand)[0], "", node)
-        elif isinstance(node, ast.Constant) and type(node.value) in (int, float) and not isinstance(node.value, bool):
+        elif (
+            isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool)
+        ):
             start, end = span(node)
             value = node.value
-            yield made(start, end, repr(value + 1 if isinstance(value, int) else value * 1.5), node)
+            yield made(start, end, repr(value + 1 if isinstance(value, int) else value * 1.5 or 1.0), node)
         elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
             yield made(*span(node), repr(not node.value), node)
         elif isinstance(node, ast.Call | ast.Attribute):
@@ -252,15 +292,25 @@ def all_mutants(parts: list[str]) -> list[Mutant]:
     return found
 
 
-def judge(mutant: Mutant, tree: Path, seconds: int) -> tuple[str, str, float]:
-    """Return the verdict on a mutant planted in ``tree``, what told, and how long it took."""
+def tests_of(mutant: Mutant) -> tuple[list[str], list[str]]:
+    """Return the tests that are near a mutant, and the others of its part."""
+    path = Path(mutant.file)
+    names = {path.stem, *NEAR.get(path.stem, ()), *NEAR.get(path.name, ())}
+    tests = PARTS[mutant.part][1]
+    near = [test for test in tests if Path(test).stem.removeprefix("test_") in names]
+    return near, [test for test in tests if test not in near]
+
+
+def judge(mutant: Mutant, tests: list[str], tree: Path, seconds: int) -> tuple[str, str, float]:
+    """Return the verdict of ``tests`` on a mutant planted in ``tree``, what told, and how long it took."""
     path = tree / mutant.file
     before = path.read_bytes()
     path.write_bytes(before[: mutant.start] + mutant.new.encode() + before[mutant.end :])
     begun = time.perf_counter()
     environment = dict(os.environ, PYTHONPATH=f"{tree}:{tree}/solvers", OMP_NUM_THREADS="1", HYPOTHESIS_PROFILE="ci")
-    tests = [f"tests/{name}" for name in PARTS[mutant.part][1]]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests]
+    environment["DEQLM_CACHE"] = str(tree / "kernels")
+    paths = [f"tests/{name}" for name in tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *paths]
     try:
         run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=seconds)
         told = next((line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
@@ -281,6 +331,58 @@ def copy_tree(folder: Path) -> None:
             shutil.copyfile(ROOT / name, target)
 
 
+def digest(parts: list[str]) -> str:
+    """Return what tells one state of the mutated sources from another."""
+    total = hashlib.sha256()
+    for part in parts:
+        for file in PARTS[part][0]:
+            total.update((ROOT / file).read_bytes())
+    return total.hexdigest()
+
+
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+class Record:
+    """What was judged so far, written down after every verdict.
+
+    Args:
+        path: JSON file, or None to keep nothing.
+        facts: what the draw is from; a record of other facts is refused.
+    """
+
+    def __init__(self, path: Path | None, facts: dict[str, Any]) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {"commit": commit(), **facts, "mutants": []}
+        if path is not None and path.exists():
+            self.data = json.loads(path.read_text())
+            other = [name for name, value in facts.items() if self.data.get(name) != value]
+            if other:
+                raise SystemExit(f"{path} is a record of another {' and '.join(other)}; move it away")
+
+    def find(self, mutant: Mutant) -> dict[str, Any] | None:
+        entry = mutant._asdict()
+        return next((m for m in self.data["mutants"] if entry.items() <= m.items()), None)
+
+    def open(self, mutant: Mutant) -> bool:
+        """Say whether there is still something to find out about a mutant."""
+        known = self.find(mutant)
+        return known is None or (known["verdict"] in ("survived", "passed near tests") and "reason" not in known)
+
+    def note(self, mutant: Mutant, **verdict: Any) -> None:
+        known = self.find(mutant)
+        if known is None:
+            self.data["mutants"].append({**mutant._asdict(), **verdict})
+        else:
+            known.update(verdict)
+        if self.path:
+            self.path.write_text(json.dumps(self.data, indent=1) + "\n")
+
+    def count(self, *verdicts: str) -> int:
+        return sum(m["verdict"] in verdicts for m in self.data["mutants"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100, help="mutants to draw")
@@ -289,38 +391,39 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=600, help="longest run of the tests of one mutant")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given again")
     parser.add_argument("--list", action="store_true", help="print the drawn mutants and run nothing")
-    parser.add_argument("--out", type=Path, help="JSON file that the verdicts are written to, after every mutant")
+    parser.add_argument("--out", type=Path, help="JSON file that the verdicts are written to, and gone on with")
     given = parser.parse_args()
-    found = all_mutants(given.part or list(PARTS))
+    parts = given.part or list(PARTS)
+    found = all_mutants(parts)
     drawn = random.Random(given.seed).sample(found, min(given.count, len(found)))
     print(f"{len(found)} places, {len(drawn)} drawn", flush=True)
     if given.list:
         for m in drawn:
             print(f"{m.file}:{m.line}: {m.old!r} -> {m.new!r}")
         return
+    record = Record(given.out, {"seed": given.seed, "places": len(found), "sources": digest(parts)})
     trees: SimpleQueue[Path] = SimpleQueue()
-    results = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
         for job in range(given.jobs):
             copy_tree(Path(folder) / str(job))
             trees.put(Path(folder) / str(job))
 
-        def work(mutant: Mutant) -> None:
+        def work(mutant: Mutant, near: bool) -> None:
             tree = trees.get()
             try:
-                verdict, told, took = judge(mutant, tree, given.seconds)
+                verdict, told, took = judge(mutant, tests_of(mutant)[not near], tree, given.seconds)
             finally:
                 trees.put(tree)
-            results.append({**mutant._asdict(), "verdict": verdict, "told": told, "seconds": round(took, 1)})
-            caught = sum(r["verdict"] != "survived" for r in results)
+            if near and verdict == "survived":
+                verdict = "passed near tests"
+            record.note(mutant, verdict=verdict, told=told, seconds=round(took, 1))
+            caught, judged = record.count("caught", "timed out"), len(record.data["mutants"])
             change = f"{mutant.file}:{mutant.line}: {mutant.old!r} -> {mutant.new!r}"
-            print(f"[{len(results)}/{len(drawn)}, {caught} caught] {change}: {verdict} {told}", flush=True)
-            if given.out:
-                given.out.write_text(
-                    json.dumps({"seed": given.seed, "places": len(found), "mutants": results}, indent=1)
-                )
+            print(f"[{judged}/{len(drawn)}, {caught} caught] {change}: {verdict} {told}", flush=True)
 
-        list(pool.map(work, drawn))
+        for near in (True, False):
+            wanted = [m for m in drawn if record.open(m) and tests_of(m)[not near]]
+            list(pool.map(work, wanted, [near] * len(wanted)))
 
 
 if __name__ == "__main__":
