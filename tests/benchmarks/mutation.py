@@ -19,10 +19,12 @@ import argparse
 import ast
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,7 +64,17 @@ LOOP = solver_tests(
     *("magnitudes", "inputs", "best_f"),
 )
 SECANT = solver_tests(
-    *("anderson", "broyden", "fused", "wild_points", "repelling_roots", "fitted", "magnitudes", "contract"),
+    *(
+        "fixed_point",
+        "anderson",
+        "broyden",
+        "fused",
+        "wild_points",
+        "repelling_roots",
+        "fitted",
+        "magnitudes",
+        "contract",
+    ),
 )
 NEWTON = solver_tests(
     *("newton", "newton_krylov", "dogleg", "trial_points", "gmres", "linalg", "fallback", "fallback_rows"),
@@ -78,6 +90,7 @@ GRADIENTS = [
 ROWS = [
     *("test_rows.py", "deq/test_deq.py", "deq/test_compact.py", "deq/test_noise.py", "deq/test_buffers.py"),
     *("deq/test_wrap_anything.py", "deq/test_kinds.py", "deq/test_bad_input.py", "gradients/test_failed_rows.py"),
+    "gradients/test_masked.py",
 ]
 TOKENS = [
     *("deq/test_modes.py", "deq/test_frontier.py", "deq/test_causal.py", "models/test_frontier.py"),
@@ -298,7 +311,8 @@ def tests_of(mutant: Mutant) -> tuple[list[str], list[str]]:
     names = {path.stem, *NEAR.get(path.stem, ()), *NEAR.get(path.name, ())}
     tests = PARTS[mutant.part][1]
     near = [test for test in tests if Path(test).stem.removeprefix("test_") in names]
-    return near, [test for test in tests if test not in near]
+    assert near, f"no test of part {mutant.part!r} is near {mutant.file}"
+    return near, [test for test in tests if test not in near] or near
 
 
 def judge(mutant: Mutant, tests: list[str], tree: Path, seconds: int) -> tuple[str, str, float]:
@@ -307,19 +321,47 @@ def judge(mutant: Mutant, tests: list[str], tree: Path, seconds: int) -> tuple[s
     before = path.read_bytes()
     path.write_bytes(before[: mutant.start] + mutant.new.encode() + before[mutant.end :])
     begun = time.perf_counter()
-    environment = dict(os.environ, PYTHONPATH=f"{tree}:{tree}/solvers", OMP_NUM_THREADS="1", HYPOTHESIS_PROFILE="ci")
-    environment["DEQLM_CACHE"] = str(tree / "kernels")
-    paths = [f"tests/{name}" for name in tests]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *paths]
+    printed = tree / "printed.txt"
+    child = CONTEXT.Process(target=run_tests, args=(tree, [f"tests/{name}" for name in tests], printed))
+    child.start()
     try:
-        run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=seconds)
-        told = next((line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
-        verdict = "survived" if run.returncode == 0 else "caught"
-    except subprocess.TimeoutExpired:
-        verdict, told = "timed out", ""
+        child.join(seconds)
+        if child.exitcode is None:
+            os.killpg(child.pid or 0, signal.SIGKILL)
+            child.join()
+            return "timed out", "", time.perf_counter() - begun
     finally:
         path.write_bytes(before)
-    return verdict, told.split(" - ")[0], time.perf_counter() - begun
+    lines = printed.read_text(errors="replace").splitlines()
+    told = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
+    if child.exitcode and child.exitcode > 0 and not told:
+        raise RuntimeError("the tests did not run:\n" + "\n".join(lines[-20:]))
+    took = time.perf_counter() - begun
+    if not child.exitcode:
+        return "survived", "", took
+    return "caught", told.split(" - ")[0] or f"exit {child.exitcode}", took
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+"""Children start from a process that has imported what takes long and is not mutated."""
+CONTEXT.set_forkserver_preload(["torch", "numpy", "pytest"])
+
+
+def run_tests(tree: Path, tests: list[str], printed: Path) -> None:
+    """Run ``tests`` of ``tree`` in this process, up to the first that fails; end with the exit status of pytest."""
+    os.setsid()
+    os.chdir(tree)
+    output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    places = [str(tree), str(tree / "solvers")]
+    os.environ.update(
+        PYTHONPATH=os.pathsep.join(places), HYPOTHESIS_PROFILE="mutation", DEQLM_CACHE=str(tree / "kernels")
+    )
+    sys.path[:0] = places
+    import pytest
+
+    sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=line", *tests]))
 
 
 def copy_tree(folder: Path) -> None:
@@ -344,6 +386,9 @@ def commit() -> str:
     return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
+NEAR_PASSED = "passed the tests near it"
+
+
 class Record:
     """What was judged so far, written down after every verdict.
 
@@ -365,10 +410,10 @@ class Record:
         entry = mutant._asdict()
         return next((m for m in self.data["mutants"] if entry.items() <= m.items()), None)
 
-    def open(self, mutant: Mutant) -> bool:
-        """Say whether there is still something to find out about a mutant."""
-        known = self.find(mutant)
-        return known is None or (known["verdict"] in ("survived", "passed near tests") and "reason" not in known)
+    def open(self, mutant: Mutant, near: bool) -> bool:
+        """Say whether there is still something to find out about a mutant, by the tests near it or by the others."""
+        known = self.find(mutant) or {"verdict": "survived"}
+        return known["verdict"] == ("survived" if near else NEAR_PASSED) and "reason" not in known
 
     def note(self, mutant: Mutant, **verdict: Any) -> None:
         known = self.find(mutant)
@@ -401,6 +446,7 @@ def main() -> None:
         for m in drawn:
             print(f"{m.file}:{m.line}: {m.old!r} -> {m.new!r}")
         return
+    os.environ["OMP_NUM_THREADS"] = "1"
     record = Record(given.out, {"seed": given.seed, "places": len(found), "sources": digest(parts)})
     trees: SimpleQueue[Path] = SimpleQueue()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
@@ -415,14 +461,14 @@ def main() -> None:
             finally:
                 trees.put(tree)
             if near and verdict == "survived":
-                verdict = "passed near tests"
+                verdict = NEAR_PASSED
             record.note(mutant, verdict=verdict, told=told, seconds=round(took, 1))
             caught, judged = record.count("caught", "timed out"), len(record.data["mutants"])
             change = f"{mutant.file}:{mutant.line}: {mutant.old!r} -> {mutant.new!r}"
             print(f"[{judged}/{len(drawn)}, {caught} caught] {change}: {verdict} {told}", flush=True)
 
         for near in (True, False):
-            wanted = [m for m in drawn if record.open(m) and tests_of(m)[not near]]
+            wanted = [m for m in drawn if record.open(m, near)]
             list(pool.map(work, wanted, [near] * len(wanted)))
 
 
