@@ -166,3 +166,25 @@ def test_tokens_that_run_away_do_not_converge():
             _, sol = deq(x, with_stats=True)
         assert sol.status.tolist() == [Status.DIVERGED] * 2, mode
         assert sol.runaway.all()
+
+
+def test_the_first_step_of_every_token_has_its_own_damping():
+    """From 0 half a step leads to .5, and a whole one to 1, where f stays."""
+    x = torch.zeros(2, 5, 1, dtype=torch.float64)
+    solver = FixedPoint(damping=1.0, first_damping=0.5)
+    with torch.no_grad():
+        z, sol = wrap(torch.ones_like, Frontier(2), solver=solver)(x, with_stats=True)
+    assert (z == 1).all()
+    assert (sol.token_steps == 3).all()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_rows_wait_where_there_are_more_of_them_than_tokens(layer, compact):
+    x, gain = inputs(12, 3), torch.linspace(0.05, 1, 12, dtype=torch.float64)[:, None, None]
+    stop = EXACT.replace(compact=compact)
+    with torch.no_grad():
+        want = wrap(layer, "simultaneous", stop=stop)(x, gain)
+        z, sol = wrap(layer, Frontier(1), stop=stop)(x, gain, with_stats=True)
+    assert sol.converged.all()
+    assert len(set(sol.steps.tolist())) > 3, "rows are done at different evaluations"
+    torch.testing.assert_close(z, want, rtol=1e-10, atol=1e-10)

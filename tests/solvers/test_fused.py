@@ -239,6 +239,17 @@ def test_the_best_point_is_kept_where_the_residual_grows():
         assert_agree(plain, fused, 1e-5)
 
 
+def test_a_row_that_runs_away_is_tested_as_often():
+    """From 20 on the residual is within tolerance by the size alone, and grows: no rate says when it will pass."""
+    f = lambda z: z + torch.where(z < 20, 1.0, 0.03 * z * (z / 20) ** 0.02)  # noqa: E731
+    stop = Stop(max_iter=60, rtol=0.05, test_every="auto", trace=True)
+    plain, fused = both(FixedPoint(), stop, f, torch.zeros(1, 1, dtype=torch.float64))
+    assert plain.status.tolist() == [Status.DIVERGED]
+    assert plain.trace is not None
+    assert not plain.trace[30:].isnan().any()
+    assert_agree(plain, fused, 1e-12)
+
+
 def test_the_workspace_is_what_was_forecast():
     for solver in (FixedPoint(), Anderson(), Broyden(), Broyden(line_search="armijo")):
         kernel = solver.kernel()

@@ -226,6 +226,16 @@ def test_restarts_bring_a_small_space_further():
     assert steps[NewtonKrylov(krylov=60)] < min(list(steps.values())[:2])
 
 
+@pytest.mark.parametrize("size", [2.0**20, 2.0**-20])
+def test_restarts_do_not_depend_on_the_unit(size):
+    problem, solver = linear("symmetric", 0.95, B=3, N=60), NewtonKrylov(krylov=6, restarts=3)
+    stop = Stop(max_iter=400, rtol=1e-9)
+    want = Solve(solver, stop)(problem.f, problem.z0())
+    got = Solve(solver, stop)(lambda z: size * problem.f(z / size), problem.z0())
+    assert got.steps.tolist() == want.steps.tolist()
+    assert got.cost.jvps == want.cost.jvps
+
+
 def test_a_smaller_forcing_term_needs_fewer_points():
     problem = tanh_layer(0.9, B=1, N=60)
     calls = []
