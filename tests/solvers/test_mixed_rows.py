@@ -28,6 +28,21 @@ def test_converged_is_true_for_all_rows_at_once(solver, test_every):
         assert sol.converged.all()
 
 
+def test_a_solver_is_told_when_rows_are_taken_up():
+    """What it has learnt since they were done is of neighbours that moved."""
+    points = []
+
+    class Told(FixedPoint):
+        def renew(self, z, state):
+            points.append(z.clone())
+            return super().renew(z, state)
+
+    sol = Solve(Told(), Stop(max_iter=600, rtol=1e-6))(mixing, torch.zeros(3, 4, dtype=torch.float64))
+    assert sol.converged.all()
+    assert points
+    assert all(z.shape == sol.z.shape for z in points)
+
+
 def test_a_row_that_is_lost_at_the_end_is_not_called_converged():
     sol = Solve(FixedPoint(), Stop(max_iter=12, rtol=1e-3))(mixing, torch.zeros(3, 4, dtype=torch.float64))
     fz = mixing(sol.z)
