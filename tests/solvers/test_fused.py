@@ -250,6 +250,17 @@ def test_a_row_that_runs_away_is_tested_as_often():
     assert_agree(plain, fused, 1e-12)
 
 
+@pytest.mark.parametrize("test_every", [1, 3, "auto"])
+def test_rows_that_mix_are_taken_up_when_all_are_done(test_every):
+    rate = torch.tensor([[0.05], [0.9], [0.3]], dtype=torch.float64)
+    f = lambda z: rate * z + 1 + 0.1 * z.mean(0, keepdim=True)  # noqa: E731
+    stop = Stop(max_iter=600, rtol=1e-6, test_every=test_every)
+    plain, fused = both(FixedPoint(), stop, f, torch.zeros(3, 4, dtype=torch.float64))
+    assert plain.steps[0] > 100, "long after its neighbours had moved"
+    assert plain.cost == fused.cost
+    assert_agree(plain, fused, 1e-12)
+
+
 def test_the_workspace_is_what_was_forecast():
     for solver in (FixedPoint(), Anderson(), Broyden(), Broyden(line_search="armijo")):
         kernel = solver.kernel()
