@@ -181,6 +181,17 @@ def test_the_first_step_of_every_token_has_its_own_damping():
     assert (sol.token_steps == 3).all()
 
 
+@pytest.mark.parametrize("rate", [0.3, 0.95])
+def test_a_token_is_frozen_where_its_error_is_within_tolerance(rate):
+    """Not its residual alone, which is 1 - rate times its error."""
+    x = torch.zeros(1, 4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        z, sol = wrap(lambda z: rate * z + 1, Frontier(2), stop=Stop(max_iter=300, rtol=1e-3))(x, with_stats=True)
+    assert sol.converged.all()
+    error = rate * (z * (1 - rate) - 1).abs().amax()
+    assert 1e-7 < error <= 1.001e-3
+
+
 @pytest.mark.parametrize("compact", [False, True])
 def test_rows_wait_where_there_are_more_of_them_than_tokens(layer, compact):
     x, gain = inputs(12, 3), torch.linspace(0.05, 1, 12, dtype=torch.float64)[:, None, None]
