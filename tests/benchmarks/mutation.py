@@ -61,7 +61,7 @@ LOOP = solver_tests(
         "cost",
         "fused",
     ),
-    *("magnitudes", "inputs", "best_f", "newton", "newton_krylov"),
+    *("magnitudes", "inputs", "best_f", "newton", "newton_krylov", "deer"),
 )
 SECANT = solver_tests(
     *(
@@ -93,7 +93,13 @@ ROWS = [
     "gradients/test_masked.py",
 ]
 TOKENS = [
-    *("deq/test_modes.py", "deq/test_frontier.py", "deq/test_causal.py", "models/test_frontier.py"),
+    *(
+        "deq/test_modes.py",
+        "deq/test_sizes.py",
+        "deq/test_frontier.py",
+        "deq/test_causal.py",
+        "models/test_frontier.py",
+    ),
     *("models/test_modes.py", "models/test_at_once.py"),
 ]
 FUZZ = "fuzz/test_solves.py"
@@ -102,7 +108,7 @@ NEAR = {
     "driver": ("rows", "stop", "inputs", "compact"),
     "pace": ("compact", "rows"),
     "ledger": ("best_f", "statuses", "stop", "mixed_rows", "rows"),
-    "counted": ("cost", "inputs", "newton", "newton_krylov"),
+    "counted": ("cost", "inputs", "newton", "newton_krylov", "deer"),
     "narrow": ("compact",),
     "watch": ("anderson", "repelling_roots", "fused"),
     "secant": ("anderson", "broyden", "fused"),
@@ -126,7 +132,7 @@ NEAR = {
     "cuts": ("failed_rows", "rows"),
     "held": ("masked",),
     "failures": ("deq", "failed_rows"),
-    "chunks": ("modes",),
+    "chunks": ("modes", "sizes"),
     "pieces": ("modes", "causal"),
     "prefix": ("frontier",),
     "fixed_point": ("fixed_point", "deq", "rows"),
