@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import deqlm
-from deqlm_solvers import NewtonKrylov, Solve, Status, Stop
+from deqlm_solvers import Evaluation, NewtonKrylov, Solve, Status, Stop
 from deqlm_solvers.derivative import NoDerivativeError, Recorded
 from solvers.contract import assert_same_rows
 from solvers.counting import Counted
@@ -234,6 +234,17 @@ def test_restarts_do_not_depend_on_the_unit(size):
     got = Solve(solver, stop)(lambda z: size * problem.f(z / size), problem.z0())
     assert got.steps.tolist() == want.steps.tolist()
     assert got.cost.jvps == want.cost.jvps
+
+
+def test_forcing_terms_are_kept_from_falling_too_fast():
+    """.9 times the square of a tenth, but .9 eta^2 of the last one while that is above .1."""
+    solver, r = NewtonKrylov(forcing=0.9), torch.ones(1, 4, dtype=torch.float64)
+    state, found = solver.init(r), []
+    for k in range(4):
+        at = Evaluation(torch.zeros_like(r), 0.1**k * r)
+        solver._arrive(torch.ones(1, 1, dtype=torch.bool), at, state)
+        found.append(state.eta.item())
+    assert found == pytest.approx([0.729, 0.9 * 0.729**2, 0.9 * (0.9 * 0.729**2) ** 2, 0.009])
 
 
 def test_a_smaller_forcing_term_needs_fewer_points():
