@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import deqlm
 from deqlm.modes import Auto, Chunked, Frontier, Sequential
+from deqlm.prefix import Prefix
 from deqlm_solvers import FixedPoint, Status, Stop
 
 WIDTH, LENGTH = 5, 11
@@ -169,6 +171,34 @@ def test_tokens_that_run_away_do_not_converge():
             _, sol = deq(x, with_stats=True)
         assert sol.status.tolist() == [Status.DIVERGED] * 2, mode
         assert sol.runaway.all()
+
+
+def test_a_row_has_run_away_where_one_chunk_has():
+    class Late(nn.Module):
+        """Tokens from the third on drift, those before contract."""
+
+        def forward(self, z):
+            late = torch.arange(z.shape[1])[:, None] >= 2
+            return torch.where(late, z + 1 + 0.1 * torch.tanh(z), 0.5 * z)
+
+    deq = deqlm.DEQ(
+        Late(),
+        causal=True,
+        mode=Chunked(2),
+        solver="fixed_point",
+        stop=Stop(max_iter=400, rtol=1e-2),
+        on_failure="ignore",
+    )
+    with torch.no_grad():
+        _, sol = deq(torch.ones(2, 4, 3, dtype=torch.float64), with_stats=True)
+    assert sol.status.tolist() == [Status.DIVERGED] * 2
+    assert sol.runaway.all()
+
+
+def test_one_token_that_no_longer_passes_fails_its_row():
+    prefix = Prefix(3, 4, 2, Stop(), torch.tensor([[True] * 4, [True] * 4, [True, True, True, False]]))
+    prefix.review(np.array([[0.5, 1.1, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 2.0]]), 0, 4)
+    assert prefix.status.tolist() == [Status.MAX_ITER, Status.CONVERGED, Status.CONVERGED]
 
 
 def test_the_first_step_of_every_token_has_its_own_damping():

@@ -110,14 +110,6 @@ def test_a_trial_is_shortened_to_the_minimum_of_the_parabola():
     assert search.length.item() == pytest.approx(0.2)
 
 
-def test_a_plain_step_to_no_finite_point_is_shortened_to_a_tenth():
-    search = searching()
-    search.fail(ALL, column(1))
-    search.take_plain_step(ALL)
-    search.judge(ALL, column(math.inf))
-    assert search.length.item() == pytest.approx(0.1)
-
-
 def test_a_walk_is_judged_by_where_it_began():
     """A row that walks from a residual of 100 may go on with one of 500."""
     search = searching()
