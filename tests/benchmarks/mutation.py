@@ -122,6 +122,8 @@ NEAR = {
     "systems.h": ("fused",),
     "dense": ("newton", "dogleg"),
     "implicit": ("second_order",),
+    "rows": ("compact",),
+    "noise": ("buffers",),
     "line_search": ("newton", "newton_krylov", "trial_points"),
     "attempts": ("fallback", "fallback_rows", "fallback_members"),
     "broyden": ("fitted",),
