@@ -111,7 +111,7 @@ NEAR = {
     "counted": ("cost", "inputs", "newton", "newton_krylov", "deer"),
     "narrow": ("compact",),
     "watch": ("anderson", "repelling_roots", "fused"),
-    "secant": ("anderson", "broyden", "fused"),
+    "secant": ("wild_points", "anderson", "broyden", "fused"),
     "damping": ("fitted", "wild_points", "fused"),
     "read.h": ("fused",),
     "step.cpp": ("fused", "mixed_rows"),
