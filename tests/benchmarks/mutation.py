@@ -16,314 +16,24 @@ holds for one draw from one state of the sources, which it names by commit and d
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import multiprocessing
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-SOLVERS = "solvers/deqlm_solvers"
-
-
-def solver_tests(*names: str) -> list[str]:
-    return [f"solvers/test_{name}.py" for name in names]
-
-
-def files(folder: str, *names: str) -> list[str]:
-    return [f"{folder}/{name}" if "." in name else f"{folder}/{name}.py" for name in names]
-
-
-LOOP = solver_tests(
-    *(
-        "statuses",
-        "stop",
-        "measure",
-        "schedule",
-        "runaway",
-        "mixed_rows",
-        "compact",
-        "at_once",
-        "rows",
-        "cost",
-        "fused",
-    ),
-    *("magnitudes", "inputs", "best_f", "newton", "newton_krylov", "deer"),
-)
-SECANT = solver_tests(
-    *(
-        "fixed_point",
-        "anderson",
-        "broyden",
-        "fused",
-        "wild_points",
-        "repelling_roots",
-        "fitted",
-        "magnitudes",
-        "contract",
-    ),
-)
-NEWTON = solver_tests(
-    *("newton", "newton_krylov", "dogleg", "trial_points", "gmres", "linalg", "fallback", "fallback_rows"),
-    *("fallback_members", "contract"),
-)
-GRADIENTS = [
-    f"gradients/test_{name}.py"
-    for name in (
-        *("implicit", "phantom", "one_step", "unrolled", "second_order", "failed_rows", "mixed_rows", "masked"),
-        *("backward_choice", "functional", "left_behind", "overflow", "same_value", "truth", "contract"),
-    )
-]
-ROWS = [
-    *("test_rows.py", "deq/test_deq.py", "deq/test_compact.py", "deq/test_noise.py", "deq/test_buffers.py"),
-    *("deq/test_wrap_anything.py", "deq/test_kinds.py", "deq/test_bad_input.py", "gradients/test_failed_rows.py"),
-    "gradients/test_masked.py",
-]
-TOKENS = [
-    *(
-        "deq/test_modes.py",
-        "deq/test_sizes.py",
-        "deq/test_frontier.py",
-        "deq/test_causal.py",
-        "models/test_frontier.py",
-    ),
-    *("models/test_modes.py", "models/test_at_once.py"),
-]
-FUZZ = "fuzz/test_solves.py"
-
-NEAR = {
-    "driver": ("rows", "stop", "inputs", "compact"),
-    "pace": ("compact", "rows"),
-    "ledger": ("best_f", "statuses", "stop", "mixed_rows", "rows"),
-    "counted": ("cost", "inputs", "newton", "newton_krylov", "deer"),
-    "narrow": ("compact",),
-    "watch": ("anderson", "repelling_roots", "fused"),
-    "secant": ("wild_points", "anderson", "broyden", "fused"),
-    "damping": ("fitted", "wild_points", "fused"),
-    "read.h": ("fused",),
-    "step.cpp": ("fused", "mixed_rows"),
-    "secant.h": ("fused",),
-    "watch.h": ("fused",),
-    "damping.h": ("fused",),
-    "products.h": ("fused",),
-    "systems.h": ("fused",),
-    "dense": ("newton", "dogleg"),
-    "implicit": ("second_order",),
-    "rows": ("compact",),
-    "noise": ("buffers",),
-    "line_search": ("newton", "newton_krylov", "trial_points"),
-    "attempts": ("fallback", "fallback_rows", "fallback_members"),
-    "broyden": ("fitted",),
-    "anderson": ("fitted",),
-    "base": ("same_value", "failed_rows"),
-    "adjoint": ("implicit", "overflow", "masked"),
-    "linear_solve": ("implicit", "backward_choice", "overflow"),
-    "trees": ("rows",),
-    "cuts": ("failed_rows", "rows"),
-    "held": ("masked",),
-    "failures": ("deq", "failed_rows"),
-    "chunks": ("modes", "sizes"),
-    "pieces": ("modes", "causal"),
-    "prefix": ("frontier",),
-    "fixed_point": ("fixed_point", "deq", "rows"),
-}
-"""Tests that a file is likeliest to be caught by, besides one of its own name."""
-
-PARTS: dict[str, tuple[list[str], list[str]]] = {
-    "loop": (
-        files(SOLVERS, "driver", "pace", "ledger", "measure", "schedule", "counted", "narrow", "runaway"),
-        [*LOOP, FUZZ],
-    ),
-    "compiled loop": (files(f"{SOLVERS}/native", "read.h", "step.cpp"), [*LOOP, FUZZ]),
-    "secant": (
-        files(SOLVERS, "secant", "anderson", "broyden", "watch", "damping", "fixed_point"),
-        [*SECANT, FUZZ],
-    ),
-    "compiled secant": (
-        files(f"{SOLVERS}/native", "secant.h", "watch.h", "damping.h", "products.h", "systems.h"),
-        [*SECANT, FUZZ],
-    ),
-    "newton": (
-        files(SOLVERS, "newton", "newton_krylov", "dogleg", "dense", "line_search", "gmres", "linalg", "attempts"),
-        [*NEWTON, FUZZ],
-    ),
-    "gradients": (
-        files("deqlm/gradients", "base", "implicit", "adjoint", "linear_solve", "phantom", "one_step", "unrolled"),
-        GRADIENTS,
-    ),
-    "rows": (files("deqlm", "rows", "trees", "cuts", "held", "noise", "buffers", "fixed_point", "failures"), ROWS),
-    "chunks and window": (files("deqlm", "chunks", "pieces", "frontier", "prefix"), TOKENS),
-}
-
-
-class Mutant(NamedTuple):
-    """One change: the text from ``start`` to ``end`` of a file becomes ``new``."""
-
-    part: str
-    file: str
-    start: int
-    end: int
-    old: str
-    new: str
-    line: int
-
-
-COMPARE = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
-BINARY = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.BitAnd: "|", ast.BitOr: "&", ast.FloorDiv: "*"}
-WORDS = {
-    "torch.maximum": "torch.minimum",
-    "torch.minimum": "torch.maximum",
-    "clamp_min": "clamp_max",
-    "clamp_max": "clamp_min",
-    ".any(": ".all(",
-    ".all(": ".any(",
-    "masked_fill_(": "masked_fill(",
-    ".detach()": "",
-}
-
-
-def python_mutants(part: str, file: str) -> Iterator[Mutant]:
-    text = (ROOT / file).read_text()
-    lines = [0]
-    for line in text.splitlines(keepends=True):
-        lines.append(lines[-1] + len(line.encode()))
-    data = text.encode()
-
-    def span(node: ast.AST) -> tuple[int, int]:
-        return lines[node.lineno - 1] + node.col_offset, lines[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
-
-    def made(start: int, end: int, new: str, node: ast.AST) -> Mutant:
-        return Mutant(part, file, start, end, data[start:end].decode(), new, node.lineno)  # type: ignore[attr-defined]
-
-    def between(left: ast.AST, right: ast.AST, table: dict, op: ast.AST, node: ast.AST) -> Iterator[Mutant]:
-        start, end = span(left)[1], span(right)[0]
-        match = re.search(rb"(<=|>=|==|!=|//|<|>|\+|-|\*|/|&|\|)", data[start:end])
-        if match and type(op) in table:
-            yield made(start + match.start(), start + match.end(), table[type(op)], node)
-
-    tree = ast.parse(text)
-    skipped = {id(c) for n in ast.walk(tree) for c in _annotations(n)}
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Compare) and len(node.ops) == 1:
-            yield from between(node.left, node.comparators[0], COMPARE, node.ops[0], node)
-        elif isinstance(node, ast.BinOp):
-            yield from between(node.left, node.right, BINARY, node.op, node)
-        elif isinstance(node, ast.BoolOp):
-            new = "or" if isinstance(node.op, ast.And) else "and"
-            start, end = span(node.values[0])[1], span(node.values[1])[0]
-            match = re.search(rb"\b(and|or)\b", data[start:end])
-            if match:
-                yield made(start + match.start(), start + match.end(), new, node)
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.Invert):
-            start, _ = span(node)
-            yield made(start, span(node.operand)[0], "", node)
-        elif (
-            isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool)
-        ):
-            start, end = span(node)
-            value = node.value
-            yield made(start, end, repr(value + 1 if isinstance(value, int) else value * 1.5 or 1.0), node)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-            yield made(*span(node), repr(not node.value), node)
-        elif isinstance(node, ast.Call | ast.Attribute):
-            yield from _words(data, *span(node), node, made)
-        elif isinstance(node, ast.Assign | ast.AugAssign) and not isinstance(
-            getattr(node, "value", None), ast.Constant
-        ):
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if isinstance(target, ast.Attribute):
-                yield made(*span(node), "pass", node)
-
-
-def _annotations(node: ast.AST) -> Iterator[ast.AST]:
-    """Return what runs only as a type or a text."""
-    roots = [getattr(node, name, None) for name in ("annotation", "returns")]
-    if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr):
-        roots.append(node)
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        roots.append(node.value)
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id in ("require", "whole", "number")
-    ):
-        roots.append(node)
-    for root in roots:
-        if root is not None:
-            yield from ast.walk(root)
-
-
-def _words(data: bytes, start: int, end: int, node: ast.AST, made) -> Iterator[Mutant]:
-    inner = node.func if isinstance(node, ast.Call) else None
-    if inner is None or not isinstance(inner, ast.Attribute):
-        return
-    for old, new in WORDS.items():
-        place = data.find(old.encode(), start, end)
-        if place >= 0:
-            yield made(place, place + len(old), new, node)
-            return
-
-
-TEXT = [
-    (r"(?<![<>=!\-+*/&|])<=(?!=)", "<"),
-    (r"(?<![<>=!\-+*/&|])>=(?!=)", ">"),
-    (r"(?<= )<(?= )", "<="),
-    (r"(?<= )>(?= )", ">="),
-    (r"(?<= )==(?= )", "!="),
-    (r"(?<= )&&(?= )", "||"),
-    (r"(?<= )\|\|(?= )", "&&"),
-    (r"(?<= )\+(?= )", "-"),
-    (r"(?<= )-(?= )", "+"),
-    (r"(?<= )\*(?= )", "/"),
-    (r"(?<=[ (])!(?=[a-z(])", ""),
-    (r"\b(0\.\d+|1e\d+)\b", "2"),
-]
-
-
-def text_mutants(part: str, file: str) -> Iterator[Mutant]:
-    text = (ROOT / file).read_text()
-    at = 0
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        code = line.split("//")[0]
-        if not code.lstrip().startswith(("#", "template", "namespace")):
-            for pattern, new in TEXT:
-                for match in re.finditer(pattern, code):
-                    start, end = (len(text[: at + m].encode()) for m in match.span())
-                    yield Mutant(part, file, start, end, match.group(), new, number)
-        at += len(line)
-
-
-def all_mutants(parts: list[str]) -> list[Mutant]:
-    found = []
-    for part in parts:
-        for file in PARTS[part][0]:
-            found += (python_mutants if file.endswith(".py") else text_mutants)(part, file)
-    return found
-
-
-def tests_of(mutant: Mutant) -> tuple[list[str], list[str]]:
-    """Return the tests that are near a mutant, and the others of its part."""
-    path = Path(mutant.file)
-    names = {path.stem, *NEAR.get(path.stem, ()), *NEAR.get(path.name, ())}
-    tests = PARTS[mutant.part][1]
-    near = [test for test in tests if Path(test).stem.removeprefix("test_") in names]
-    assert near, f"no test of part {mutant.part!r} is near {mutant.file}"
-    return near, [test for test in tests if test not in near] or near
+from mutants import ROOT, Mutant, all_mutants
+from mutated import PARTS, tests_near
 
 
 def judge(mutant: Mutant, tests: list[str], tree: Path, seconds: int) -> tuple[str, str, float]:
@@ -469,7 +179,7 @@ def main() -> None:
         def work(mutant: Mutant, near: bool) -> None:
             tree = trees.get()
             try:
-                verdict, told, took = judge(mutant, tests_of(mutant)[not near], tree, given.seconds)
+                verdict, told, took = judge(mutant, tests_near(mutant.part, mutant.file)[not near], tree, given.seconds)
             finally:
                 trees.put(tree)
             if near and verdict == "survived":
