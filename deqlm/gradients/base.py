@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from deqlm.cuts import healthy_source
-from deqlm.failures import Failures
-from deqlm.rows import RowMap
+from deqlm.wrap.cuts import healthy_source
+from deqlm.wrap.failures import Failures
+from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Frame, Map, Options, Registry, Solution, Solve, Status, Stop
 
 __all__ = ["GRADIENTS", "Forward", "Gradient", "register_gradient"]

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from deqlm.gradients.adjoint import System
 from deqlm.gradients.base import Forward, Gradient, register_gradient
-from deqlm.graph import begin, depends, reaches_leaf
-from deqlm.left_behind import left_by
-from deqlm.rows import RowMap
+from deqlm.wrap.graph import begin, depends, reaches_leaf
+from deqlm.wrap.left_behind import left_by
+from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Anderson, Frame, Map, Newton, NewtonKrylov, Solve, Solver, StepSolver, Stop, options
-from deqlm_solvers.checks import require
-from deqlm_solvers.counted import evaluated_dtype
-from deqlm_solvers.dense import DenseSolver
+from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.methods.dense import DenseSolver
 
 __all__ = ["Implicit"]
 

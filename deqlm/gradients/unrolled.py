@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from deqlm.cuts import healthy_source
-from deqlm.failures import Failures
 from deqlm.gradients.base import Forward, Gradient, nothing, register_gradient
-from deqlm.rows import RowMap
+from deqlm.wrap.cuts import healthy_source
+from deqlm.wrap.failures import Failures
+from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Map, Solution, Solve, Status, StepSolver, Stop, options
-from deqlm_solvers.checks import require
-from deqlm_solvers.driver import iterate
+from deqlm_solvers.core.checks import require
+from deqlm_solvers.loop.loop import iterate
 
 __all__ = ["Unrolled"]
 

@@ -316,7 +316,7 @@ def test_a_plugin_that_cannot_be_used_is_one_line_when_named(broken_plugin, caps
 
 
 def test_a_plugin_that_cannot_be_used_has_a_row_when_everything_runs(broken_plugin):
-    from deqlm.compare import compare
+    from deqlm.comparison import compare
 
     entry = compare("symmetric:rho=0.5,unknowns=4", repeats=1, memory=False, progress=False).problems[0].entry("broken")
     assert not entry.ran

@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from deqlm.cli.main import main
-from deqlm.compare import PROBLEMS, Setting, compare_literature
-from deqlm.compare.literature.contenders import PEERS, contenders, is_peer, own
-from deqlm.compare.literature.page import draw_literature, literature_blocks
-from deqlm.compare.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
-from deqlm.compare.literature.run import within_tolerance
-from deqlm.compare.literature.verdict import behind, false_words, scores, unsolved
-from deqlm.compare.problems.literature import literature, literature_problems
+from deqlm.comparison import PROBLEMS, Setting, compare_literature
+from deqlm.comparison.literature.contenders import PEERS, contenders, is_peer, own
+from deqlm.comparison.literature.page import draw_literature, literature_blocks
+from deqlm.comparison.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.run import within_tolerance
+from deqlm.comparison.literature.verdict import behind, false_words, scores, unsolved
+from deqlm.comparison.problems.literature import literature, literature_problems
 from deqlm_solvers import SOLVERS, Solve, Solver, Status, Stop, options, register_solver
-from deqlm_solvers.measure import SMALLEST
 
 THREE = "boggs,dottie,chebyquad_8"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -217,7 +216,7 @@ def test_the_page_is_drawn_from_the_record(tmp_path):
 
 def test_the_part_of_the_full_comparison_writes_record_and_page(tmp_path, capsys, monkeypatch):
     small = compare_literature("dottie", "newton", progress=False)
-    monkeypatch.setattr("deqlm.compare.literature.page.compare_literature", lambda progress: small)
+    monkeypatch.setattr("deqlm.comparison.literature.page.compare_literature", lambda progress: small)
     assert main(["compare", "--full", "--parts", "literature", "--no-plots", "--out", str(tmp_path)]) == 0
     assert str(tmp_path / "literature.md") in capsys.readouterr().out
     assert (tmp_path / "records/literature.json").exists()

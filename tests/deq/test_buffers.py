@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from deqlm import DEQ, Stop, Unrolled
-from deqlm.buffers import Buffer, moved, watch
-from deqlm.noise import Replay
+from deqlm.wrap.buffers import Buffer, moved, watch
+from deqlm.wrap.replay import Replay
 
 MOVES: dict[str, Callable[[nn.Module, Tensor], None]] = {
     "in place": lambda m, mean: (m.count.add_(1), m.mean.lerp_(mean, 0.1)),

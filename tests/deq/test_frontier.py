@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import deqlm
-from deqlm.modes import Auto, Chunked, Frontier, Sequential
+from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential
 from deqlm_solvers import FixedPoint, Status, Stop
 
 WIDTH, LENGTH = 5, 11

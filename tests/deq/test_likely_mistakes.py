@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Stop
-from deqlm_solvers.solution import OnFailure
+from deqlm_solvers.core.solution import OnFailure
 
 FEW = Stop(max_iter=3, rtol=1e-6)
 HINT = "raise max_iter"

@@ -84,7 +84,7 @@ def test_values_that_no_library_may_see(value):
 
 
 def test_no_eigenvalues_are_asked_of_what_is_not_finite():
-    from deqlm.diagnostics.krylov import eigenvalue_size
+    from deqlm.diagnostics.diagnosis.krylov import eigenvalue_size
 
     blocks = torch.zeros(2, 3, 3, dtype=torch.float64)
     blocks[1, 0, 2] = torch.nan

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import Anderson, Implicit, Solve, Stop, audit_gradient
-from deqlm.diagnostics.exact import Truth
+from deqlm.diagnostics.audit.exact import Truth
 from diagnostics.layers import made
 
 F64 = torch.float64

@@ -12,7 +12,7 @@ from torch import Tensor
 import deqlm
 from deqlm import SOLVERS, Anderson, Broyden, Fallback, FixedPoint, Solve, Solver, Stop, forecast_solve, within_memory
 from deqlm_solvers import Frame
-from deqlm_solvers.meter import MemoryMeter
+from deqlm_solvers.memory.meter import MemoryMeter
 
 N = 4096
 TIGHT = Stop(max_iter=30, rtol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deqlm.modes import Chunked, Simultaneous
+from deqlm.sequence.modes import Chunked, Simultaneous
 from deqlm_solvers import FixedPoint, Solve, Stop
 from models.families import VOCAB, contract, make
 

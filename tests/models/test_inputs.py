@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deqlm.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
+from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm_solvers import FixedPoint, Solve, Stop
 from models.families import BLOCKS, VOCAB, WIDTH, contract, make
 

@@ -11,7 +11,7 @@ from torch import nn
 import deqlm
 from deqlm.layers import Block, Mamba2
 from deqlm.models import Backbone, ImplicitLM
-from deqlm.modes import Chunked, Sequential, Simultaneous
+from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
 from deqlm_solvers import Solve, Status, Stop
 from models.families import BLOCKS, VOCAB, WIDTH, contract, make
 

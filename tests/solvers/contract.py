@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import GUARANTEES, Frame, Solution, Solve, Solver, Status, StepSolver, Stop
-from deqlm_solvers.driver import iterate
+from deqlm_solvers.loop.loop import iterate
 from solvers.counting import Counted, geometric, per_evaluation
 from solvers.problems import Problem, contractions, exact_rows, linear, normal, tanh_layer
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import GUARANTEES, Cost, Evaluation, Map, Status, StepSolver, options
-from deqlm_solvers.driver import drive
+from deqlm_solvers.loop.loop import drive
 from solvers import contract
 from solvers.contract import Check, checks_of
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deqlm_solvers import SOLVERS, Deer, FixedPoint, Frame, Solve, Status, Stop, forecast_solve
-from deqlm_solvers.counted import CountedMap
-from deqlm_solvers.deer_blocks import Grid, lagged_blocks
-from deqlm_solvers.deer_scan import affine_scan, bidiagonal_product, damped_step, newton_step
-from deqlm_solvers.derivative import NoDerivativeError
-from deqlm_solvers.meter import MemoryMeter
+from deqlm_solvers.loop.derivative import NoDerivativeError
+from deqlm_solvers.loop.evaluator import CountedMap
+from deqlm_solvers.memory.meter import MemoryMeter
+from deqlm_solvers.methods.deer.blocks import Grid, lagged_blocks
+from deqlm_solvers.methods.deer.scan import affine_scan, bidiagonal_product, damped_step, newton_step
 from solvers.contract import assert_same_rows
 from solvers.counting import Counted
 from solvers.differentiated import SineForward, SineOnce

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import deqlm
 from deqlm_solvers import Anderson, Fallback, FixedPoint, Newton, NewtonKrylov, Solve, Status, Stop, forecast_solve
-from deqlm_solvers.derivative import NoDerivativeError
+from deqlm_solvers.loop.derivative import NoDerivativeError
 from solvers.classics import CLASSICS, F64, generalised_rosenbrock
 from solvers.contract import assert_same_rows
 from solvers.counting import Counted

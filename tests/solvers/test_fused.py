@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solution, Solve, Solver, Status, Stop
+from deqlm_solvers.loop.native_backend import fused_bytes
 from deqlm_solvers.native import library
-from deqlm_solvers.native.fused import fused_bytes
 from solvers.contract import assert_same_rows
 from solvers.counting import Counted, geometric, per_evaluation
 from solvers.problems import exact_rows, linear, normal, tanh_layer

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, Stop
-from deqlm_solvers.measure import Measure, row_norms
-from deqlm_solvers.solver import Evaluation
+from deqlm_solvers.core.solver import Evaluation
+from deqlm_solvers.loop.criterion import Measure, row_norms
 from solvers.problems import normal
 
 B, L, D = 3, 5, 2

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Anderson, FixedPoint, Frame, Solve, Stop
+from deqlm_solvers.methods.plain_phase import LONGEST_WAY, Watch
 from deqlm_solvers.native import library
-from deqlm_solvers.watch import LONGEST_WAY, Watch
 from solvers.contract import assert_same_rows
 from solvers.counting import Counted
 from solvers.problems import exact_rows, normal

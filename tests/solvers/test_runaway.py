@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Frame, Solve, Status, StepSolver, Stop
-from deqlm_solvers.runaway import Runaway, share_left
+from deqlm_solvers.loop.runaway import Runaway, share_left
 from solvers.problems import normal
 
 IMPLS = [s(impl=impl) for s in (FixedPoint, Anderson, Broyden) for impl in ("torch", "cpp")]

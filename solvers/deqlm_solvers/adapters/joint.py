@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deqlm_solvers.adapters.peer import PeerEndedError, Watch
-from deqlm_solvers.frame import Frame
-from deqlm_solvers.measure import Reading
-from deqlm_solvers.solution import Solution
-from deqlm_solvers.solver import Evaluation, Map
-from deqlm_solvers.stop import Stop
+from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.solution import Solution
+from deqlm_solvers.core.solver import Evaluation, Map
+from deqlm_solvers.core.stop import Stop
+from deqlm_solvers.loop.criterion import Reading
 
 __all__ = ["Joint"]
 

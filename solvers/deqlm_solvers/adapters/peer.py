@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deqlm_solvers.checks import require
-from deqlm_solvers.counted import HALF, CountedMap, check_start
-from deqlm_solvers.driver import warn_below_floor
-from deqlm_solvers.frame import Frame
-from deqlm_solvers.measure import Measure, Reading
-from deqlm_solvers.runaway import Runaway, share_left
-from deqlm_solvers.solution import Solution
-from deqlm_solvers.solver import Evaluation, Map, Solver
-from deqlm_solvers.status import Status
-from deqlm_solvers.stop import Stop
+from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.dtypes import HALF
+from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.solution import Solution
+from deqlm_solvers.core.solver import Evaluation, Map, Solver
+from deqlm_solvers.core.status import Status
+from deqlm_solvers.core.stop import Stop
+from deqlm_solvers.loop.criterion import Measure, Reading
+from deqlm_solvers.loop.evaluator import CountedMap, check_start
+from deqlm_solvers.loop.loop import warn_below_floor
+from deqlm_solvers.loop.runaway import Runaway, share_left
 
 __all__ = ["Peer", "PeerEndedError", "Watch"]
 

@@ -1,0 +1,115 @@
+"""Which evaluations are tested, and when the host may look."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from deqlm_solvers.core.stop import Stop
+
+__all__ = ["Schedule", "make_schedule"]
+
+LONGEST_GAP = 8
+NEVER = torch.iinfo(torch.int64).max
+"""When a row is due that is done."""
+
+
+class Schedule(ABC):
+    """Decides which evaluations are tested, for which rows, and when "is every row done" is read.
+
+    Attributes:
+        together: whether all rows that are active are tested at the same evaluations.
+    """
+
+    together = True
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+
+    @abstractmethod
+    def tests(self, k: int, last: bool) -> bool:
+        """Say whether evaluation ``k`` (from 0) is tested for any row; the last one always is."""
+
+    def narrow(self, k: int, active: Tensor, last: bool) -> Tensor:
+        """Return the rows tested at ``k``, of those ``active``."""
+        return active
+
+    def plan(self, k: int, tested: Tensor, active: Tensor, ratio: Tensor) -> None:
+        """Take the outcome of a test; ``ratio`` is residual over tolerance, (B,)."""
+        return
+
+    def reopen(self, k: int, rows: Tensor) -> None:
+        """Take note that ``rows`` (B,) are active again after evaluation ``k``."""
+        return
+
+    @abstractmethod
+    def looks(self, k: int, last: bool) -> bool:
+        """Say whether the host reads, after evaluation ``k``, how many rows are active."""
+
+
+class Regular(Schedule):
+    """Every n-th evaluation, from the first on, and the last one."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop)
+        assert isinstance(stop.test_every, int)
+        self.every = stop.test_every
+        self.looked = 0
+
+    def tests(self, k: int, last: bool) -> bool:
+        return k % self.every == 0 or last
+
+    def looks(self, k: int, last: bool) -> bool:
+        if self.stop.check_every == 0 or k + 1 - self.looked < self.stop.check_every or not self.tests(k, last):
+            return False
+        self.looked = k + 1
+        return True
+
+
+class Predicted(Schedule):
+    """Each row is tested when its own rate says that it may pass; at most 8 evaluations ahead.
+
+    The host reads one number per test: the nearest evaluation at which an active row is due.
+    """
+
+    together = False
+
+    def __init__(self, stop: Stop, z: Tensor) -> None:
+        super().__init__(stop)
+        self.next = 0
+        self.due = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device)
+        self.gap = torch.ones_like(self.due)
+        self.before = torch.full((z.shape[0],), torch.nan, dtype=torch.float64, device=z.device)
+
+    def tests(self, k: int, last: bool) -> bool:
+        return k >= self.next or last
+
+    def narrow(self, k: int, active: Tensor, last: bool) -> Tensor:
+        return active.clone() if last else active & (self.due <= k)
+
+    def plan(self, k: int, tested: Tensor, active: Tensor, ratio: Tensor) -> None:
+        rate = (ratio.log() - self.before.log()) / self.gap
+        left = -ratio.log() / rate
+        known = rate.isfinite() & (rate < 0)
+        ahead = torch.where(known, 0.7 * left, 1.0).nan_to_num(1.0).clamp(1, LONGEST_GAP).long()
+        self.gap = torch.where(tested, ahead, self.gap)
+        self.before = torch.where(tested, ratio, self.before)
+        self.due = torch.where(tested, k + ahead, self.due)
+        if active.numel():
+            self.next = int(torch.where(active, self.due, NEVER).min())
+        else:
+            self.next = NEVER
+
+    def reopen(self, k: int, rows: Tensor) -> None:
+        self.next = k + 1
+        self.due = self.due.masked_fill(rows, k + 1)
+
+    def looks(self, k: int, last: bool) -> bool:
+        return self.next == NEVER
+
+
+def make_schedule(stop: Stop, z: Tensor) -> Schedule:
+    """Return the schedule of ``stop.test_every`` for rows ``z`` (B, N)."""
+    return Predicted(stop, z) if stop.test_every == "auto" else Regular(stop)
