@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Solution
+from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solution import RUNAWAY
-from deqlm_solvers.loop.criterion import row_norms
 
 __all__ = ["likely_mistake"]
 

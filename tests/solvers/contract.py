@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import GUARANTEES, Frame, Solution, Solve, Solver, Status, StepSolver, Stop
-from deqlm_solvers.loop.loop import iterate
+from deqlm_solvers.loop.loop import run
 from solvers.counting import Counted, geometric, per_evaluation
 from solvers.problems import Problem, contractions, exact_rows, linear, normal, tanh_layer
 
@@ -309,7 +309,7 @@ def differentiable(solver: Solver) -> None:
     stop = Stop(max_iter=5, rtol=0)
 
     def last_point(u: Tensor) -> Tensor:
-        return iterate(solver, lambda z: problem.f(z) + u, problem.z0(), stop, Frame())[0]
+        return run(solver, lambda z: problem.f(z) + u, problem.z0(), stop, Frame(), graph=True).z
 
     u = (0.1 * normal(3, 2, 3)).requires_grad_()
     assert last_point(u).requires_grad, "the steps are cut from the graph"

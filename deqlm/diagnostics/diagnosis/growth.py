@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Map, Solution
-from deqlm_solvers.loop.criterion import row_norms
+from deqlm_solvers.core.norms import row_norms
 
 __all__ = ["Skip", "Start", "probe_skip"]
 

@@ -14,7 +14,7 @@ from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.evaluator import InnerMap, check_start
+from deqlm_solvers.loop.evaluator import Evaluator, check_start
 from deqlm_solvers.loop.step_solver import StepSolver
 
 __all__ = ["DenseSolver"]
@@ -62,7 +62,7 @@ class DenseSolver(StepSolver):
         points = stop.max_iter // price if stop.is_budget else 1 + (stop.max_iter - 1) // price
         return super().solve(f, z0, stop.replace(max_iter=points), frame)
 
-    def system(self, f: InnerMap, at: Evaluation) -> Tensor:
+    def system(self, f: Evaluator, at: Evaluation) -> Tensor:
         """Return I - J of all rows at the point, (B, N, N) float64; made by N products, or one call of ``jacobian``.
 
         Unknowns that are held take no step, whatever f makes of them: their rows and columns of J are zero.

@@ -14,7 +14,7 @@ from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.linalg.small_systems import solve_general
-from deqlm_solvers.loop.evaluator import InnerMap
+from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.methods.dense import DenseSolver
 
 __all__ = ["Dogleg"]
@@ -94,7 +94,7 @@ class Dogleg(DenseSolver):
     def final(self, state: DoglegState) -> Tensor:
         return state.first[:, 0]
 
-    def step(self, f: InnerMap, at: Evaluation, state: DoglegState) -> tuple[Tensor, DoglegState]:  # type: ignore[override]
+    def step(self, f: Evaluator, at: Evaluation, state: DoglegState) -> tuple[Tensor, DoglegState]:  # type: ignore[override]
         norm = _norm(at.r)
         accepted = self._judge(norm, state)
         # a row that is done is held where it is and needs no new direction
@@ -116,7 +116,7 @@ class Dogleg(DenseSolver):
         state.radius = torch.where(state.first, state.radius, radius)
         return state.first | (gain >= LEAST_GAIN)
 
-    def _turn(self, f: InnerMap, at: Evaluation, turns: Tensor, norm: Tensor, state: DoglegState) -> None:
+    def _turn(self, f: Evaluator, at: Evaluation, turns: Tensor, norm: Tensor, state: DoglegState) -> None:
         """Give rows ``turns`` (B, 1) the two directions of their new point; all are those of a residual of length 1."""
         system = self.system(f, at)
         unit_r = at.r.double() / torch.where(norm > 0, norm, 1.0)

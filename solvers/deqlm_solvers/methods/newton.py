@@ -16,7 +16,7 @@ from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.linalg.line_search import LineSearch
 from deqlm_solvers.linalg.small_systems import solve_general
-from deqlm_solvers.loop.evaluator import InnerMap
+from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.methods.dense import DenseSolver
 
 __all__ = ["Newton"]
@@ -94,7 +94,7 @@ class Newton(DenseSolver):
     def final(self, state: NewtonState) -> Tensor:
         return state.search.final()
 
-    def step(self, f: InnerMap, at: Evaluation, state: NewtonState) -> tuple[Tensor, NewtonState]:  # type: ignore[override]
+    def step(self, f: Evaluator, at: Evaluation, state: NewtonState) -> tuple[Tensor, NewtonState]:  # type: ignore[override]
         search, norm = state.search, _norm(at.r)
         accepted, given_up = search.judge(torch.ones_like(norm, dtype=torch.bool), norm)
         search.fail(given_up, state.base_norm)
@@ -112,7 +112,7 @@ class Newton(DenseSolver):
         search.take_plain_step(plain)
         return state.base_z + (search.length * state.step).to(at.z.dtype), state
 
-    def _turn(self, f: InnerMap, at: Evaluation, turns: Tensor, norm: Tensor, state: NewtonState) -> None:
+    def _turn(self, f: Evaluator, at: Evaluation, turns: Tensor, norm: Tensor, state: NewtonState) -> None:
         """Give rows ``turns`` (B, 1) the Newton direction of their new point, where it is one."""
         system = self.system(f, at)
         # of length one, so that neither tiny nor huge states leave what the solve can hold

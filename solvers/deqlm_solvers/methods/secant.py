@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.dtypes import inner_dtype
+from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solver import Evaluation, Map
-from deqlm_solvers.loop.criterion import row_norms
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.methods.damping import FLOOR, Damping
 from deqlm_solvers.methods.plain_phase import Move, Watch
