@@ -73,9 +73,9 @@ class Pairs:
         """Return s . y of the newest pair, (B, 1)."""
         return (self.s[:, self.newest] * self.y[:, self.newest]).sum(1, keepdim=True)
 
-    def scale(self) -> Tensor:
-        """Return ||s|| / ||y|| of the newest pair, (B, 1) float64; not finite where it is a zero pair."""
-        return _norm(self.s[:, self.newest]) / _norm(self.y[:, self.newest])
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """Return ||s|| and ||y|| of the newest pair, (B, 1) float64."""
+        return _norm(self.s[:, self.newest]), _norm(self.y[:, self.newest])
 
     def products(self, block: Tensor, vector: Tensor) -> Tensor:
         """Return inner products of `s` or `y` with a vector (B, N), by age, (B, M) float64.
@@ -236,14 +236,16 @@ class Secant(StepSolver):
         left_out = refused if held is None else refused | held
         pairs.push(at, state.base_z, state.base_r, state.unit, left_out)
         move = None
+        lengths = pairs.lengths() if self.fits_scale() else None
         if state.watch is not None:
-            move = state.watch.look(norm, _norm(at.fz), pairs.along())
+            moved, changed = lengths or pairs.lengths()
+            move = state.watch.look(norm, _norm(at.fz), pairs.along(), moved * changed)
             sound = (sound | move.bears) & ~move.lost
             state.first_norm = torch.where(move.arrived, torch.maximum(state.first_norm, norm), state.first_norm)
             damping.renew(move.sets_out)
             pairs.count = pairs.count.masked_fill(move.plain, 0)
         self._keep_best(at, norm, state, move)
-        damping.fit((pairs.count == 1) & ~left_out, pairs.scale() if self.fits_scale() else None)
+        damping.fit((pairs.count == 1) & ~left_out, lengths and lengths[0] / lengths[1])
         weights = self.weights(state.products, pairs, state.unit * at.r, damping.beta)
         if state.watch is not None:
             state.watch.judge(self.gain(state.products), (state.unit * norm).square())

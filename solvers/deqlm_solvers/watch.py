@@ -21,12 +21,17 @@ COLLAPSED = 0.25
 """A mixed step collapses when it takes ||f(z)|| below this factor times the largest seen,"""
 STUCK = 0.5
 """while ||r|| / ||f(z)|| stays above this factor times the smallest seen."""
+CLOSE = 0.005
+"""A row whose ||r|| / ||f(z)|| is at most this converges: its scale does not vanish with its residual."""
+GROWS = 0.5
+"""The residual grows along a step s, and changes by y, where s . y is above this factor times ||s|| ||y||: what repels
+pushes along the step, while maps that are merely not normal push to its side."""
 WILD = 8.0
 """A point whose residual is above this factor times the first one says nothing of the scale."""
 SLOW_RATE = 0.5
 """Mixing is slow where the residual has not fallen to this factor"""
 SLOW_MIXES = 8
-"""within so many mixes in a row; plain steps are tried where it also grew along the last one."""
+"""within so many mixes in a row; plain steps are tried where it also grows along the last one."""
 PASSED = 0.5
 """Plain steps away from a root have arrived when the residual is below this factor times the largest on the way, and
 ||r|| / ||f(z)|| below the smallest seen before."""
@@ -48,21 +53,25 @@ TESTS = {
     "nearest": ("relative", 1.0, "least"),
     "young": ("way", LONGEST_WAY - 1.0, "one"),
     "patient": ("since", SLOW_MIXES - 2.0, "one"),
-    "inward": ("along", 0.0, "one"),
+    "inward": ("along", GROWS, "reach"),
+    "close": ("relative", CLOSE, "one"),
     "turned": ("one", 1.0, "turned"),
     "plain": ("one", 1.0, "plain"),
     "away": ("one", 1.0, "away"),
 }
 """Left, factor and right of every comparison left <= factor right that decides; all are made in one operation."""
 
+COUNTED = ("longer way", "more since")
+"""Columns ``way`` and ``since``, one higher."""
 KEPT = ("mark", "first", "peak", "start", "last", "largest", "least", "below", "way", "since", "plain", "away")
 """Columns that are kept from one point to the next: the residual that `SLOW_RATE` looks back to; the first one; the
 largest and the first one of the way; the last one; the largest ||f(z)|| and the least ||r|| / ||f(z)|| of mixing rows;
 the rate up to which steps are plain; steps spent on ways; mixes since ``mark``; two flags."""
-SEEN = ("norm", "size", "relative", "along", "turned", "edge", "highest", "larger", "lesser")
+SEEN = ("norm", "size", "relative", "along", "reach", "turned", "edge", "highest", "larger", "lesser", *COUNTED)
 """Columns that a new point gives: see `Watch.look`; the residual up to which steps stay plain; new kept ones."""
 FIXED = ("zero", "one", "later", "after", "most")
 COLUMNS = (*KEPT, *SEEN, *FIXED)
+COUNTS = slice(KEPT.index("way"), KEPT.index("since") + 1)
 
 
 class Move(NamedTuple):
@@ -117,25 +126,28 @@ class Watch:
         )
         self.rules = _rules(norm.device)
 
-    def look(self, norm: Tensor, size: Tensor, along: Tensor) -> Move:
+    def look(self, norm: Tensor, size: Tensor, along: Tensor, reach: Tensor) -> Move:
         """Take a new point, before the step.
 
         Args:
             norm: ||r||.
             size: ||f(z)||.
             along: product of the changes of z and of r along the step to this point, in any unit > 0.
+            reach: product of their norms, in the same unit.
         """
         kept = dict(zip(KEPT, self.kept.split(1, dim=1), strict=True))
         turned = (self.idle >= IDLE_MIXES) & (norm <= IDLE_RATE * kept["last"])
         relative = norm / size
         highest = torch.fmax(kept["peak"], norm)
         larger, lesser = torch.fmax(kept["largest"], size), torch.fmin(kept["least"], relative)
-        seen = (norm, size, relative, along, turned, kept["below"] * kept["last"], highest, larger, lesser)
+        edge = kept["below"] * kept["last"]
+        counted = self.kept[:, COUNTS] + 1
+        seen = (norm, size, relative, along, reach, turned, edge, highest, larger, lesser, counted)
         columns = torch.cat((self.kept, *seen, self.fixed), dim=1)
         rules = self.rules
         right = columns.index_select(1, rules.right) * rules.factor
         outcome = ((columns.index_select(1, rules.left) <= right) * rules.place).sum(1)
-        self.kept = columns.gather(1, rules.sources.index_select(0, outcome)) + rules.counts.index_select(0, outcome)
+        self.kept = columns.gather(1, rules.sources.index_select(0, outcome))
         self.move = Move(*rules.moves.index_select(0, outcome).split(1, dim=1))
         return self.move
 
@@ -146,7 +158,7 @@ class Watch:
 
 
 class _Rules(NamedTuple):
-    """Tests, and for each of their outcomes: the moves, and from which column each kept one is taken, plus a count."""
+    """Tests, and for each of their outcomes: the moves, and from which column each kept one is taken."""
 
     left: Tensor
     factor: Tensor
@@ -154,7 +166,6 @@ class _Rules(NamedTuple):
     place: Tensor
     moves: Tensor
     sources: Tensor
-    counts: Tensor
 
 
 @functools.cache
@@ -163,7 +174,7 @@ def _rules(device: torch.device) -> _Rules:
         lefts, factors, rights = zip(*TESTS.values(), strict=True)
         place = 2 ** torch.arange(len(TESTS))
         outcomes = torch.arange(2 ** len(TESTS))[:, None].bitwise_and(place) > 0
-        moves, taken, counts = _decide(dict(zip(TESTS, outcomes.unbind(1), strict=True)))
+        moves, taken = _decide(dict(zip(TESTS, outcomes.unbind(1), strict=True)))
         rules = _Rules(
             left=torch.tensor([COLUMNS.index(name) for name in lefts]),
             factor=torch.tensor(factors, dtype=torch.float64),
@@ -171,16 +182,15 @@ def _rules(device: torch.device) -> _Rules:
             place=place,
             moves=torch.stack(moves, dim=1),
             sources=torch.stack([taken[name] for name in KEPT], dim=1),
-            counts=torch.stack([counts.get(name, torch.zeros(len(outcomes))) for name in KEPT], dim=1).double(),
         )
     return _Rules(*(t.to(device) for t in rules))
 
 
-def _decide(is_: dict[str, Tensor]) -> tuple[Move, dict[str, Tensor], dict[str, Tensor]]:
-    """Return for every outcome the move, from which column each kept one is taken, and what is added to it."""
+def _decide(is_: dict[str, Tensor]) -> tuple[Move, dict[str, Tensor]]:
+    """Return for every outcome the move, and from which column each kept one is taken."""
     was_plain, was_away = is_["plain"], is_["away"]
     steady = was_plain | is_["falls"]
-    outward = is_["young"] & ~is_["inward"]
+    outward = is_["young"] & ~is_["inward"] & ~is_["close"]
     back = outward & ~was_plain & is_["small"] & ~is_["halved"]
     sets_out = back | (outward & ~steady & ~is_["patient"] & is_["tame"])
     arrived = was_away & is_["passed"] & is_["nearest"]
@@ -198,16 +208,12 @@ def _decide(is_: dict[str, Tensor]) -> tuple[Move, dict[str, Tensor], dict[str, 
         "largest": _column("larger", ~plain & is_["tame"], "largest"),
         "least": _column("lesser", ~plain, "least"),
         "below": _column("later", turned, _column("after", arrived, "below")),
-        "way": _column("most", lost, "way"),
-        "since": _column("zero", steady, "since"),
+        "way": _column("most", lost, _column("longer way", was_away, "way")),
+        "since": _column("zero", steady, "more since"),
         "plain": _column("one", plain, "zero"),
         "away": _column("one", away, "zero"),
     }
-    return (
-        Move(plain, back, sets_out, away | arrived, arrived, lost),
-        taken,
-        {"way": was_away & ~lost, "since": ~steady},
-    )
+    return Move(plain, back, sets_out, away | arrived, arrived, lost), taken
 
 
 def _column(name: str | Tensor, where: Tensor, other: str | Tensor) -> Tensor:
