@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.checks import number, whole
+from deqlm_solvers.counted import InnerMap
 from deqlm_solvers.fixed_point import picard
 from deqlm_solvers.linalg import push_column, solve_leading
 from deqlm_solvers.native.kernel import Impl, Kernel, Rule, check_impl
 from deqlm_solvers.options import options
 from deqlm_solvers.secant import Pairs, Secant, SecantState
-from deqlm_solvers.solver import Evaluation, Map, StepSolver, register_solver
+from deqlm_solvers.solver import Evaluation, StepSolver, register_solver
 
 __all__ = ["Anderson"]
 
@@ -123,7 +124,7 @@ class Anderson(Secant):
     def initial_damping(self) -> float:
         return self.damping
 
-    def step(self, f: Map, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:
+    def step(self, f: InnerMap, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:  # type: ignore[override]
         if self.memory == 1:
             return picard(at, self.damping), state
         return super().step(f, at, state)

@@ -312,10 +312,11 @@ class InnerMap:
         counted: the map that the driver evaluates.
     """
 
-    __slots__ = ("_counted",)
+    __slots__ = ("_counted", "eps")
 
     def __init__(self, counted: CountedMap) -> None:
         self._counted = counted
+        self.eps = counted.eps
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return f(z), (B, N), state dtype."""

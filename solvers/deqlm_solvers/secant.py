@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deqlm_solvers.counted import inner_dtype
+from deqlm_solvers.counted import InnerMap, inner_dtype
 from deqlm_solvers.damping import FLOOR, Damping
 from deqlm_solvers.measure import row_norms
-from deqlm_solvers.solver import Evaluation, Map, StepSolver
+from deqlm_solvers.solver import Evaluation, StepSolver
 from deqlm_solvers.watch import Move, Watch
 
 __all__ = ["Pairs", "Secant", "SecantState"]
@@ -200,13 +200,13 @@ class Secant(StepSolver):
             damping=Damping(self.initial_damping(), z),
         )
 
-    def step(self, f: Map, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:
+    def step(self, f: InnerMap, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:  # type: ignore[override]
         norm = _norm(at.r)
         if state.taken == 0:
             state.first_norm = state.best_norm = state.base_norm = norm
             state.best_z, state.best_r, state.base_z, state.base_r = at.z, at.r, at.z, at.r
             state.unit = _power_of_two_near_inverse(norm, at.r.dtype)
-            state.watch = Watch(self.plain_below(), norm) if self.plain_below() > 0 else None
+            state.watch = Watch(self.plain_below(), norm, f.eps) if self.plain_below() > 0 else None
             step = state.damping.beta * at.r
             self._propose(state, step)
             z_next = at.z + step

@@ -23,6 +23,8 @@ STUCK = 0.5
 """while ||r|| / ||f(z)|| stays above this factor times the smallest seen."""
 CLOSE = 0.005
 """A row whose ||r|| / ||f(z)|| is at most this converges: its scale does not vanish with its residual."""
+CLOSE_EPS = 4.0
+"""Nor is there anything to leave below this factor times the eps of what f computes in, where rounding decides."""
 GROWS = 0.5
 """The residual grows along a step s, and changes by y, where s . y is above this factor times ||s|| ||y||: what repels
 pushes along the step, while maps that are merely not normal push to its side."""
@@ -54,7 +56,7 @@ TESTS = {
     "young": ("way", LONGEST_WAY - 1.0, "one"),
     "patient": ("since", SLOW_MIXES - 2.0, "one"),
     "inward": ("along", GROWS, "reach"),
-    "close": ("relative", CLOSE, "one"),
+    "close": ("relative", 1.0, "near"),
     "turned": ("one", 1.0, "turned"),
     "plain": ("one", 1.0, "plain"),
     "away": ("one", 1.0, "away"),
@@ -69,7 +71,7 @@ largest and the first one of the way; the last one; the largest ||f(z)|| and the
 the rate up to which steps are plain; steps spent on ways; mixes since ``mark``; two flags."""
 SEEN = ("norm", "size", "relative", "along", "reach", "turned", "edge", "highest", "larger", "lesser", *COUNTED)
 """Columns that a new point gives: see `Watch.look`; the residual up to which steps stay plain; new kept ones."""
-FIXED = ("zero", "one", "later", "after", "most")
+FIXED = ("zero", "one", "later", "after", "most", "near")
 COLUMNS = (*KEPT, *SEEN, *FIXED)
 COUNTS = slice(KEPT.index("way"), KEPT.index("since") + 1)
 
@@ -108,12 +110,13 @@ class Watch:
     Args:
         plain_rate: factor from one residual to the next up to which a row takes plain steps from the start.
         norm: ||r_0||, float64.
+        eps: of the dtype that f computes in.
 
     Attributes:
         move: what rows did at the last point.
     """
 
-    def __init__(self, plain_rate: float, norm: Tensor) -> None:
+    def __init__(self, plain_rate: float, norm: Tensor, eps: float) -> None:
         none = torch.zeros_like(norm, dtype=torch.bool)
         self.move = Move(~none, none, none, none, none, none)
         self.idle = torch.zeros_like(norm, dtype=torch.int64)
@@ -121,9 +124,8 @@ class Watch:
         first = dict.fromkeys(KEPT, norm) | {"largest": zero, "least": one / zero, "below": plain_rate * one}
         first |= {"way": zero, "since": zero, "plain": one, "away": zero}
         self.kept = torch.cat([first[name] for name in KEPT], dim=1)
-        self.fixed = torch.cat(
-            (zero, one, max(IDLE_RATE, plain_rate) * one, AFTER_RATE * one, LONGEST_WAY * one), dim=1
-        )
+        fixed = (0.0, 1.0, max(IDLE_RATE, plain_rate), AFTER_RATE, LONGEST_WAY, max(CLOSE, CLOSE_EPS * eps))
+        self.fixed = torch.cat([value * one for value in fixed], dim=1)
         self.rules = _rules(norm.device)
 
     def look(self, norm: Tensor, size: Tensor, along: Tensor, reach: Tensor) -> Move:

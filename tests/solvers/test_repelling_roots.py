@@ -113,9 +113,9 @@ def column(*values: float) -> Tensor:
 ONE = column(1.0)
 
 
-def mixing(norm: float = 1.0, size: float = 2.0) -> Watch:
+def mixing(norm: float = 1.0, size: float = 2.0, eps: float = 0.0) -> Watch:
     """Return a watch whose row has left plain steps, at the given residual and scale."""
-    watch = Watch(0.45, ONE)
+    watch = Watch(0.45, ONE, eps)
     watch.look(column(norm), column(size), ONE, ONE)
     assert not watch.move.plain.item()
     return watch
@@ -183,9 +183,10 @@ def test_slow_mixing_tries_plain_steps_where_the_residual_grows_along_its_steps(
         assert not any(move.back.item() for move in moves)
 
 
-def test_a_row_that_is_close_to_a_root_leaves_it_to_no_plain_steps():
-    watch = mixing()
-    moves = [watch.look(column(0.004), ONE, ONE, ONE) for _ in range(20)]
+@pytest.mark.parametrize(("norm", "eps"), [(0.004, 1e-7), (0.03, 2**-7)], ids=["float32", "bfloat16"])
+def test_a_row_that_is_close_to_a_root_takes_no_way(norm, eps):
+    watch = mixing(eps=eps)
+    moves = [watch.look(column(norm), ONE, ONE, ONE) for _ in range(20)]
     assert not any(move.sets_out.item() for move in moves)
 
 

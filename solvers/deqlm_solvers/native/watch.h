@@ -9,7 +9,7 @@
 namespace {
 
 constexpr double COLLAPSED = 0.25, STUCK = 0.5, WILD = 8.0, PASSED = 0.5, AFTER_RATE = 0.8, STEEPEST_WAY = 1e4;
-constexpr double SLOW_RATE = 0.5, CLOSE = 0.005, GROWS = 0.5;
+constexpr double SLOW_RATE = 0.5, CLOSE = 0.005, CLOSE_EPS = 4, GROWS = 0.5;
 constexpr int64_t LONGEST_WAY = 40, SLOW_MIXES = 8;
 
 enum Move { GOES_ON, GOES_BACK, ARRIVED, LOST };
@@ -75,7 +75,7 @@ Move look(Solve& s, int64_t i, const T* z, const T* fz, bool sound) {
     const bool stuck = !row.plain && ways && size <= COLLAPSED * row.size && relative >= STUCK * row.least_relative;
     const bool tame = row.norm <= WILD * row.start_norm;
     const bool slow = ways && tame && row.since_mark >= SLOW_MIXES;
-    const bool grew = sound && !(relative <= CLOSE) && (stuck || slow) && outward(s, i, z, fz);
+    const bool grew = sound && !(relative <= std::fmax(CLOSE, CLOSE_EPS * s.eps)) && (stuck || slow) && outward(s, i, z, fz);
     const Move move = follow(row, relative, stuck && grew, slow && grew && !stuck, s.damping);
     const bool turned = !row.plain && row.idle >= IDLE_MIXES && rate <= IDLE_RATE;
     if (turned) row.plain_below = IDLE_RATE > s.plain_rate ? IDLE_RATE : s.plain_rate;
