@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.advice import newton_advice
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.layout import Frame
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map
+from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.evaluator import Evaluator, check_start
 from deqlm_solvers.loop.step_solver import StepSolver
@@ -49,6 +53,24 @@ class DenseSolver(StepSolver):
 
     def rehearsable(self) -> bool:
         return False
+
+    def advice(self, status: Status) -> str:
+        return newton_advice(status) or status.hint
+
+    def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
+        """Return what holds where autograd gives the Jacobian; None for a user's function.
+
+        What the N tangents take inside f is f's.
+        """
+        if self.jacobian is not None:
+            return None
+        size, matrix = inner_dtype(dtype).itemsize, unknowns**2
+        # the Jacobian, then I - J and what the batched solve makes of it, in float64; one identity for all rows
+        return rows * matrix * (size + 3 * 8) + matrix * size + rows * unknowns * self.vector_bytes(size)
+
+    @abstractmethod
+    def vector_bytes(self, size: int) -> int:
+        """Return the bytes of all vectors that are held, per unknown of a row; ``size`` is that of a number of f."""
 
     def price(self, unknowns: int) -> int:
         """Return what one point costs of ``Stop.max_iter``: its evaluation, and the products of its Jacobian."""

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqlm_solvers.core.advice import newton_advice
-from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
-from deqlm_solvers.core.status import Status
-from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.linalg.small_systems import solve_general
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.methods.dense import DenseSolver
@@ -63,18 +59,8 @@ class Dogleg(DenseSolver):
         [1.0, 1.0]
     """
 
-    def advice(self, status: Status) -> str:
-        return newton_advice(status) or status.hint
-
-    def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
-        """Return what holds where autograd gives the Jacobian; None for a user's function.
-
-        What the N tangents take inside f is f's.
-        """
-        if self.jacobian is not None:
-            return None
-        size, matrix = inner_dtype(dtype).itemsize, unknowns**2
-        return rows * matrix * (size + 3 * 8) + matrix * size + rows * unknowns * (8 * size + 12 * 8)
+    def vector_bytes(self, size: int) -> int:
+        return 8 * size + 12 * 8
 
     def init(self, z: Tensor) -> DoglegState:
         column = torch.zeros(z.shape[0], 1, dtype=torch.float64, device=z.device)

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqlm_solvers.core.advice import newton_advice
 from deqlm_solvers.core.checks import number
-from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
-from deqlm_solvers.core.status import Status
-from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.linalg.line_search import LineSearch
 from deqlm_solvers.linalg.small_systems import solve_general
 from deqlm_solvers.loop.evaluator import Evaluator
@@ -67,19 +63,8 @@ class Newton(DenseSolver):
         super().__post_init__()
         number("damping", self.damping, "in (0, 1]", lambda t: 0 < t <= 1)
 
-    def advice(self, status: Status) -> str:
-        return newton_advice(status) or status.hint
-
-    def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
-        """Return what holds where autograd gives the Jacobian; None for a user's function.
-
-        What the N tangents take inside f is f's.
-        """
-        if self.jacobian is not None:
-            return None
-        size, matrix = inner_dtype(dtype).itemsize, unknowns**2
-        # the Jacobian, then I - J and what the batched solve makes of it, in float64; one identity for all rows
-        return rows * matrix * (size + 3 * 8) + matrix * size + 12 * rows * unknowns * size
+    def vector_bytes(self, size: int) -> int:
+        return 12 * size
 
     def init(self, z: Tensor) -> NewtonState:
         return NewtonState(
