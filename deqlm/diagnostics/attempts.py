@@ -12,12 +12,13 @@ from torch import Tensor
 
 from deqlm.diagnostics.contraction import Contraction
 from deqlm.diagnostics.findings import PathDependence, Plain, Trend
-from deqlm.diagnostics.growth import FALLEN, Start
+from deqlm.diagnostics.growth import Start
 from deqlm.diagnostics.subject import Subject
 from deqlm.diagnostics.suggestion import Suggestion
 from deqlm.diagnostics.wraps import Wrap
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Status, Stop
 from deqlm_solvers.measure import Measure, row_norms
+from deqlm_solvers.runaway import FALLEN
 from deqlm_solvers.solver import Evaluation
 
 __all__ = ["Outcome", "Point", "compare_starts", "judged", "rescue", "solve_as_asked", "solve_plainly", "solves"]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deqlm.diagnostics.contraction import Contraction
-from deqlm.diagnostics.growth import GROWN, Skip
+from deqlm.diagnostics.growth import Skip
 from deqlm.diagnostics.parts import Parts
 from deqlm.diagnostics.probes import Causality, InPlace, Mixing, Randomness
+from deqlm_solvers.runaway import GROWN
 
 __all__ = ["Backward", "Findings", "PathDependence", "Plain", "Trend"]
 
