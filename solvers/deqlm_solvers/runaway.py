@@ -98,4 +98,5 @@ class Runaway:
         before, near = self._mark
         fresh = doubtful & ((size - near).abs() > NEAR * size)
         self._mark = torch.where(fresh, now, self._mark)
-        return fresh | (doubtful & (now[0] > self.sure * share * before))
+        before = before if self.sure == 1 else self.sure * before
+        return fresh | (doubtful & (now[0] > share * before))
