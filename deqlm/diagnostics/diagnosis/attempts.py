@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deqlm.diagnostics.diagnosis.contraction import Contraction
 from deqlm.diagnostics.diagnosis.findings import PathDependence, Plain, Trend
-from deqlm.diagnostics.diagnosis.growth import FALLEN, Start
+from deqlm.diagnostics.diagnosis.growth import Start
 from deqlm.diagnostics.diagnosis.subject import Subject
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 from deqlm.diagnostics.diagnosis.wraps import Wrap
@@ -20,6 +20,7 @@ from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Status
 from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.loop.criterion import Criterion
+from deqlm_solvers.loop.runaway import FALLEN
 
 __all__ = ["Outcome", "Point", "compare_starts", "judged", "rescue", "solve_as_asked", "solve_plainly", "solves"]
 
