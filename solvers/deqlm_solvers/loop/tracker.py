@@ -46,12 +46,15 @@ class Tracker(ABC):
         self.trace: list[Tensor] = []
 
     @abstractmethod
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
-        """Take evaluation number ``k`` (from 0), the last one if ``last``; ``final`` is that of `StepSolver.final`."""
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
+        """Take evaluation number ``k`` (from 0); say whether every row is known to be done. May read the device.
 
-    def finished(self, k: int, last: bool) -> bool:
-        """Say whether every row is done; may read from the device."""
-        return False
+        Args:
+            k: number of the evaluation.
+            at: the evaluation.
+            last: no other one follows.
+            final: see `StepSolver.final`.
+        """
 
     def evaluations_left(self) -> float:
         """Return how many evaluations the slowest active row still needs at its mean rate so far; reads the device."""
@@ -127,13 +130,13 @@ class RowTracker(Tracker):
             self.best_prefix = torch.zeros_like(self.steps)
             self.token_steps: Tensor | None = None
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
         self.k, self.count, self.taken_up = k, None, False
         tested = self.schedule.due(k, last, self.active)
         if tested is None:
             if self.stop.trace:
                 self.trace.append(torch.full_like(self.best_ratio, torch.nan))
-            return
+            return False
         reading = self.criterion(at)
         if k == 0:
             self.limit = reading.residual * self.stop.divergence
@@ -161,9 +164,7 @@ class RowTracker(Tracker):
             self._note_halfway(tested)
         if not self.schedule.together:
             self.schedule.plan(k, tested, self.active, reading.ratio)
-
-    def finished(self, k: int, last: bool) -> bool:
-        if not self.schedule.looks(k, last):
+        if not self.schedule.looks:
             return False
         self.count = int(self.active.sum())
         return not (self.count or self._take_up_lost(k))
@@ -310,10 +311,11 @@ class BudgetTracker(Tracker):
         super().__init__(stop, frame, z, eps)
         self.start = z.detach()
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
         self.last = at
         if self.stop.trace:
             self.trace.append(self.criterion(at).residual)
+        return False
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         reading = self.criterion(self.last)
@@ -353,7 +355,7 @@ class BestMapTracker(Tracker):
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
         self.evaluations = torch.zeros((), dtype=torch.int64, device=z.device)
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
         reading = self.criterion(at)
         relative = reading.residual / (self.criterion.norm(at.fz) + 1e-9)
         better = (relative < self.best_relative) & ~self.over
@@ -367,8 +369,6 @@ class BestMapTracker(Tracker):
         self.relative = torch.where(self.over, self.relative, relative)
         self.evaluations = self.evaluations + ~self.over
         self.over = (self.relative < self.stop.rtol).all()
-
-    def finished(self, k: int, last: bool) -> bool:
         every = self.stop.check_every
         return every > 0 and (k + 1) % every == 0 and bool(self.over)
 
