@@ -1,5 +1,6 @@
 """Implicit (deep-equilibrium) models in PyTorch: wrap any layer, choose a solver and a gradient, see what happened."""
 
+from deqlm._version import __version__
 from deqlm.deq import DEQ
 from deqlm.diagnostics import (
     Diagnosis,
@@ -9,10 +10,11 @@ from deqlm.diagnostics import (
     diagnose,
     forecast_memory,
 )
-from deqlm.fixed_point import solve
+from deqlm.functional import solve
 from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unrolled, register_gradient
-from deqlm.memory_cap import within_memory
-from deqlm.modes import Chunked, Frontier, Sequential, Simultaneous
+from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
+from deqlm.wrap.inject import Inject
+from deqlm.wrap.memory_cap import within_memory
 from deqlm_solvers import (
     SOLVERS,
     Adjoint,
@@ -39,14 +41,13 @@ from deqlm_solvers import (
     register_solver,
 )
 
-__version__ = "0.1.0"
-
 __all__ = [
     "DEQ",
     "GRADIENTS",
     "SOLVERS",
     "Adjoint",
     "Anderson",
+    "Auto",
     "Broyden",
     "Chunked",
     "ConvergenceError",
@@ -62,6 +63,7 @@ __all__ = [
     "Gradient",
     "GradientAudit",
     "Implicit",
+    "Inject",
     "MemoryForecast",
     "Newton",
     "NewtonKrylov",
@@ -76,6 +78,7 @@ __all__ = [
     "StepSolver",
     "Stop",
     "Unrolled",
+    "__version__",
     "audit_gradient",
     "diagnose",
     "forecast_memory",

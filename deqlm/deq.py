@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from deqlm.causal import CausalCall
-from deqlm.chunks import per_token, solve_chunks
-from deqlm.collective import refuse_collective
-from deqlm.eager import eagerly
-from deqlm.failures import Failures
-from deqlm.fixed_point import STOP_HINTS, solve_rows
+from deqlm.functional import STOP_HINTS, solve_rows
 from deqlm.gradients.base import GRADIENTS, Gradient
-from deqlm.hidden import warn_of_hidden
-from deqlm.inject import Add, make_inject
-from deqlm.memory_cap import MemoryCap, OnCap
-from deqlm.modes import MODES, Mode, Simultaneous
-from deqlm.noise import Replay
-from deqlm.rows import RowMap, Rows
-from deqlm.trees import first_tensor, start_like, tensors, zeros_like_tree
+from deqlm.gradients.collective import refuse_collective
+from deqlm.sequence.causal import CausalCall
+from deqlm.sequence.chunks import per_token, solve_chunks
+from deqlm.sequence.modes import MODES, Mode, Simultaneous
+from deqlm.wrap.eager import eagerly
+from deqlm.wrap.failures import Failures
+from deqlm.wrap.hidden import warn_of_hidden
+from deqlm.wrap.inject import Add, make_inject
+from deqlm.wrap.memory_cap import MemoryCap, OnCap
+from deqlm.wrap.replay import Replay
+from deqlm.wrap.rows import RowMap, Rows
+from deqlm.wrap.trees import first_tensor, start_like, tensors, zeros_like_tree
 from deqlm_solvers import Solution, Solve, Solver, Stop
-from deqlm_solvers.checks import explain_options, require, whole
-from deqlm_solvers.kinds import require_state
-from deqlm_solvers.solution import OnFailure
+from deqlm_solvers.core.checks import explain_options, require, whole
+from deqlm_solvers.core.kinds import require_state
+from deqlm_solvers.core.solution import OnFailure
 
 __all__ = ["DEQ"]
 
@@ -50,7 +51,7 @@ class DEQ(nn.Module):
         layer: module or function; the state in, the same structure and shape out. A function that uses a module hides
             its parameters from the DEQ, which a warning says: give the module.
         inject: how x enters: "add" is layer(z + u), "argument" is layer(z, u), both with u = x; an nn.Module makes
-            u = module(x) once per call, which is added; an `deqlm.inject.Inject` decides itself.
+            u = module(x) once per call, which is added; an `deqlm.Inject` decides itself.
         solver: registered name, dict with ``name`` and options, or object.
         gradient: likewise, of `GRADIENTS`.
         stop: a `Stop`, a dict of its fields, or None for ``Stop(rtol="auto")``.
@@ -61,9 +62,9 @@ class DEQ(nn.Module):
         causal: the layer maps (B, L, ...) to (B, L, ...) and token t sees no later one: every token must pass the test,
             as with ``Stop(per="token")``, and there are modes. Each call checks it on its first 16 tokens.
         mode: how a causal layer is solved along its tokens: `Simultaneous`, `Chunked`, `Sequential`, `Frontier` or
-            `deqlm.modes.Auto`, by object, name or dict. A layer with ``forward_chunk(z, u, cache) -> (out, cache)``
-            goes on from its cache; any other is evaluated on the committed prefix and the chunk, which is right and
-            dearer. Arguments (B, L, ...) are cut like the input.
+            `Auto`, by object, name or dict. A layer with ``forward_chunk(z, u, cache) -> (out, cache)`` goes on from
+            its cache; any other is evaluated on the committed prefix and the chunk, which is right and dearer.
+            Arguments (B, L, ...) are cut like the input.
         on_failure: "warn" (`ConvergenceWarning`), "raise" (`ConvergenceError`) or "ignore" when a row does not
             converge; likewise for the backward solve.
         failed_grad: "drop" (rows that end NONFINITE or DIVERGED add zero to every gradient), "keep" or "raise".
@@ -219,11 +220,8 @@ class DEQ(nn.Module):
         def prepare(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
             return inject(x), args, kwargs
 
-        def f(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self.inject.join(layer, z, u, args, kwargs)
-
         made = RowMap(
-            *(rows, f, (x, args, kwargs), prepare, (u, args, kwargs)),
+            *(rows, partial(self.inject.join, layer), (x, args, kwargs), prepare, (u, args, kwargs)),
             fixed=lambda: inject.noisy or layer.noisy,
             owner=self.layer,
         )

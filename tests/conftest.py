@@ -74,7 +74,7 @@ def registries():
     """Forget what a test registers, so that two tests may use the same name."""
     import deqlm_solvers.adapters  # noqa: F401  (registers once; a first import inside the test would be forgotten)
     from deqlm import GRADIENTS
-    from deqlm.compare import PROBLEMS
+    from deqlm.comparison import PROBLEMS
 
     kept = [(table, dict(table)) for r in (SOLVERS, GRADIENTS, PROBLEMS) for table in (r._classes, r._aliases)]
     yield

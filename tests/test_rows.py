@@ -1,4 +1,4 @@
-"""deqlm.rows and deqlm.solve on states of every kind: trees, complex numbers, batch dimensions, dtypes."""
+"""deqlm.wrap.rows and deqlm.solve on states of every kind: trees, complex numbers, batch dimensions, dtypes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import deqlm
-from deqlm.cuts import healthy_source
-from deqlm.rows import RowMap, Rows
-from deqlm.trees import tree_add, zeros_like_tree
+from deqlm.wrap.cuts import healthy_source
+from deqlm.wrap.rows import RowMap, Rows
+from deqlm.wrap.trees import tree_add, zeros_like_tree
 
 
 def tree(B: int = 3):

@@ -12,7 +12,7 @@ from typing import Any
 
 from deqlm import GRADIENTS, SOLVERS
 from deqlm.cli.errors import UserError, user_input
-from deqlm.compare import (
+from deqlm.comparison import (
     DEFAULT,
     PROBLEMS,
     SEQUENCES,
@@ -25,17 +25,17 @@ from deqlm.compare import (
     compare_literature,
     compare_starts,
 )
-from deqlm.compare.full import PARTS, run_full
-from deqlm.compare.full.run import PAGE, RECORD
-from deqlm.compare.full.verdicts import verdicts
-from deqlm.compare.literature.contenders import contenders
-from deqlm.compare.literature.page import write_literature
-from deqlm.compare.problems import DIFFERENTIABLE
-from deqlm.compare.problems.literature import literature, literature_problems
-from deqlm.compare.problems.sequences import STANDARD, to_sequence
-from deqlm.compare.record import check_folder, former_run
-from deqlm.compare.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
-from deqlm.compare.starts import SOLVED_BY
+from deqlm.comparison.full import PARTS, run_full
+from deqlm.comparison.full.run import PAGE, RECORD
+from deqlm.comparison.full.verdicts import verdicts
+from deqlm.comparison.literature.contenders import contenders
+from deqlm.comparison.literature.page import write_literature
+from deqlm.comparison.problems import DIFFERENTIABLE
+from deqlm.comparison.problems.literature import literature, literature_problems
+from deqlm.comparison.problems.sequences import STANDARD, to_sequence
+from deqlm.comparison.record import check_folder, former_run
+from deqlm.comparison.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
+from deqlm.comparison.starts import SOLVED_BY
 
 __all__ = ["add", "run"]
 

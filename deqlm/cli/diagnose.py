@@ -9,9 +9,9 @@ from typing import Any
 
 from deqlm import DEQ, SOLVERS, Stop
 from deqlm.cli.errors import UserError, user_input
-from deqlm.compare import Setting
-from deqlm.compare.problems.user import UserProblem
-from deqlm.compare.spec import make_from, parse_device, parse_dtype, to_problem
+from deqlm.comparison import Setting
+from deqlm.comparison.problems.user import UserProblem
+from deqlm.comparison.spec import make_from, parse_device, parse_dtype, to_problem
 from deqlm.diagnostics import Diagnosis, Probes, diagnose
 
 __all__ = ["add", "run"]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 import deqlm
-from deqlm.compare.environment import commit, cpu_name, version_of
 from deqlm.ops import ssd
 from deqlm.ops.native.library import SOURCE
+from deqlm.reporting.environment import commit, cpu_name, version_of
 from deqlm_solvers.native.build import Outcome, build
 from deqlm_solvers.native.compiler import readable
 from deqlm_solvers.native.library import load

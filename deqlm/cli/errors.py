@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from deqlm.compare.spec import PluginError
+from deqlm.comparison.spec import PluginError
 
 __all__ = ["Parser", "UserError", "user_input"]
 

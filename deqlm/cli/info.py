@@ -10,7 +10,7 @@ from typing import Any
 from deqlm.cli.checkpoint import read_config
 from deqlm.cli.errors import UserError, user_input
 from deqlm.models import PRESETS, LMOptions, model_cost
-from deqlm_solvers.checks import suggest
+from deqlm_solvers.core.checks import suggest
 
 __all__ = ["add", "run"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
-from deqlm.compare.spec import PluginError, load
+from deqlm.comparison.spec import PluginError, load
 from deqlm_solvers import GUARANTEES, Options, Registry
 
 __all__ = ["add_listing", "describe", "list_registry"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import deqlm
 from deqlm.cli import compare, diagnose, env, generate, gradients, info, solvers
 from deqlm.cli.errors import Parser, UserError
-from deqlm_solvers.checks import suggest
+from deqlm_solvers.core.checks import suggest
 
 __all__ = ["main"]
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqlm.compare.environment import environment
-from deqlm.compare.full.page import redraw, table
-from deqlm.compare.record import write_json
-from deqlm.diagnostics.diagnose import diagnose
+from deqlm.comparison.full.page import redraw, table
+from deqlm.comparison.record import write_json
+from deqlm.diagnostics.diagnosis.diagnose import diagnose
+from deqlm.reporting.environment import environment
 from deqlm_solvers import Stop
 
 __all__ = ["FIGURE", "PAGE", "RECORD", "gallery", "write_gallery"]
@@ -138,7 +138,7 @@ def _residuals(f: Callable[[Tensor], Tensor], z: Tensor, evaluations: int) -> li
 
 
 def _draw(found: list[dict[str, Any]], path: Path) -> Path:
-    from deqlm.compare.style import PALETTE, figure, steady
+    from deqlm.reporting.style import PALETTE, figure, steady
 
     with steady():
         made = figure(7.2, 3.6)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from deqlm.deq import DEQ
 from deqlm.diagnostics.unchanged import unchanged
-from deqlm.rows import RowMap
-from deqlm.trees import first_tensor
+from deqlm.wrap.rows import RowMap
+from deqlm.wrap.trees import first_tensor
 from deqlm_solvers import Forecast, Frame, Solve, forecast_solve
-from deqlm_solvers.forecast import show_bytes
-from deqlm_solvers.meter import MemoryMeter
+from deqlm_solvers.core.sizes import show_bytes
+from deqlm_solvers.memory.meter import MemoryMeter
 
 __all__ = ["MemoryForecast", "forecast_memory"]
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
 from deqlm.gradients.pull_back import pull_back
-from deqlm.held import Held
+from deqlm.wrap.held import Held
 from deqlm_solvers import Adjoint, Cost, Frame, Map, Solution, Solve, Status
-from deqlm_solvers.driver import warn_below_floor
-from deqlm_solvers.transforms import refuse_transforms
+from deqlm_solvers.core.transforms import refuse_transforms
+from deqlm_solvers.loop.criterion import warn_below_floor
 
 __all__ = ["System"]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Cost, Frame, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
-from deqlm_solvers.counted import inner_dtype
-from deqlm_solvers.gmres import BatchedGMRES
-from deqlm_solvers.linalg import solve_general
-from deqlm_solvers.measure import Measure
-from deqlm_solvers.solver import Evaluation
+from deqlm_solvers.core.dtypes import inner_dtype
+from deqlm_solvers.core.solver import Evaluation
+from deqlm_solvers.linalg.gmres import BatchedGMRES
+from deqlm_solvers.linalg.small_systems import solve_general
+from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["LinearSystem", "solve_cotangent"]
 
@@ -262,7 +262,7 @@ class _Scaled:
         relative = residual / self.unit
         passed = residual <= torch.clamp_min(stop.rtol * self.unit, floor)
         if stop.per != "row":
-            reading = Measure(stop, self.system.frame, w)(Evaluation(w, w + r))
+            reading = Criterion(stop, self.system.frame, w)(Evaluation(w, w + r))
             relative, passed = reading.relative, reading.ratio <= 1
         status = torch.where(passed, int(Status.CONVERGED), int(Status.STALLED))
         if stop.is_budget:

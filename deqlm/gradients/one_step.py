@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from deqlm.gradients.base import Steps, register_gradient
-from deqlm.left_behind import left_by
-from deqlm.rows import RowMap
+from deqlm.wrap.left_behind import left_by
+from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Map, Stop, options
-from deqlm_solvers.checks import require
+from deqlm_solvers.core.checks import require
 
 __all__ = ["OneStep"]
 

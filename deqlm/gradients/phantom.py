@@ -7,8 +7,8 @@ from torch import Tensor
 
 from deqlm.gradients.base import Steps, register_gradient
 from deqlm_solvers import Adjoint, Map, Stop, options
-from deqlm_solvers.checks import number, require, whole
-from deqlm_solvers.counted import inner_dtype
+from deqlm_solvers.core.checks import number, require, whole
+from deqlm_solvers.core.dtypes import inner_dtype
 
 __all__ = ["Phantom"]
 

@@ -13,17 +13,17 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 3)
     # earlier releases rename every weight_g and weight_v of a file
     raise ImportError(f"deqlm.hf needs transformers >= 5.3, found {transformers.__version__}: pip install 'deqlm[hf]'")
 
-from deqlm.hf.authors import import_implicit_llm
-from deqlm.hf.authors_export import export_implicit_llm
-from deqlm.hf.authors_report import ImportReport
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
-from deqlm.hf.implicit import to_implicit
+from deqlm.hf.convert.authors import import_implicit_llm
+from deqlm.hf.convert.authors_export import export_implicit_llm
+from deqlm.hf.convert.authors_report import ImportReport
+from deqlm.hf.convert.to_implicit import to_implicit
+from deqlm.hf.convert.upstream import from_upstream
 from deqlm.hf.model import ImplicitForCausalLM, ImplicitLlamaForCausalLM, ImplicitMamba2ForCausalLM
 from deqlm.hf.output import ImplicitCausalLMOutput
 from deqlm.hf.register import register
 from deqlm.hf.solving import DeqOptions, Grad, NoGrad
-from deqlm.hf.upstream import from_upstream
 
 __all__ = [
     "DecodeCache",

@@ -12,7 +12,7 @@ from deqlm.hf.cache import DecodeCache
 from deqlm.models import LMCache
 from deqlm.models.inputs import require_tensor
 from deqlm_solvers import Stop
-from deqlm_solvers.checks import require
+from deqlm_solvers.core.checks import require
 
 __all__ = ["check_positions", "one_cache", "one_stop", "real_tokens"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deqlm.models import LMCache, LMOutput
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 
 __all__ = ["DecodeCache"]
 

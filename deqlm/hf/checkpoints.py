@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from deqlm_solvers.checks import require
+from deqlm_solvers.core.checks import require
 
 __all__ = ["FLOATS", "INDEXES", "Source", "common_dtype", "fill", "read_config", "read_tensors", "some", "weight_map"]
 

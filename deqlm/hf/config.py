@@ -8,7 +8,7 @@ from typing import Any
 
 from deqlm.hf.config_base import ImplicitConfig
 from deqlm.models import AttentionOptions, LMOptions, Mamba2Options
-from deqlm_solvers.checks import number, require, whole
+from deqlm_solvers.core.checks import number, require, whole
 
 __all__ = ["ImplicitConfig", "ImplicitLlamaConfig", "ImplicitMamba2Config"]
 

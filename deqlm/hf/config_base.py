@@ -13,7 +13,7 @@ from deqlm.hf.checkpoints import FLOATS
 from deqlm.hf.solving import DeqOptions
 from deqlm.models import LMOptions, preset
 from deqlm.models.lm import Labels
-from deqlm_solvers.checks import number, require, suggest, whole
+from deqlm_solvers.core.checks import number, require, suggest, whole
 
 __all__ = ["ImplicitConfig"]
 

@@ -19,9 +19,9 @@ from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import Start
 from deqlm.models.failing import WhenFailed, check_when_failed
 from deqlm.models.inputs import require_tensor
-from deqlm.modes import MODES, Mode
+from deqlm.sequence.modes import MODES, Mode
 from deqlm_solvers import Solve, Stop
-from deqlm_solvers.checks import require
+from deqlm_solvers.core.checks import require
 
 if TYPE_CHECKING:
     from deqlm.hf.config import ImplicitConfig

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deqlm.hf.checkpoints import FLOATS, INDEXES, some, weight_map
-from deqlm_solvers.checks import require
+from deqlm_solvers.core.checks import require
 
 __all__ = ["WeightFiles", "explain_bad_files", "refuse_other_weights"]
 

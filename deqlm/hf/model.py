@@ -20,9 +20,9 @@ from deqlm.hf.output import ImplicitCausalLMOutput
 from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import DeqOptions
 from deqlm.models.failing import WhenFailed
-from deqlm.modes import Mode
+from deqlm.sequence.modes import Mode
 from deqlm_solvers import Solve, Stop
-from deqlm_solvers.checks import require, suggest
+from deqlm_solvers.core.checks import require, suggest
 
 __all__ = ["ImplicitForCausalLM", "ImplicitLlamaForCausalLM", "ImplicitMamba2ForCausalLM"]
 
@@ -108,7 +108,7 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             output_attentions: must be false.
             cache: another name of ``past_key_values``.
             num_items_in_batch: the loss is the sum over labels divided by this; None is their number.
-            mode: a mode of `deqlm.modes` in place of the configuration's.
+            mode: a mode of `deqlm.sequence.modes` in place of the configuration's.
             stop: a `deqlm.Stop`, or a dict of its fields, in place of that of the solve in use.
             start: where the solve starts, see `deqlm.models.ImplicitLM`.
             on_failure: "auto", "warn", "raise" or "ignore", in place of the configuration's.

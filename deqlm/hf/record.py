@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deqlm.models.failing import ASK, advice
-from deqlm.modes import Mode
+from deqlm.sequence.modes import Mode
 from deqlm_solvers import ConvergenceWarning, Solution, Solve, Status
-from deqlm_solvers.solution import user_level
+from deqlm_solvers.core.solution import user_level
 
 __all__ = ["SolveRecord"]
 

@@ -6,15 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from deqlm.frontier import check_slide
 from deqlm.gradients import GRADIENTS, Gradient, Phantom, Unrolled
 from deqlm.models import ImplicitLM, LMOptions
 from deqlm.models.failing import LMFailures, WhenFailed
 from deqlm.models.lm import EVALUATION, FREE
-from deqlm.modes import MODES, Auto, Chunked, Frontier, Mode, Sequential, Simultaneous
+from deqlm.sequence.frontier import check_slide
+from deqlm.sequence.modes import MODES, Auto, Chunked, Frontier, Mode, Sequential, Simultaneous
 from deqlm.training import Phases
 from deqlm_solvers import Options, Solve, Solver, Stop, options
-from deqlm_solvers.checks import require
+from deqlm_solvers.core.checks import require
 
 __all__ = ["DeqOptions", "Grad", "NoGrad"]
 
@@ -100,7 +100,7 @@ class DeqOptions(Options):
         no_grad: a `NoGrad`, or a dict of its fields.
         phases: `deqlm.training.Phases` or the dict of one: the plan that a training applies to the model at each step,
             ``config.deq.phases.apply(model, step)``; None has no plan. A model itself starts with ``grad``.
-        mode: how a forward is solved along its tokens: `deqlm.modes.Auto`, `deqlm.Simultaneous`, `deqlm.Chunked`,
+        mode: how a forward is solved along its tokens: `deqlm.Auto`, `deqlm.Simultaneous`, `deqlm.Chunked`,
             `deqlm.Sequential` or `deqlm.Frontier`, by object, name or dict. `Auto` is one solve with grad, and without,
             where that has not converged early, goes on in chunks.
         prompt_mode: likewise, of the prompt in ``generate``.

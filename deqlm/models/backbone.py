@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deqlm.layers import Block, Context, depth_scale_, weight_norm_
 from deqlm.layers.context import NOTHING
-from deqlm_solvers.checks import require
+from deqlm_solvers.core.checks import require
 from deqlm_solvers.native.build import build
 
 __all__ = ["Backbone"]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
-from deqlm.noise import Replay
-from deqlm.pieces import refuse_noise
-from deqlm_solvers.checks import require
+from deqlm.sequence.pieces import refuse_noise
+from deqlm.wrap.replay import Replay
+from deqlm_solvers.core.checks import require
 
 __all__ = ["BackboneChunk", "LMCache", "chunk_forward"]
 
@@ -115,7 +115,7 @@ def chunk_forward(backbone: Backbone, z: Tensor, u: Tensor, cache: Any, context:
 
 
 class BackboneChunk:
-    """A `deqlm.pieces.ChunkMap`: a backbone on some tokens of a call.
+    """A `deqlm.sequence.pieces.ChunkMap`: a backbone on some tokens of a call.
 
     Args:
         replay: `chunk_forward` of the backbone.

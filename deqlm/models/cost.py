@@ -9,7 +9,7 @@ from torch import nn
 from deqlm.layers import Attention, Block, Mamba2
 from deqlm.layers.weight_norm import NormedLinear
 from deqlm.models.options import LMOptions
-from deqlm_solvers.checks import whole
+from deqlm_solvers.core.checks import whole
 
 __all__ = ["ModelCost", "model_cost"]
 

@@ -9,11 +9,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from deqlm.failures import Failures
-from deqlm.modes import Frontier, Mode, Simultaneous
+from deqlm.sequence.modes import Frontier, Mode, Simultaneous
+from deqlm.wrap.failures import Failures
 from deqlm_solvers import ConvergenceError, ConvergenceWarning, FixedPoint, Solution, Solve, Status, Stop
-from deqlm_solvers.checks import require
-from deqlm_solvers.solution import FailedGrad, OnFailure, user_level
+from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.solution import FailedGrad, OnFailure, user_level
 
 __all__ = ["LMFailures", "WhenFailed", "advice", "check_when_failed"]
 
@@ -35,7 +35,7 @@ class LMFailures:
     Attributes:
         on_failure: "warn", "raise" or "ignore" when a row ends neither CONVERGED nor BUDGET. "auto" warns without grad;
             with grad, where solves that are cut short are what is trained, only of rows that end DIVERGED or NONFINITE.
-        failed_grad: as for `deqlm.failures.Failures`.
+        failed_grad: as for `deqlm.wrap.failures.Failures`.
 
     Raises:
         ValueError: another policy.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 
 __all__ = ["check_count", "check_mask", "embedded", "require_tensor", "targets", "tokens", "wanted"]
 

@@ -11,22 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deqlm.chunks import per_token, solve_chunks
-from deqlm.collective import refuse_collective
-from deqlm.eager import eagerly
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
+from deqlm.gradients.collective import refuse_collective
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
 from deqlm.models.failing import LMFailures, WhenFailed
 from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, wanted
-from deqlm.modes import MODES, Auto, Chunked, Mode, Simultaneous
-from deqlm.noise import Replay
-from deqlm.rows import RowMap, Rows
-from deqlm.trees import map_tensors, start_like
+from deqlm.sequence.chunks import per_token, solve_chunks
+from deqlm.sequence.modes import MODES, Auto, Chunked, Mode, Simultaneous
+from deqlm.wrap.eager import eagerly
+from deqlm.wrap.replay import Replay
+from deqlm.wrap.rows import RowMap, Rows
+from deqlm.wrap.trees import map_tensors, start_like
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
-from deqlm_solvers.checks import require, whole
-from deqlm_solvers.transforms import refuse_tracing
+from deqlm_solvers.core.checks import require, whole
+from deqlm_solvers.core.transforms import refuse_tracing
 
 __all__ = ["ImplicitLM", "LMOutput"]
 
@@ -79,7 +79,7 @@ class ImplicitLM(nn.Module):
         gradient: how gradients are made; None is ``Phantom(4, 0.8)``.
         no_grad: how to solve without grad; None is damping .8, at most 96 evaluations, rtol .05 in every token.
         mode: `Auto`, `Simultaneous`, `Chunked`, `Sequential` or `Frontier`, by object, name or dict; see
-            `deqlm.modes`.
+            `deqlm.sequence.modes`.
         on_failure: "auto", "warn", "raise" or "ignore" when a row does not converge. Training by a bounded number of
             evaluations seldom converges, so "auto" warns without grad, and with grad only of rows that end DIVERGED or
             NONFINITE; all else is left to the reader of ``solution``.

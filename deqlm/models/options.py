@@ -14,7 +14,7 @@ from deqlm.layers import Attention, Block, LlamaMLP, Mamba2
 from deqlm.models.backbone import Backbone
 from deqlm.models.lm import ImplicitLM, Labels
 from deqlm_solvers import FixedPoint, Options, Registry, Solve, Stop, options
-from deqlm_solvers.checks import number, require, whole
+from deqlm_solvers.core.checks import number, require, whole
 
 __all__ = ["MIXERS", "AttentionOptions", "LMOptions", "Mamba2Options", "MixerOptions"]
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from deqlm.models.options import AttentionOptions, LMOptions, Mamba2Options
-from deqlm_solvers.checks import suggest
+from deqlm_solvers.core.checks import suggest
 
 __all__ = ["PRESETS", "preset"]
 

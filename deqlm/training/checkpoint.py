@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from deqlm.training.experiment import differences
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 
 __all__ = ["CheckpointError", "checkpoints", "load_checkpoint", "save_checkpoint", "write_atomically"]
 

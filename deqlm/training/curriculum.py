@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from deqlm.training.phases import Phase
 from deqlm_solvers import Options, options
-from deqlm_solvers.checks import number, require, whole
+from deqlm_solvers.core.checks import number, require, whole
 
 __all__ = ["Course", "Curriculum", "Stage"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deqlm_solvers.checks import number, require
+from deqlm_solvers.core.checks import number, require
 
 __all__ = ["adamw", "decay_groups"]
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from deqlm.gradients import GRADIENTS, Gradient, Phantom, Unrolled
 from deqlm_solvers import FixedPoint, Options, Solve, Solver, Stop, options
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 
 __all__ = ["Phase", "Phases", "Trainable", "bounded", "free", "warm_up"]
 

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from deqlm_solvers import Options, options
-from deqlm_solvers.checks import number, require, whole
+from deqlm_solvers.core.checks import number, require, whole
 
 __all__ = ["Schedule"]
 

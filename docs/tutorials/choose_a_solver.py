@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import deqlm
-from deqlm.compare import compare
+from deqlm.comparison import compare
 
 torch.set_num_threads(1)
 

@@ -14,7 +14,7 @@
 import matplotlib.pyplot as plt
 import torch
 
-from deqlm.modes import Chunked, Sequential, Simultaneous
+from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import by_budget, frontier, predict, summary
 from examples.state_tracking.experiment import trained

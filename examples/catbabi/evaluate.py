@@ -11,7 +11,7 @@ from torch import nn
 
 from deqlm.models import ImplicitLM
 from deqlm_solvers import Cost
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 from examples.catbabi.data import IGNORE, PAD, Stories, Windows
 
 __all__ = ["guesses", "score"]

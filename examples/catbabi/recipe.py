@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from deqlm.models import LMOptions
 from deqlm_solvers import Options, options
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 from examples.catbabi.data import Corpus
 from examples.loop import LoopOptions
 

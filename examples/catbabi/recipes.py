@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from deqlm.models import LMOptions, Mamba2Options
 from deqlm.training import Curriculum, Phases, Stage, free, warm_up
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 from examples.catbabi.recipe import Recipe
 from examples.loop import LoopOptions
 from examples.state_tracking.experiment import read_json

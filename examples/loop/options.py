@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from deqlm.training import Curriculum, Phases, Schedule
 from deqlm_solvers import Options, options
-from deqlm_solvers.checks import number, require, whole
+from deqlm_solvers.core.checks import number, require, whole
 
 __all__ = ["LoopOptions"]
 

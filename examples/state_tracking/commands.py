@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from deqlm.models import ImplicitLM
-from deqlm.modes import Chunked, Sequential, Simultaneous
+from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
 from examples.state_tracking import demo as minute
 from examples.state_tracking import full as hours
 from examples.state_tracking import paper as authors

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm.models import ImplicitLM
-from deqlm.modes import Simultaneous
+from deqlm.sequence.modes import Simultaneous
 from deqlm_solvers import Cost, Stop
 from examples.state_tracking.data import WordProblem
 from examples.state_tracking.recipe import Test

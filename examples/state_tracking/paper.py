@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deqlm.models import LMOptions, preset
-from deqlm.modes import Chunked, Simultaneous
+from deqlm.sequence.modes import Chunked, Simultaneous
 from deqlm.training import Curriculum, Phases, Stage, free, warm_up
 from examples.loop import LoopOptions, train
 from examples.state_tracking.data import word_problem

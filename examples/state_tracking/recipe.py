@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from deqlm.models import LMOptions
-from deqlm.modes import MODES, Chunked, Mode
+from deqlm.sequence.modes import MODES, Chunked, Mode
 from deqlm.training import Curriculum, Stage, free, warm_up
 from deqlm_solvers import Options, options
-from deqlm_solvers.checks import number, require, whole
+from deqlm_solvers.core.checks import number, require, whole
 from examples.loop import LoopOptions
 from examples.state_tracking.data import word_problem
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deqlm.models import AttentionOptions, LMOptions, Mamba2Options
-from deqlm.modes import Chunked
+from deqlm.sequence.modes import Chunked
 from deqlm.training import Curriculum
-from deqlm_solvers.checks import suggest
+from deqlm_solvers.core.checks import suggest
 from examples.loop import LoopOptions
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.experiment import read_json

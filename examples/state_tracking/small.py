@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from deqlm.models import ImplicitLM
-from deqlm.modes import Chunked, Frontier, Sequential, Simultaneous
-from deqlm_solvers.checks import suggest
+from deqlm.sequence.modes import Chunked, Frontier, Sequential, Simultaneous
+from deqlm_solvers.core.checks import suggest
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import agreement, by_budget, frontier, predict, summary
 from examples.state_tracking.experiment import load, read_json, write_json

@@ -1,22 +1,23 @@
 """Solvers for z = f(z) on rows (B, N) of torch tensors. Knows no layers, no autograd policy, no trees."""
 
-from deqlm_solvers.anderson import Anderson
-from deqlm_solvers.broyden import Broyden
-from deqlm_solvers.deer import Deer
-from deqlm_solvers.dogleg import Dogleg
-from deqlm_solvers.fallback import Fallback
-from deqlm_solvers.fixed_point import FixedPoint
-from deqlm_solvers.forecast import Forecast, forecast_solve
-from deqlm_solvers.frame import Frame
-from deqlm_solvers.newton import Newton
-from deqlm_solvers.newton_krylov import NewtonKrylov
-from deqlm_solvers.options import Options, options
-from deqlm_solvers.registry import Registry
-from deqlm_solvers.solution import Adjoint, ConvergenceError, ConvergenceWarning, Cost, Solution
+from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.options import Options, options
+from deqlm_solvers.core.registry import Registry
+from deqlm_solvers.core.solution import Adjoint, ConvergenceError, ConvergenceWarning, Cost, Solution
+from deqlm_solvers.core.solver import GUARANTEES, SOLVERS, Evaluation, Map, Solver, register_solver
+from deqlm_solvers.core.status import Status
+from deqlm_solvers.core.stop import Stop
+from deqlm_solvers.loop.step_solver import StepSolver
+from deqlm_solvers.memory.forecast import Forecast, forecast_solve
+from deqlm_solvers.methods.anderson import Anderson
+from deqlm_solvers.methods.broyden import Broyden
+from deqlm_solvers.methods.deer.deer import Deer
+from deqlm_solvers.methods.dogleg import Dogleg
+from deqlm_solvers.methods.fallback import Fallback
+from deqlm_solvers.methods.fixed_point import FixedPoint
+from deqlm_solvers.methods.newton import Newton
+from deqlm_solvers.methods.newton_krylov import NewtonKrylov
 from deqlm_solvers.solve import Solve
-from deqlm_solvers.solver import GUARANTEES, SOLVERS, Evaluation, Map, Solver, StepSolver, register_solver
-from deqlm_solvers.status import Status
-from deqlm_solvers.stop import Stop
 
 from deqlm_solvers import adapters  # isort: skip  (registers them; needs Solver)
 

@@ -8,14 +8,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from deqlm_solvers.anderson import Anderson
-from deqlm_solvers.checks import require
-from deqlm_solvers.counted import check_start, evaluated_dtype
-from deqlm_solvers.frame import Frame
-from deqlm_solvers.options import Options, options
-from deqlm_solvers.solution import Solution
-from deqlm_solvers.solver import SOLVERS, Map, Solver
-from deqlm_solvers.stop import Stop
+from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.options import Options, options
+from deqlm_solvers.core.solution import Solution
+from deqlm_solvers.core.solver import SOLVERS, Map, Solver
+from deqlm_solvers.core.stop import Stop
+from deqlm_solvers.loop.evaluator import check_start
+from deqlm_solvers.methods.anderson import Anderson
 
 __all__ = ["Solve"]
 

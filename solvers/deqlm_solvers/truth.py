@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deqlm_solvers.anderson import Anderson
+from deqlm_solvers.core.solver import Map
+from deqlm_solvers.core.stop import Stop
+from deqlm_solvers.methods.anderson import Anderson
 from deqlm_solvers.solve import Solve
-from deqlm_solvers.solver import Map
-from deqlm_solvers.stop import Stop
 
 __all__ = ["jacobians", "polish"]
 

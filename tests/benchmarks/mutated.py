@@ -75,12 +75,12 @@ TOKENS = [
 FUZZ = "fuzz/test_solves.py"
 
 NEAR = {
-    "driver": ("rows", "stop", "inputs", "compact"),
-    "pace": ("compact", "rows"),
-    "ledger": ("best_f", "statuses", "stop", "mixed_rows", "rows"),
-    "counted": ("cost", "inputs", "newton", "newton_krylov", "deer"),
-    "narrow": ("compact",),
-    "watch": ("anderson", "repelling_roots", "fused"),
+    "loop": ("rows", "stop", "inputs", "compact"),
+    "torch_backend": ("compact", "rows"),
+    "tracker": ("best_f", "statuses", "stop", "mixed_rows", "rows"),
+    "evaluator": ("cost", "inputs", "newton", "newton_krylov", "deer"),
+    "subset": ("compact",),
+    "plain_phase": ("anderson", "repelling_roots", "fused"),
     "secant": ("wild_points", "anderson", "broyden", "fused"),
     "damping": ("fitted", "wild_points", "fused"),
     "read.h": ("fused",),
@@ -93,7 +93,12 @@ NEAR = {
     "dense": ("newton", "dogleg"),
     "implicit": ("second_order",),
     "rows": ("compact",),
-    "noise": ("buffers",),
+    "criterion": ("measure",),
+    "norms": ("measure", "magnitudes"),
+    "small_systems": ("linalg",),
+    "decision": ("repelling_roots",),
+    "functional": ("deq", "rows"),
+    "replay": ("noise", "buffers"),
     "line_search": ("newton", "newton_krylov", "trial_points"),
     "attempts": ("fallback", "fallback_rows", "fallback_members"),
     "broyden": ("fitted",),
@@ -108,18 +113,24 @@ NEAR = {
     "chunks": ("modes", "sizes"),
     "pieces": ("modes", "causal"),
     "prefix": ("frontier",),
-    "fixed_point": ("fixed_point", "deq", "rows"),
 }
 """Tests that a file is likeliest to be caught by, besides one of its own name."""
 
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "loop": (
-        files(SOLVERS, "driver", "pace", "ledger", "measure", "schedule", "counted", "narrow", "runaway"),
+        [
+            *files(f"{SOLVERS}/loop", "loop", "torch_backend", "tracker", "criterion", "schedule", "evaluator"),
+            *files(f"{SOLVERS}/loop", "subset", "runaway"),
+            *files(f"{SOLVERS}/core", "norms"),
+        ],
         [*LOOP, FUZZ],
     ),
     "compiled loop": (files(f"{SOLVERS}/native", "read.h", "step.cpp"), [*LOOP, FUZZ]),
     "secant": (
-        files(SOLVERS, "secant", "anderson", "broyden", "watch", "damping", "fixed_point"),
+        files(
+            f"{SOLVERS}/methods",
+            *("secant", "anderson", "broyden", "plain_phase", "decision", "damping", "fixed_point"),
+        ),
         [*SECANT, FUZZ],
     ),
     "compiled secant": (
@@ -127,15 +138,24 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         [*SECANT, FUZZ],
     ),
     "newton": (
-        files(SOLVERS, "newton", "newton_krylov", "dogleg", "dense", "line_search", "gmres", "linalg", "attempts"),
+        [
+            *files(f"{SOLVERS}/methods", "newton", "newton_krylov", "dogleg", "dense", "attempts"),
+            *files(f"{SOLVERS}/linalg", "line_search", "gmres", "small_systems"),
+        ],
         [*NEWTON, FUZZ],
     ),
     "gradients": (
         files("deqlm/gradients", "base", "implicit", "adjoint", "linear_solve", "phantom", "one_step", "unrolled"),
         GRADIENTS,
     ),
-    "rows": (files("deqlm", "rows", "trees", "cuts", "held", "noise", "buffers", "fixed_point", "failures"), ROWS),
-    "chunks and window": (files("deqlm", "chunks", "pieces", "frontier", "prefix"), TOKENS),
+    "rows": (
+        [
+            *files("deqlm/wrap", "rows", "trees", "cuts", "held", "replay", "buffers", "failures"),
+            *files("deqlm", "functional"),
+        ],
+        ROWS,
+    ),
+    "chunks and window": (files("deqlm/sequence", "chunks", "pieces", "frontier", "prefix"), TOKENS),
 }
 
 

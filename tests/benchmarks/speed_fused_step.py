@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.compare.environment import environment
+from deqlm.reporting.environment import environment
 from deqlm_solvers import Anderson, Solve, Stop
 
 SIZES = ((32, 64), (24, 384), (96, 1024))

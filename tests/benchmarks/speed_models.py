@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deqlm import FixedPoint, Phantom, Solve, Stop
-from deqlm.compare.environment import environment
 from deqlm.layers.weight_norm import fold_weight_norm_
 from deqlm.models import ImplicitLM, LMOptions, Mamba2Options
+from deqlm.reporting.environment import environment
 
 LIMIT = 1.1
 TOKENS = 64

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmarks.quality_set import problems
-from deqlm.compare import compare_literature
-from deqlm.compare.literature.contenders import is_peer, own
+from deqlm.comparison import compare_literature
+from deqlm.comparison.literature.contenders import is_peer, own
 from deqlm_solvers import Anderson, Broyden, Fallback, FixedPoint, NewtonKrylov, Solve, Solver, Stop
 
 SOLVERS: dict[str, tuple[Solver, int, int]] = {

@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deqlm.compare.full.adjoint import measure_adjoint
-from deqlm.compare.full.page import blocks
-from deqlm.compare.full.speed import measure_overhead, measure_rows, measure_speed
-from deqlm.compare.full.verdicts import default_of, verdicts
+from deqlm.comparison.full.adjoint import measure_adjoint
+from deqlm.comparison.full.page import blocks
+from deqlm.comparison.full.speed import measure_overhead, measure_rows, measure_speed
+from deqlm.comparison.full.verdicts import default_of, verdicts
 
 pytestmark = pytest.mark.bench
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from tracking import attention, parity, track, train_step
 
 from deqlm import Chunked, FixedPoint, Frontier, Phantom, Sequential, Simultaneous, Solve, Stop
-from deqlm.compare.environment import environment
 from deqlm.models import ImplicitLM
-from deqlm.modes import Auto, Mode
+from deqlm.reporting.environment import environment
+from deqlm.sequence.modes import Auto, Mode
 
 RTOL = 0.05
 MODES: dict[str, Mode] = {

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deqlm.compare.style import PALETTE, figure, steady
+from deqlm.reporting.style import PALETTE, figure, steady
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "guides" / "what_moves.md"

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from deqlm.compare import PROBLEMS, Problem, Setting, compare
-from deqlm.compare.noise import changes
-from deqlm.compare.recorder import Recorder, Trace, relative_residual
+from deqlm.comparison import PROBLEMS, Problem, Setting, compare
+from deqlm.comparison.noise import changes
+from deqlm.comparison.recorder import Recorder, Trace, relative_residual
 from deqlm_solvers import SOLVERS, Anderson, Solver, StepSolver, options, register_solver
 
 FAST = {"repeats": 1, "progress": False}

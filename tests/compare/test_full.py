@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from deqlm.cli.main import main
-from deqlm.compare.full import Extent, run_full
-from deqlm.compare.full.adjoint import adjoint_maps, measure_adjoint
-from deqlm.compare.full.contenders import DEFAULT, PEERS, Contender, ours, outcome_of
-from deqlm.compare.full.growth import measure_growth
-from deqlm.compare.full.maps import FORMULAS, HARD, SpeedMap, bad_rows, speed_maps, true_residual
-from deqlm.compare.full.page import SECTIONS, blocks, write_page
-from deqlm.compare.full.quality import measure_quality
-from deqlm.compare.full.quality_maps import QualityProblem, all_problems
-from deqlm.compare.full.run import COUNTS, _double_maps
-from deqlm.compare.full.speed import measure_speed
-from deqlm.compare.full.timing import interleaved
-from deqlm.compare.full.verdicts import losses, verdicts
+from deqlm.comparison.full import Extent, run_full
+from deqlm.comparison.full.adjoint import adjoint_maps, measure_adjoint
+from deqlm.comparison.full.contenders import DEFAULT, PEERS, Contender, ours, outcome_of
+from deqlm.comparison.full.growth import measure_growth
+from deqlm.comparison.full.maps import FORMULAS, HARD, SpeedMap, bad_rows, speed_maps, true_residual
+from deqlm.comparison.full.page import SECTIONS, blocks, write_page
+from deqlm.comparison.full.quality import measure_quality
+from deqlm.comparison.full.quality_maps import QualityProblem, all_problems
+from deqlm.comparison.full.run import COUNTS, _double_maps
+from deqlm.comparison.full.speed import measure_speed
+from deqlm.comparison.full.timing import interleaved
+from deqlm.comparison.full.verdicts import losses, verdicts
 from deqlm.diagnostics import gallery
 from deqlm_solvers import Anderson, Broyden, FixedPoint
 
@@ -88,7 +88,7 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path, monkeypatch)
     def interrupted(*given, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deqlm.compare.full.run.measure_growth", interrupted)
+    monkeypatch.setattr("deqlm.comparison.full.run.measure_growth", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_full(tmp_path, parts=["quality", "growth"], extent=TINY, plots=False, progress=False)
     stored = json.loads((tmp_path / "records/comparison.json").read_text())
@@ -143,7 +143,7 @@ def test_a_cost_below_zero_is_not_printed():
     "part", [{"measured": None}, {"speed": 1}, {"overhead": [{}]}, {"quality": [1]}, {"growth": {"a": 1}}]
 )
 def test_a_malformed_record_or_page_is_found_before_the_work(tmp_path, capsys, monkeypatch, part):
-    monkeypatch.setattr("deqlm.compare.full.run._measure", lambda *_: pytest.fail("it measured"))
+    monkeypatch.setattr("deqlm.comparison.full.run._measure", lambda *_: pytest.fail("it measured"))
     stored = tmp_path / "records/comparison.json"
     stored.parent.mkdir()
     stored.write_text(json.dumps({"record": "deqlm compare --full", **part}))

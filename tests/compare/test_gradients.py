@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from deqlm import GRADIENTS, Gradient, Stop, options, register_gradient
-from deqlm.compare import PROBLEMS, GradientComparison, Setting, compare_gradients
-from deqlm.compare.gradients import GradientEntry, GradientProblem, _Subject
+from deqlm.comparison import PROBLEMS, GradientComparison, Setting, compare_gradients
+from deqlm.comparison.gradients import GradientEntry, GradientProblem, _Subject
 
 PROBLEM = "tanh:rho=0.5,unknowns=8"
 FAST = {"repeats": 1, "batch": 3, "progress": False}
@@ -95,7 +95,7 @@ def test_options_are_taken_and_counts_repeat():
 
 def test_the_plot_shows_what_a_step_pays():
     pytest.importorskip("matplotlib")
-    from deqlm.compare.gradient_plot import draw_costs
+    from deqlm.comparison.gradient_plot import draw_costs
 
     entry = GradientEntry("implicit", "ran", cosine=1.0, error=1e-3, forward=[1.0, 2.0, 9.0], backward=[3.0, 1.0, 2.0])
     problem = GradientProblem("p", "title", entries=[entry])

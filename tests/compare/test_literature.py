@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from deqlm.cli.main import main
-from deqlm.compare import PROBLEMS, Setting, compare_literature
-from deqlm.compare.literature.contenders import PEERS, contenders, is_peer, own
-from deqlm.compare.literature.page import draw_literature, literature_blocks
-from deqlm.compare.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
-from deqlm.compare.literature.run import within_tolerance
-from deqlm.compare.literature.verdict import behind, false_words, scores, unsolved
-from deqlm.compare.problems.literature import literature, literature_problems
+from deqlm.comparison import PROBLEMS, Setting, compare_literature
+from deqlm.comparison.literature.contenders import PEERS, contenders, is_peer, own
+from deqlm.comparison.literature.page import draw_literature, literature_blocks
+from deqlm.comparison.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.run import within_tolerance
+from deqlm.comparison.literature.verdict import behind, false_words, scores, unsolved
+from deqlm.comparison.problems.literature import literature, literature_problems
 from deqlm_solvers import SOLVERS, Solve, Solver, Status, Stop, options, register_solver
-from deqlm_solvers.measure import SMALLEST
 
 THREE = "boggs,dottie,chebyquad_8"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -217,7 +216,7 @@ def test_the_page_is_drawn_from_the_record(tmp_path):
 
 def test_the_part_of_the_full_comparison_writes_record_and_page(tmp_path, capsys, monkeypatch):
     small = compare_literature("dottie", "newton", progress=False)
-    monkeypatch.setattr("deqlm.compare.literature.page.compare_literature", lambda progress: small)
+    monkeypatch.setattr("deqlm.comparison.literature.page.compare_literature", lambda progress: small)
     assert main(["compare", "--full", "--parts", "literature", "--no-plots", "--out", str(tmp_path)]) == 0
     assert str(tmp_path / "literature.md") in capsys.readouterr().out
     assert (tmp_path / "records/literature.json").exists()
@@ -244,13 +243,18 @@ def test_none_of_our_solvers_says_a_false_word_and_none_raises(ours):
 
 @pytest.mark.slow
 def test_a_relative_tolerance_gives_no_false_word_either():
-    """CONVERGED means ||f(z) - z|| <= atol + rtol ||f(z)|| at the point that is returned; below SMALLEST it is zero."""
+    """CONVERGED means ||f(z) - z|| <= atol + rtol ||f(z)|| at the point that is returned; below SMALLEST it is zero.
+
+    Of the starts of a system the usual one, and 500 evaluations at most: the absolute tolerance has seen the rest.
+    """
     wrong = []
     for problem in literature_problems():
+        if problem.name.endswith(("_x10", "_x100")):
+            continue
         for form in problem.forms:
             f = problem.map(form)
             for name in own():
-                stop = Stop(max_iter=problem.max_iter, rtol=1e-8)
+                stop = Stop(max_iter=min(problem.max_iter, 500), rtol=1e-8)
                 with torch.no_grad():
                     sol = Solve(name, stop)(f, problem.start)  # type: ignore[arg-type]
                     fz = f(sol.z)

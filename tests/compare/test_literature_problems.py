@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deqlm.compare.problems.literature import algorithms, literature, literature_problems
-from deqlm.compare.problems.literature.boundary_value import bratu, picard
+from deqlm.comparison.problems.literature import algorithms, literature, literature_problems
+from deqlm.comparison.problems.literature.boundary_value import bratu, picard
 from deqlm_solvers.truth import jacobians
 
 PROBLEMS = {problem.name: problem for problem in literature_problems()}

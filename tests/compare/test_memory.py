@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from deqlm.compare.memory import MemoryMeter, peak_memory
+from deqlm.comparison.memory import MemoryMeter, peak_memory
 
 
 def test_counts_what_is_alive_at_once_and_not_what_is_gone():

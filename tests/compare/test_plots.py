@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deqlm.compare import Comparison, Entry, ProblemResult, compare
-from deqlm.compare.plots import draw_profile, draw_residuals, profile
-from deqlm.compare.style import looks, steady
+from deqlm.comparison import Comparison, Entry, ProblemResult, compare
+from deqlm.comparison.plots import draw_profile, draw_residuals, profile
+from deqlm.reporting.style import looks, steady
 
 pytest.importorskip("matplotlib")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deqlm.compare import DEFAULT, PROBLEMS, TOLERANCES, Setting
-from deqlm.compare.problems import DIFFERENTIABLE, QUICK, HardRow, NonNormal, Parity, Rotation, Symmetric, Tanh
-from deqlm.compare.truth import bisect, jacobians, polish
+from deqlm.comparison import DEFAULT, PROBLEMS, TOLERANCES, Setting
+from deqlm.comparison.problems import DIFFERENTIABLE, QUICK, HardRow, NonNormal, Parity, Rotation, Symmetric, Tanh
+from deqlm.comparison.truth import bisect, jacobians, polish
 from deqlm_solvers import FixedPoint, Solve, Stop
 
 DOUBLE = Setting(dtype=torch.float64, batch=2)
@@ -108,7 +108,7 @@ def test_parity_residual_is_constant_and_then_zero():
 
 
 def test_the_transformer_reads_text():
-    from deqlm.compare.problems.transformer import read_text
+    from deqlm.comparison.problems.transformer import read_text
 
     text = read_text(3, 64)
     assert text.shape == (3, 64)
@@ -131,7 +131,7 @@ def test_bad_options_are_refused(name, options):
 
 
 def test_labels_can_be_typed():
-    from deqlm.compare.spec import parse_problem
+    from deqlm.comparison.spec import parse_problem
 
     for problem in DEFAULT:
         assert parse_problem(problem.label) == problem

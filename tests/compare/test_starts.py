@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from deqlm.cli.main import main
-from deqlm.compare import SEQUENCES, Sequence, Setting, StartComparison, UserSequence, compare_starts
-from deqlm.compare.problems.sequences import STANDARD, Epochs, Inputs, Tokens, to_sequence
-from deqlm.compare.starts import StartEntry, StartProblem
+from deqlm.comparison import SEQUENCES, Sequence, Setting, StartComparison, UserSequence, compare_starts
+from deqlm.comparison.problems.sequences import STANDARD, Epochs, Inputs, Tokens, to_sequence
+from deqlm.comparison.starts import StartEntry, StartProblem
 from deqlm_solvers import StepSolver, options, register_solver
 
 FAST = {"repeats": 1, "batch": 3, "progress": False}
@@ -150,7 +150,7 @@ def test_command_record_and_plot(tmp_path, capsys):
 
 def test_the_plot_has_a_line_for_each_start():
     pytest.importorskip("matplotlib")
-    from deqlm.compare.start_plot import draw_sequences
+    from deqlm.comparison.start_plot import draw_sequences
 
     problem = StartProblem("p", "title", entries=[StartEntry("anderson", "ran", zero=[9.0, 8.0], previous=[3.0, 2.0])])
     panel = draw_sequences(StartComparison([problem])).axes[0]

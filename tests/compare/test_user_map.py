@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from deqlm import DEQ
-from deqlm.compare import UserProblem, compare, compare_gradients
-from deqlm.compare.spec import parse_problem, split_specs
-from deqlm.inject import Inject
+from deqlm.comparison import UserProblem, compare, compare_gradients
+from deqlm.comparison.spec import parse_problem, split_specs
 from deqlm.layers import Attention, Block
 from deqlm.models import Backbone, ImplicitLM
+from deqlm.wrap.inject import Inject
 
 SOURCE = '''
 import torch

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ
-from deqlm.causal import CausalCall
-from deqlm.inject import Add
-from deqlm.modes import Chunked, Sequential, Simultaneous
+from deqlm.sequence.causal import CausalCall
+from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
+from deqlm.wrap.inject import Add
 from deqlm_solvers import FixedPoint, Stop
 
 WIDTH, LENGTH = 6, 11

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import deqlm
-from deqlm.modes import Auto, Chunked, Frontier, Sequential
-from deqlm.prefix import Prefix
+from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential
+from deqlm.sequence.prefix import Prefix
 from deqlm_solvers import FixedPoint, Status, Stop
 
 WIDTH, LENGTH = 5, 11

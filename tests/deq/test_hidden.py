@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deqlm import DEQ
-from deqlm.hidden import hidden_modules
+from deqlm.wrap.hidden import hidden_modules
 
 mlp = nn.Linear(3, 3)
 norm = nn.LayerNorm(3)

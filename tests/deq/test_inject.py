@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Stop
-from deqlm.inject import Inject
+from deqlm.wrap.inject import Inject
 
 F64 = torch.float64
 SHARP = Stop(max_iter=400, rtol=1e-12)

@@ -12,8 +12,8 @@ from torch import nn
 
 import deqlm
 from deqlm.layers import Attention
-from deqlm.modes import Chunked
-from deqlm.sizes import FIRST, Sizes, sizes_of
+from deqlm.sequence.chunk_size import FIRST, Sizes, sizes_of
+from deqlm.sequence.modes import Chunked
 from deqlm_solvers import FixedPoint, Solve, Stop
 
 SIZES = [2**k for k in range(10)]
@@ -102,7 +102,7 @@ def test_calls_agree_whatever_the_clock_says(monkeypatch):
     x = 0.1 * torch.randn(2, 150, 8, dtype=torch.float64)
     want = deqlm.DEQ(deq.layer, causal=True, solver=deq.solve.solver, stop=deq.solve.stop)(x)
     ticks = iter(range(10**6))
-    monkeypatch.setattr("deqlm.chunks.time.perf_counter", lambda: next(ticks) ** 1.5)
+    monkeypatch.setattr("deqlm.sequence.chunks.time.perf_counter", lambda: next(ticks) ** 1.5)
     seen = []
     for _ in range(3):
         y, sol = deq(x, with_stats=True)

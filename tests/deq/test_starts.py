@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import deqlm
-from deqlm.modes import Chunked, Sequential, Simultaneous
+from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
 from deqlm_solvers import FixedPoint, Stop
 from models.families import BLOCKS, VOCAB, contract, make
 

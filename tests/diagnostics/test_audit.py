@@ -76,7 +76,7 @@ class TestExact:
         x = torch.randn(3, 6)
         deq = deqlm.DEQ(Tanh())
         dense = audit_gradient(deq, x, repeats=1)
-        monkeypatch.setattr("deqlm.diagnostics.exact.DENSE", 5)
+        monkeypatch.setattr("deqlm.diagnostics.audit.exact.DENSE", 5)
         iterated = audit_gradient(deq, x, repeats=1)
         assert (dense.exact_by, iterated.exact_by) == ("dense", "adjoint")
         assert iterated.adjoint_residual < 1e-8

@@ -10,8 +10,8 @@ from torch import nn
 
 import deqlm
 from deqlm.diagnostics import Probes
-from deqlm.diagnostics.jacobian import Jacobian
-from deqlm.diagnostics.krylov import arnoldi
+from deqlm.diagnostics.diagnosis.jacobian import Jacobian
+from deqlm.diagnostics.diagnosis.krylov import arnoldi
 
 KRYLOV = Probes(dense=0, starts=1)
 

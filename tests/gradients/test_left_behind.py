@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Implicit, OneStep, Phantom, Solve, Stop
-from deqlm.left_behind import left_by
+from deqlm.wrap.left_behind import left_by
 from gradients.maps import SHARP, TanhLayer, solver_for
 
 F64 = torch.float64

@@ -19,7 +19,7 @@ from deqlm.hf import (
     export_implicit_llm,
     import_implicit_llm,
 )
-from deqlm.hf.authors_keys import SECTIONS
+from deqlm.hf.convert.authors_keys import SECTIONS
 from deqlm.models import preset
 from deqlm.training import free, warm_up
 from hf.authors_reference import TOKENS, config, rows, state

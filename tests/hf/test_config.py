@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from deqlm import Chunked, FixedPoint, Phantom, Sequential, Simultaneous, Stop, Unrolled
 from deqlm.hf import DeqOptions, Grad, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.models import PRESETS, AttentionOptions, Mamba2Options
-from deqlm.modes import Auto
+from deqlm.sequence.modes import Auto
 from deqlm.training import Phases, bounded, free, warm_up
 from hf.tiny import CONFIGS, FAMILIES, config, converging
 

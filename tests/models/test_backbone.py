@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import deqlm
-from deqlm.inject import Inject
 from deqlm.layers import Attention, Block, LlamaMLP, Mamba2, NormedLinear
 from deqlm.models import Backbone
+from deqlm.wrap.inject import Inject
 from models.families import BLOCKS, WIDTH
 
 

@@ -9,7 +9,7 @@ import torch
 
 import deqlm
 from deqlm.models.failing import LMFailures
-from deqlm.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
+from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm_solvers import ConvergenceError, ConvergenceWarning, FixedPoint, Solve, Stop
 from models.families import BLOCKS, VOCAB, contract, make
 

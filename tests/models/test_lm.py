@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import deqlm
 from deqlm.layers import Block, Mamba2
 from deqlm.models import Backbone, ImplicitLM
-from deqlm.modes import Chunked, Sequential, Simultaneous
+from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
 from deqlm_solvers import ConvergenceWarning, FixedPoint, Solve, Stop
 from models.families import BLOCKS, VOCAB, WIDTH, contract, make
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Solution, Stop
-from deqlm_solvers.measure import SMALLEST
+from deqlm_solvers.loop.criterion import SMALLEST
 
 SCIPY_NONLIN = ("scipy.anderson", "scipy.broyden1", "scipy.broyden2", "scipy.krylov")
 SCIPY = (*SCIPY_NONLIN, "scipy.hybr")

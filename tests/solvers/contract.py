@@ -7,6 +7,7 @@ is tested by being registered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import GUARANTEES, Frame, Solution, Solve, Solver, Status, StepSolver, Stop
-from deqlm_solvers.driver import iterate
+from deqlm_solvers.loop.loop import run
 from solvers.counting import Counted, geometric, per_evaluation
 from solvers.problems import Problem, contractions, exact_rows, linear, normal, tanh_layer
 
@@ -144,6 +145,14 @@ def _stops(solver: Solver, unknowns: int) -> Iterator[Stop]:
             yield stop
 
 
+def _settings(solver: Solver, unknowns: int) -> Iterator[tuple[torch.dtype, Stop]]:
+    """Yield what `_stops` does, the first one in float32 and float64, the others in one of them by turns."""
+    dtypes = list(RTOL)
+    for i, stop in enumerate(_stops(solver, unknowns)):
+        for dtype in dtypes[i % 2 :][:1] if i else dtypes:
+            yield dtype, stop
+
+
 def neighbours_do_not_matter(solver: Solver) -> None:
     """At fixed batch size and position, other rows may change or break and a row keeps its bits (numerics 7a)."""
     b, gain = _neighbours(5, 9)
@@ -156,19 +165,13 @@ def neighbours_do_not_matter(solver: Solver) -> None:
         "infinity": lambda t: t.index_fill(0, others, torch.inf),
         "huge": lambda t: t.index_fill(0, others, 1e30),
     }
-    for dtype in (torch.float32, torch.float64):
-        for stop in _stops(solver, unknowns=9):
-            plain = Solve(solver, stop)(exact_rows(b, gain), torch.zeros(b.shape, dtype=dtype))
-            for change in spoiled.values():
-                start = torch.zeros(b.shape, dtype=dtype)
-                changed = Solve(solver, stop)(exact_rows(change(b), gain), start)
-                assert_same_rows(plain, keep, changed, keep)
-            expanding = gain.clone()
-            expanding[others] = 50.0
-            changed = Solve(solver, stop)(exact_rows(b, expanding), torch.zeros(b.shape, dtype=dtype))
-            assert_same_rows(plain, keep, changed, keep)
-            changed = Solve(solver, stop)(_nan_later(exact_rows(b, gain), others), torch.zeros(b.shape, dtype=dtype))
-            assert_same_rows(plain, keep, changed, keep)
+    expanding = gain.index_fill(0, others, 50.0)
+    for dtype, stop in _settings(solver, unknowns=9):
+        start = torch.zeros(b.shape, dtype=dtype)
+        plain = Solve(solver, stop)(exact_rows(b, gain), start)
+        maps = [exact_rows(change(b), gain) for change in spoiled.values()]
+        for f in (*maps, exact_rows(b, expanding), _nan_later(exact_rows(b, gain), others)):
+            assert_same_rows(plain, keep, Solve(solver, stop)(f, start), keep)
 
 
 def _nan_later(f: Callable[[Tensor], Tensor], rows: Tensor, call: int = 4) -> Callable[[Tensor], Tensor]:
@@ -185,15 +188,14 @@ def _nan_later(f: Callable[[Tensor], Tensor], rows: Tensor, call: int = 4) -> Ca
 
 def alone_is_together(solver: Solver) -> None:
     """Where f has the same bits in any batch, a row solved alone has the bits it has in a batch (numerics 7b)."""
-    for B, N in ((5, 9), (7, 1), (3, 67), (2, 200)):
+    for B, N, most in ((5, 9, None), (7, 1, 2), (3, 67, 2), (2, 200, 2)):
         b, gain = _neighbours(B, N)
-        for dtype in (torch.float32, torch.float64):
-            for stop in _stops(solver, unknowns=N):
-                together = Solve(solver, stop)(exact_rows(b, gain), torch.zeros(B, N, dtype=dtype))
-                for i in range(B):
-                    f = exact_rows(b[i : i + 1], gain[i : i + 1])
-                    alone = Solve(solver, stop)(f, torch.zeros(1, N, dtype=dtype))
-                    assert_same_rows(together, slice(i, i + 1), alone, slice(0, 1))
+        for dtype, stop in islice(_settings(solver, unknowns=N), most):
+            together = Solve(solver, stop)(exact_rows(b, gain), torch.zeros(B, N, dtype=dtype))
+            for i in range(B):
+                f = exact_rows(b[i : i + 1], gain[i : i + 1])
+                alone = Solve(solver, stop)(f, torch.zeros(1, N, dtype=dtype))
+                assert_same_rows(together, slice(i, i + 1), alone, slice(0, 1))
 
 
 def alone_agrees_with_blas(solver: Solver) -> None:
@@ -231,16 +233,16 @@ def check_every_is_bit_equal(solver: Solver) -> None:
     """How often the host looks changes time, never a bit."""
     b, gain = _neighbours(5, 9)
     f = exact_rows(b, gain)
-    for dtype in (torch.float32, torch.float64):
-        for more in ({}, {"test_every": 2}, {"patience": 4}, {"trace": True}):
-            z0 = torch.zeros(b.shape, dtype=dtype)
-            stop = Stop(max_iter=60, rtol=1e-5, **more)
-            plain = Solve(solver, stop)(f, z0)
-            for every in (0, 2, 3, 7, 1000):
-                other = Solve(solver, stop.replace(check_every=every))(f, z0)
-                assert_same_rows(plain, slice(None), other, slice(None))
-                if plain.trace is not None and other.trace is not None:
-                    assert same_bits(other.trace[: len(plain.trace)], plain.trace)
+    single = [(torch.float32, more) for more in ({}, {"test_every": 2}, {"patience": 4}, {"trace": True})]
+    for dtype, more in (*single, (torch.float64, {})):
+        z0 = torch.zeros(b.shape, dtype=dtype)
+        stop = Stop(max_iter=60, rtol=1e-5, **more)
+        plain = Solve(solver, stop)(f, z0)
+        for every in (0, 3, 7, 1000):
+            other = Solve(solver, stop.replace(check_every=every))(f, z0)
+            assert_same_rows(plain, slice(None), other, slice(None))
+            if plain.trace is not None and other.trace is not None:
+                assert same_bits(other.trace[: len(plain.trace)], plain.trace)
 
 
 def half_states(solver: Solver) -> None:
@@ -309,7 +311,7 @@ def differentiable(solver: Solver) -> None:
     stop = Stop(max_iter=5, rtol=0)
 
     def last_point(u: Tensor) -> Tensor:
-        return iterate(solver, lambda z: problem.f(z) + u, problem.z0(), stop, Frame())[0]
+        return run(solver, lambda z: problem.f(z) + u, problem.z0(), stop, Frame(), graph=True).z
 
     u = (0.1 * normal(3, 2, 3)).requires_grad_()
     assert last_point(u).requires_grad, "the steps are cut from the graph"

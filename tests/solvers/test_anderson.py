@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deqlm_solvers import Anderson, FixedPoint, Solve, Stop
-from deqlm_solvers.damping import Damping
-from deqlm_solvers.secant import Secant
+from deqlm_solvers.methods.damping import Damping
+from deqlm_solvers.methods.secant import Secant
 from solvers.contract import assert_same_rows, same_bits
 from solvers.counting import Counted, geometric
 from solvers.problems import exact_rows, linear, normal, tanh_layer

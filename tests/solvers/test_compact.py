@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, StepSolver, Stop, options
-from deqlm_solvers.narrow import narrowed
+from deqlm_solvers.loop.subset import narrowed
 from solvers.contract import assert_same_rows
 from solvers.problems import exact_rows, normal
 

@@ -67,7 +67,8 @@ def test_a_new_entry_is_tested_for_free():
     found = [case.values for case in cases(SOLVERS, SOLVERS.__getitem__)]
     mine = [check for name, check, _ in found if name == "toy"]
     assert len(mine) == len(checks_of(Toy)) > len(contract.ALWAYS)
-    for check in mine:
+    for check in (*contract.ALWAYS, contract.known_answers, contract.lean):
+        assert check in mine
         check(SOLVERS["toy"]())
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deqlm_solvers import Dogleg, Evaluation, Newton, Solve, Status, Stop, forecast_solve
-from deqlm_solvers.meter import MemoryMeter
+from deqlm_solvers.memory.meter import MemoryMeter
 from solvers.classics import CLASSICS, F64, generalised_rosenbrock
 from solvers.counting import Counted
 from solvers.problems import linear, normal, tanh_layer

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solution, Solve, Solver, Status, Stop
+from deqlm_solvers.loop.native_backend import native_bytes
 from deqlm_solvers.native import library
-from deqlm_solvers.native.fused import fused_bytes
 from solvers.contract import assert_same_rows
 from solvers.counting import Counted, geometric, per_evaluation
 from solvers.problems import exact_rows, linear, normal, tanh_layer
@@ -265,8 +265,8 @@ def test_the_workspace_is_what_was_forecast():
     for solver in (FixedPoint(), Anderson(), Broyden(), Broyden(line_search="armijo")):
         kernel = solver.kernel()
         assert kernel is not None
-        one = fused_bytes(kernel, Stop(), 4, 5000, torch.float32)
-        two = fused_bytes(kernel, Stop(max_iter=10_000), 4, 5000, torch.float32)
+        one = native_bytes(kernel, Stop(), 4, 5000, torch.float32)
+        two = native_bytes(kernel, Stop(max_iter=10_000), 4, 5000, torch.float32)
         assert one == two, "memory does not grow with max_iter"
         assert one is not None
         states = one / (4 * 5000 * 4)

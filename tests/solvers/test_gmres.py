@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deqlm_solvers.gmres import BatchedGMRES, _hypotenuse
+from deqlm_solvers.linalg.gmres import BatchedGMRES, _hypotenuse
 from solvers.contract import same_bits
 from solvers.problems import normal
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deqlm_solvers.linalg import finite_or_identity, push_column, push_row, solve_general, solve_leading
+from deqlm_solvers.linalg.small_systems import finite_or_identity, push_column, push_row, solve_general, solve_leading
 from solvers.contract import same_bits
 from solvers.problems import normal
 

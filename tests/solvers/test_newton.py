@@ -8,7 +8,7 @@ from torch import Tensor
 
 import deqlm
 from deqlm_solvers import Newton, Solve, Status, Stop
-from deqlm_solvers.derivative import NoDerivativeError
+from deqlm_solvers.loop.derivative import NoDerivativeError
 from solvers.contract import assert_same_rows
 from solvers.counting import Counted
 from solvers.differentiated import SineForward, SineOnce

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm_solvers import Evaluation, NewtonKrylov, Solve, Status, Stop
-from deqlm_solvers.derivative import NoDerivativeError, Recorded
+from deqlm_solvers.loop.derivative import NoDerivativeError, Recorded
 from solvers.contract import assert_same_rows
 from solvers.counting import Counted
 from solvers.differentiated import SineForward, SineOnce

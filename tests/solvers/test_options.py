@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Options, Solve, Stop, options
-from deqlm_solvers.checks import require, suggest, whole
+from deqlm_solvers.core.checks import require, suggest, whole
 
 OBJECTS = [
     FixedPoint(damping=0.5, first_damping=1.0),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import SOLVERS, Solve, Status, Stop
-from deqlm_solvers.line_search import LineSearch
+from deqlm_solvers.linalg.line_search import LineSearch
 from solvers.classics import generalised_rosenbrock
 from solvers.counting import Counted
 

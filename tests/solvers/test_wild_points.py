@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Anderson, Broyden, Evaluation, Solution, Solve, Solver, Status, Stop
-from deqlm_solvers.damping import FLOOR, LEAST, Damping
+from deqlm_solvers.methods.damping import FLOOR, LEAST, Damping
 from deqlm_solvers.native import library
 from solvers.contract import assert_same_rows, same_bits
 from solvers.counting import Counted

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 from examples.catbabi.data.stories import SPLITS, Story, read_folder
 from examples.state_tracking.data.vocabulary import Vocabulary
 

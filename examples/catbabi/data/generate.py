@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 from examples.catbabi.data.stories import SPLITS
 
 PEOPLE = ("Mary", "John", "Daniel", "Sandra")

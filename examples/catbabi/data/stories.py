@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 
 SPLITS = ("train", "valid", "test")
 FILE_NAME = re.compile(r"qa(?P<task>\d+)_(?:.+_)?(?P<split>train|valid|test)\.txt")

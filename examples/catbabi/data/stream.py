@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deqlm_solvers.checks import require, suggest, whole
+from deqlm_solvers.core.checks import require, suggest, whole
 from examples.catbabi.data.corpus import EOS, PAD, Stories
 
 IGNORE = -100

@@ -10,7 +10,7 @@ from math import factorial
 
 import numpy as np
 
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 
 MAX_ORDER = 1000
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 from examples.state_tracking.data.problem import WordProblem, Words, word_problem
 
 BIN_KEYS = ("inputs", "targets", "vocab_size")

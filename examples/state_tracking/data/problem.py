@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deqlm_solvers.checks import number, require, suggest, whole
+from deqlm_solvers.core.checks import number, require, suggest, whole
 from examples.state_tracking.data import algebra
 from examples.state_tracking.data.algebra import Algebra
 from examples.state_tracking.data.vocabulary import Vocabulary

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from deqlm_solvers.checks import require, whole
+from deqlm_solvers.core.checks import require, whole
 from examples.state_tracking.data.problem import WordProblem, Words
 
 

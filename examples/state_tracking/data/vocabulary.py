@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from deqlm_solvers.checks import require
+from deqlm_solvers.core.checks import require
 
 
 class Vocabulary:

@@ -11,12 +11,12 @@ from torch import Tensor
 from deqlm_solvers.adapters.extra import load_extra
 from deqlm_solvers.adapters.joint import Joint
 from deqlm_solvers.adapters.peer import Peer
-from deqlm_solvers.checks import number, require
-from deqlm_solvers.frame import Frame
-from deqlm_solvers.options import options
-from deqlm_solvers.solution import Solution
-from deqlm_solvers.solver import Map, register_solver
-from deqlm_solvers.stop import Stop
+from deqlm_solvers.core.checks import number, require
+from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.options import options
+from deqlm_solvers.core.solution import Solution
+from deqlm_solvers.core.solver import Map, register_solver
+from deqlm_solvers.core.stop import Stop
 
 __all__ = ["ScipyHybr"]
 

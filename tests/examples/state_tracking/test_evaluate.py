@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deqlm.models import LMOptions, Mamba2Options
-from deqlm.modes import Chunked, Sequential, Simultaneous
+from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import agreement, by_budget, frontier, predict, summary
 from examples.state_tracking.recipe import Test

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from deqlm.modes import Chunked
+from deqlm.sequence.modes import Chunked
 from examples.loop import IGNORED
 from examples.state_tracking import full, paper, small
 from examples.state_tracking.data import word_problem

@@ -1,0 +1,1 @@
+"""Why a solve does not converge and what to try."""

@@ -1,0 +1,1 @@
+"""Tables, plot style, the environment and progress, for everything that reports."""

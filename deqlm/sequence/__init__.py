@@ -1,0 +1,1 @@
+"""Everything that knows tokens: modes, chunks, the converged prefix, caches."""

@@ -1,0 +1,79 @@
+"""What happens when rows fail: one read after the loop, a warning or an error, and clean gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from deqlm.wrap.likely_mistakes import likely_mistake
+from deqlm.wrap.rows import RowMap
+from deqlm_solvers import Adjoint, Solution, Status, Stop
+from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.solution import FailedGrad, OnFailure, apply_policy, check_on_failure
+
+__all__ = ["Failures"]
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Policies of one call.
+
+    Attributes:
+        on_failure: "warn", "raise" or "ignore" when a row ends neither CONVERGED nor BUDGET.
+        failed_grad: rows that end NONFINITE or DIVERGED add zero to every gradient ("drop"), what autograd makes of
+            them ("keep"), or an error ("raise").
+        ask: the call that tells more, for the text of a failure.
+        layer: what is solved, whose parts may tell what is wrong.
+        map: what is solved, on rows.
+    """
+
+    on_failure: OnFailure = "warn"
+    failed_grad: FailedGrad = "drop"
+    ask: str = "deqlm.diagnose(f, z0)"
+    layer: Any = None
+    map: RowMap | None = None
+
+    def __post_init__(self) -> None:
+        check_on_failure(self.on_failure)
+        ok = self.failed_grad in ("drop", "keep", "raise")
+        require(ok, "failed_grad", self.failed_grad, "'drop', 'keep' or 'raise'")
+
+    def adjoint(self) -> Adjoint:
+        """Return the empty report that the backward solve will fill in."""
+        return Adjoint(on_failure=self.on_failure, failed_grad=self.failed_grad, ask=self.ask)
+
+    def of(self, f: RowMap) -> Failures:
+        """Return the policies for the solve of ``f``."""
+        return replace(self, map=f)
+
+    def report(self, sol: Solution, stop: Stop) -> None:
+        """Apply ``on_failure``; a budget is not read for a warning."""
+        if self.on_failure == "raise" or not stop.is_budget:
+            self._apply(self.on_failure, sol)
+
+    def bad_rows(self, sol: Solution, stop: Stop) -> Tensor | None:
+        """Return the rows (B,) whose gradient must be dropped, or None where there is none.
+
+        Raises:
+            ConvergenceError: there is one and ``failed_grad="raise"``.
+        """
+        if self.failed_grad == "keep":
+            return None
+        bad = sol.status >= int(Status.DIVERGED)
+        if not bool(bad.any()):
+            return None
+        policy = "raise" if self.failed_grad == "raise" else self.on_failure
+        if self.failed_grad == "raise" or stop.is_budget:
+            self._apply(policy, sol)
+        return bad
+
+    def _apply(self, policy: OnFailure, sol: Solution) -> None:
+        f = self.map
+
+        def likely() -> str:
+            return "" if f is None else likely_mistake(f, f.f if self.layer is None else self.layer, sol)
+
+        told = (sol.status, sol.relative, sol.steps, "solve")
+        apply_policy(policy, *told, advise=sol.advice, likely=likely, ask=self.ask)

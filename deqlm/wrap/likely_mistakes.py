@@ -1,0 +1,115 @@
+"""What a failed solve probably owes to its layer: told when the failure is, from a few evaluations more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deqlm.wrap.rows import RowMap
+from deqlm_solvers import Solution
+from deqlm_solvers.core.norms import row_norms
+from deqlm_solvers.core.solution import RUNAWAY
+from deqlm_solvers.loop.runaway import GROWN
+
+__all__ = ["likely_mistake"]
+
+SLACK = 64
+"""Units in the last place by which two evaluations may differ and count as equal."""
+
+LEFT, BENT = 0.9, 0.05
+"""A row ran away where this part of its first residual is left at a point that has grown, and f is no slow contraction,
+whose Jacobian is nearer to I."""
+
+_RANDOM = (
+    "f gives another value at every evaluation: call eval(), or hold its noise fixed within a solve, as a DEQ does"
+)
+_STATISTICS = "BatchNorm in train() mixes rows: call eval(), or make one problem of the batch with batch_dims=0"
+_BATCH_SECOND = "takes the batch second and mixes rows, which come first here: give it batch_first=True"
+_MIXED = "f of one row depends on other rows: keep rows apart, or make one problem of the batch with batch_dims=0"
+
+
+def likely_mistake(f: RowMap, layer: Any, sol: Solution) -> str:
+    """Return what is probably wrong, in one sentence without numbers; empty where nothing is found.
+
+    It costs five evaluations of f at most, which are not counted. Torch's generators are put back. Nothing is evaluated
+    in a process of several, where each one must make the same evaluations.
+
+    Args:
+        f: the map that was solved.
+        layer: the module or function that it evaluates, whose parts may tell.
+        sol: the flat solution, with at least one row that failed.
+    """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if several or not f.rows.z0.numel():
+        return ""
+    devices = [f.rows.device] if f.rows.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            return _found(f, layer, sol)
+    except Exception:  # f may raise anything; the failure that is told of is another one
+        return ""
+
+
+def _found(f: RowMap, layer: Any, sol: Solution) -> str:
+    z0 = f.rows.z0.detach().nan_to_num()
+    first, again = _value(f, z0), _value(f, z0)
+    if bool(_differs(again, first).any()):
+        return _RANDOM
+    if len(z0) > 1 and _mixes(f, z0, first):
+        return next(_mixing_parts(layer), _MIXED)
+    told = torch.zeros_like(sol.failed) if sol.runaway is None else sol.runaway
+    likely = told | (sol.failed & _grown(f, z0, first, sol.z.detach()))
+    return RUNAWAY if bool((likely & _hands_on(f, z0, first, told)).any()) else ""
+
+
+def _value(f: RowMap, z: Tensor) -> Tensor:
+    """Return f at a copy of ``z`` (B, N), not counted."""
+    rows = f.rows
+    return rows.pack(f.f(rows.unpack(z.clone()), *f.prepared)).detach().clone()
+
+
+def _mixes(f: RowMap, z0: Tensor, first: Tensor) -> bool:
+    """Move the first row, which a recurrent layer hands on to the others, and see whether another one notices."""
+    moved = z0.clone()
+    moved[0] += 1 + moved[0].abs() + torch.arange(z0.shape[1], device=z0.device).remainder(3).to(z0.dtype)
+    return bool(_differs(_value(f, moved), first)[1:].any())
+
+
+def _mixing_parts(layer: Any) -> Iterator[str]:
+    """Yield what the modules of a layer that mixes rows may be told, the surest first."""
+    parts = list(layer.modules()) if isinstance(layer, nn.Module) else []
+    for part in parts:
+        if isinstance(part, nn.MultiheadAttention | nn.RNNBase) and not part.batch_first:
+            yield f"{type(part).__name__} {_BATCH_SECOND}"
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in parts):
+        yield _STATISTICS
+
+
+def _grown(f: RowMap, z0: Tensor, first: Tensor, z: Tensor) -> Tensor:
+    """Return rows, (B,) bool, whose point is much larger than the start and no better."""
+    value = _value(f, z)
+    larger = torch.maximum(row_norms(z), row_norms(value)) > GROWN * torch.maximum(row_norms(z0), row_norms(first))
+    return larger & (row_norms(value - z) > LEFT * row_norms(first - z0))
+
+
+def _hands_on(f: RowMap, z0: Tensor, first: Tensor, told: Tensor) -> Tensor:
+    """Return rows, (B,) bool, in which f is z + F(z) at the start: the mean diagonal of the Jacobian is about 1.
+
+    Where the solver has not ``told`` that the row ran away, F must be more than the lack of a slow contraction.
+    """
+    sign = torch.randint(0, 2, z0.shape, device=z0.device).to(z0.dtype) * 2 - 1
+    size = torch.maximum(row_norms(z0), row_norms(first))[:, None] / z0.shape[1] ** 0.5
+    step = (torch.finfo(z0.dtype).eps ** 0.5 * torch.where(size > 0, size, 1.0) * sign).to(z0.dtype)
+    change, step = (_value(f, z0 + step) - first).double(), step.double()
+    diagonal = (change * step).sum(1) / step.square().sum(1)
+    return ((diagonal - 0.8).abs() <= 0.5) & (told | (row_norms(change - step) > BENT * row_norms(step)))
+
+
+def _differs(after: Tensor, before: Tensor) -> Tensor:
+    """Return rows, (B,) bool, that changed by more than rounding; NaN in both is no change."""
+    same = (after == before) | (after.isnan() & before.isnan())
+    apart = row_norms(torch.where(same, 0.0, after - before))
+    return ~(apart <= SLACK * torch.finfo(after.dtype).eps * row_norms(before.nan_to_num()))

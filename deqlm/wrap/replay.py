@@ -1,0 +1,125 @@
+"""One draw of noise and one move of the buffers per call, however often the layer is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from deqlm.wrap.buffers import Buffer, moved, watch
+from deqlm.wrap.turns import Turn
+
+__all__ = ["Replay"]
+
+
+class Replay:
+    """Evaluates a layer again and again as if it were once.
+
+    If the first evaluation draws random numbers, every later one starts from the same generator state, so dropout masks
+    stay fixed within the call and are new in the next. Buffers that an evaluation moves (running statistics of
+    normalisation layers, codebooks, counters; in place, by assignment or through ``.data``) are put back before the
+    next one, so that they move once. After `seal`, an evaluation (activation checkpointing in backward) reproduces the
+    call's noise and leaves generators and buffers alone. Inside ``parametrize.cached()`` weights are made once, so the
+    buffers of what makes them are not put back for the next evaluation.
+
+    As a context it seals at its end, and until then no other thread's context moves buffers of the same layer, where
+    one is in train(). Buffers of more than 2**20 elements are watched in train() only.
+
+    Noise from elsewhere (`random`, numpy, a `torch.Generator`), and noise that the first evaluation did not draw yet,
+    is not replayed. Putting back torch's generators repeats the numbers of other threads that draw meanwhile.
+
+    Args:
+        layer: what is evaluated.
+        device: device of the state, whose generator is watched beside the CPU's.
+        module: whose buffers are watched; None is the layer, where it is a module.
+    """
+
+    def __init__(self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None) -> None:
+        self.layer = layer
+        self.device = device
+        self.evaluated = False
+        self.sealed = False
+        self.noisy = False
+        self.start = _generator_states(device)
+        self.module = layer if module is None and isinstance(layer, nn.Module) else module
+        self.buffers: list[Buffer] = []
+        self._each: list[Buffer] = []
+        self._turn = Turn(self.module, device)
+
+    def __enter__(self) -> Replay:
+        self._turn.take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seal()
+        self._turn.end()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the layer."""
+        if self.sealed:
+            return self._reproduce(args, kwargs)
+        if self.evaluated:
+            if self.noisy or self._each:
+                self._rewind(self._each)
+            return self.layer(*args, **kwargs)
+        buffers = watch(self.module)
+        out = self.layer(*args, **kwargs)
+        self.evaluated = True
+        after = _generator_states(self.device)
+        self.noisy = not all(torch.equal(a, b) for a, b in zip(self.start, after, strict=True))
+        self.buffers = moved(buffers, self.module)
+        once = _makers_of_cached_weights(self.module)
+        self._each = [buffer for buffer in self.buffers if id(buffer.owner) not in once]
+        if not self.buffers:
+            self._turn.end()
+        return out
+
+    def seal(self) -> None:
+        """Say that the call is over."""
+        self.sealed = True
+
+    def _rewind(self, buffers: list[Buffer]) -> None:
+        if self.noisy:
+            _set_generator_states(self.start, self.device)
+        for buffer in buffers:
+            buffer.put_back()
+
+    def _reproduce(self, args: Any, kwargs: Any) -> Any:
+        outside = _generator_states(self.device)
+        still = self.evaluated and not self.buffers
+        if not still:
+            self._turn.take()
+        kept = [Buffer(b.owner, b.name) for b in self.buffers] if self.evaluated else watch(self.module)
+        self._rewind(self.buffers)
+        try:
+            return self.layer(*args, **kwargs)
+        finally:
+            _set_generator_states(outside, self.device)
+            for buffer in kept:
+                buffer.put_back()
+            if not still:
+                self._turn.end()
+
+
+def _makers_of_cached_weights(module: nn.Module | None) -> set[int]:
+    """Return the ids of the modules that make weights once for all evaluations; none outside of a cache."""
+    if module is None or not parametrize._cache_enabled:
+        return set()
+    lists = (part for part in module.modules() if isinstance(part, parametrize.ParametrizationList))
+    return {id(part) for made in lists for part in made.modules()}
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _set_generator_states(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -1,0 +1,1 @@
+"""Contracts and records: options, stopping rule, statuses, solution, layout of rows, solver. Knows torch only."""

@@ -1,0 +1,1 @@
+"""Small dense systems, GMRES and line searches, batched over rows."""

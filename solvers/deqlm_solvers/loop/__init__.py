@@ -1,0 +1,1 @@
+"""The one fixed-point loop and what it is made of."""

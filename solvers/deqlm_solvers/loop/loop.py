@@ -1,0 +1,90 @@
+"""The one fixed-point loop."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.solution import Solution
+from deqlm_solvers.core.solver import Map
+from deqlm_solvers.core.stop import Stop
+from deqlm_solvers.loop.backend import Backend
+from deqlm_solvers.loop.criterion import warn_below_floor
+from deqlm_solvers.loop.evaluator import Evaluator, check_start
+from deqlm_solvers.loop.method import Method
+from deqlm_solvers.loop.native_backend import NativeBackend
+from deqlm_solvers.loop.torch_backend import TorchBackend
+
+__all__ = ["ENGINES", "run"]
+
+ENGINES: dict[str, type[Backend]] = {"cpp": NativeBackend}
+"""Engines beside torch operations, by the name that a method's option ``impl`` asks for them; "auto" tries them all."""
+
+
+def run(method: Method, f: Map, z0: Tensor, stop: Stop, frame: Frame, graph: bool = False) -> Solution:
+    """Iterate ``method`` from ``z0`` (B, N) until ``stop`` ends it; see `Solver.solve`.
+
+    Args:
+        method: the update rule.
+        f: the map.
+        z0: start, floating point.
+        stop: the stopping rule.
+        frame: what rows stand for.
+        graph: keep the graph of all steps: the point is the last one and carries it, provided that the method is
+            differentiable, but for rows that end NONFINITE or DIVERGED.
+    """
+    check_start(z0)
+    evaluator = Evaluator(f, z0, frame.snap, record=method.differentiates)
+    warn_below_floor(stop, evaluator.autocast or z0.dtype)
+    quiet = nullcontext() if evaluator.autocast is None else torch.autocast(z0.device.type, enabled=False)
+    with torch.set_grad_enabled(graph), quiet:
+        z = z0.to(evaluator.inner, copy=True, memory_format=torch.contiguous_format)
+        backend = choose_backend(method, evaluator, stop, frame, z)
+        compact = stop.compact and not stop.is_budget and not graph
+        for k in range(stop.max_iter):
+            at = evaluator.at(z)
+            if backend.masked is not None:
+                # NaN that f makes of tokens that do not count must not reach the algebra
+                at = at.held(backend.masked)
+            last = k + 1 == stop.max_iter or evaluator.steps >= stop.max_iter
+            z, goes_on = backend.advance(k, at, last)
+            if last or not goes_on:
+                if not evaluator.narrowed:
+                    if stop.check_every and not graph and backend.apart(at.z):
+                        backend.review(evaluator.widen(backend.points()), take_up=False)
+                    break
+                # a row that left was tested while others were elsewhere, and f may mix rows more weakly than a probe
+                # sees
+                z, compact = backend.points(), False
+                if not backend.review(evaluator.widen(z), take_up=not last):
+                    break
+            elif compact and (rows := backend.rows_to_keep()) is not None:
+                compact = evaluator.narrow(rows, at)
+                if compact:
+                    z = backend.narrow(rows, z)
+        if stop.is_budget:
+            z = z.to(z0.dtype).to(evaluator.inner)
+        sol = backend.finish(z, evaluator.cost, keep_last=graph)
+    return sol if sol.z.dtype == z0.dtype else sol.replace(z=sol.z.to(z0.dtype))
+
+
+def choose_backend(method: Method, evaluator: Evaluator, stop: Stop, frame: Frame, z: Tensor) -> Backend:
+    """Return the first engine that the method's option ``impl`` allows and that does not decline, else torch's.
+
+    Raises:
+        ValueError: the engine was asked for by name and declines.
+    """
+    method = method.fitted(z.shape[1], stop.max_iter)
+    impl = getattr(method, "impl", "torch")
+    for name, engine in ENGINES.items():
+        if impl not in ("auto", name):
+            continue
+        why = engine.declines(method, stop, frame, z)
+        if not why:
+            return engine(method, evaluator, stop, frame, z)
+        if impl == name:
+            raise ValueError(f"impl={name!r} is not possible here: {why}; use impl='auto' or 'torch'")
+    return TorchBackend(method, evaluator, stop, frame, z)

@@ -1,0 +1,1 @@
+"""How many bytes a solver holds: measured, and told before it runs."""

@@ -1,0 +1,1 @@
+"""The update rules and whole methods that are registered as solvers."""

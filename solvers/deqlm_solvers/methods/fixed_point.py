@@ -1,0 +1,74 @@
+"""Damped Picard iteration."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from deqlm_solvers.core.checks import number
+from deqlm_solvers.core.native_rule import Impl, Kernel, Rule, check_impl
+from deqlm_solvers.core.options import options
+from deqlm_solvers.core.solver import Evaluation, Map, register_solver
+from deqlm_solvers.loop.step_solver import StepSolver
+
+__all__ = ["FixedPoint"]
+
+
+@register_solver("fixed_point")
+@options
+class FixedPoint(StepSolver):
+    """Picard iteration z <- z + damping * (f(z) - z): the cheapest step, enough when f contracts.
+
+    The tested residual is that of the map, never of the damped step. State (B, N), any floating dtype.
+
+    Args:
+        damping: beta in (0, 1]; 1 takes the full step. Less than 1 settles oscillations.
+        first_damping: damping of the first step, or None for ``damping``; 1.0 with ``damping=0.8`` and `Unrolled` is
+            the warm-up of M. Schoene et al. (2025), Implicit language models are RNNs, ICML.
+        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph), or
+            "auto": "cpp" where it can be, else "torch".
+
+    Raises:
+        ValueError: a damping outside (0, 1].
+
+    Reference:
+        E. Picard (1890); damping: M. A. Krasnoselskii (1955), Two remarks on the method of successive approximations.
+
+    Examples:
+        >>> import torch
+        >>> from deqlm_solvers import FixedPoint, Solve, Stop
+        >>> sol = Solve(FixedPoint(), Stop(rtol=1e-5))(torch.cos, torch.zeros(1, 1))
+        >>> round(sol.z.item(), 3)
+        0.739
+    """
+
+    damping: float = 1.0
+    first_damping: float | None = None
+    impl: Impl = "auto"
+
+    guarantees: ClassVar[frozenset[str]] = StepSolver.guarantees | {"known_answers", "lean", "differentiable"}
+    steps_evaluate: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
+        if self.first_damping is not None:
+            number("first_damping", self.first_damping, "in (0, 1], or None", lambda d: 0 < d <= 1)
+        check_impl(self.impl)
+
+    def kernel(self) -> Kernel | None:
+        if type(self) is not FixedPoint:
+            return None
+        first = self.damping if self.first_damping is None else self.first_damping
+        return Kernel(Rule.PICARD, damping=self.damping, first_damping=first)
+
+    def init(self, z: Tensor) -> float:
+        """Return the damping of the first step."""
+        return self.damping if self.first_damping is None else self.first_damping
+
+    def renew(self, z: Tensor, state: float) -> float:
+        return self.damping
+
+    def step(self, f: Map, at: Evaluation, state: float) -> tuple[Tensor, float]:
+        # f(z) itself for damping 1
+        return at.fz if state == 1 else at.z + state * at.r, self.damping
