@@ -88,8 +88,9 @@ def test_a_residual_that_vanishes_with_the_map_is_stalled_with_the_hint_to_set_a
     assert "rows 0, 1" in sol.summary()
 
 
-def test_with_patience_too():
-    sol = Solve(FixedPoint(), Stop(patience=10))(lambda z: 0.9 * z, torch.ones(2, 3, dtype=torch.float64))
+@pytest.mark.parametrize("impl", ["torch", "auto"])
+def test_with_patience_too(impl):
+    sol = Solve(FixedPoint(impl=impl), Stop(patience=10))(lambda z: 0.9 * z, torch.ones(2, 3, dtype=torch.float64))
     assert (sol.status == Status.STALLED).all()
     assert (sol.steps == 11).all(), "the first evaluation is progress, ten more are not"
 
