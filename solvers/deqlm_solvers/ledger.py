@@ -197,7 +197,7 @@ class RowLedger(Ledger):
         if not bool(lost.any()):
             return False
         self.active = self.active | lost
-        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self._take_back(lost)
         self.schedule.reopen(k, lost)
         self.taken_up = True
         return True
@@ -215,11 +215,9 @@ class RowLedger(Ledger):
         return torch.where(self.active[:, None], z_next, z)
 
     def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        lost = self._lost()
-        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self._take_back(self._lost())
         status = self._status()
-        now = torch.stack((self.reading.residual, self.reading.relative))
-        z, shown = self.best_z, torch.where(lost, now, self.best)
+        z, shown = self.best_z, self.best
         if keep_last:
             sound = status < int(Status.DIVERGED)
             z, shown = torch.where(sound[:, None], z_last.detach(), z), torch.where(sound, self.last, shown)
@@ -243,6 +241,12 @@ class RowLedger(Ledger):
         The slack is for rounding that differs from call to call.
         """
         return (self.best_ratio <= 1) & (self.reading.ratio > SLACK)
+
+    def _take_back(self, lost: Tensor) -> None:
+        """Take back that rows (B,) passed; what they show is what they have now."""
+        now = torch.stack((self.reading.residual, self.reading.relative))
+        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self.best, self.last = torch.where(lost, now, self.best), torch.where(lost, now, self.last)
 
     def _keep_best(
         self, k: int, tested: Tensor, reading: Reading, ratio: Tensor, now: Tensor, z: Tensor
