@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -172,6 +173,7 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
     if scale is None:
         return None
     ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
+    ok = ok and (not isinstance(scale, int) or abs(scale) <= sys.float_info.max)
     require(ok, "scale", scale, "a number or one value per row")
     if isinstance(scale, Tensor):
         require_state(scale, "scale")
