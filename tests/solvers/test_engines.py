@@ -118,10 +118,7 @@ def test_an_engine_declines_a_field_that_it_does_not_name(engine: type[Backend])
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("norm", "max"), ("per", "channel"), ("keep", "last"), ("compact", "late"), ("test_every", "x")],
-)
+@pytest.mark.parametrize("field", ["norm", "per", "keep", "compact", "test_every"])
 def test_an_engine_declines_a_value_that_it_does_not_name(engine: type[Backend], field: str):
     later = Stop()
     object.__setattr__(later, field, "another")
