@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from deqlm.testing.solvers.problems import normal
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, Stop
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.loop.criterion import Measure, row_norms
-from solvers.problems import normal
 
 B, L, D = 3, 5, 2
 TOKENS = Frame(leaves=((L, D),))

@@ -1,0 +1,10 @@
+"""Contract suites for solvers, gradient methods and mixers of your own, as functions for your tests.
+
+Examples:
+    >>> import deqlm
+    >>> deqlm.testing.check_solver(deqlm.Dogleg)
+"""
+
+from deqlm.testing.solvers.contract import check_solver, solver_checks
+
+__all__ = ["check_solver", "solver_checks"]
