@@ -5,6 +5,7 @@ Examples:
     >>> deqlm.testing.check_solver(deqlm.Dogleg)
 """
 
+from deqlm.testing.gradients.contract import check_gradient, gradient_checks
 from deqlm.testing.solvers.contract import check_solver, solver_checks
 
-__all__ = ["check_solver", "solver_checks"]
+__all__ = ["check_gradient", "check_solver", "gradient_checks", "solver_checks"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
+
+from deqlm_solvers import ConvergenceWarning
 
 __all__ = ["Check", "Named", "bind", "expect", "run_all"]
 
@@ -68,11 +71,20 @@ def run_all(checks: Iterable[Named]) -> None:
 
 @contextmanager
 def steady() -> Iterator[None]:
-    """Give a check the same random numbers, device, dtype and grad mode wherever it runs; put back what was there."""
+    """Give a check the same random numbers, device, dtype and grad mode wherever it runs; put back what was there.
+
+    A solve that does not converge raises, whatever the caller's filters say of `ConvergenceWarning`.
+    """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error", ConvergenceWarning)
             torch.default_generator.manual_seed(0)
             with nullcontext() if device.type == "cpu" else torch.device("cpu"):
                 yield
