@@ -46,7 +46,7 @@ def bind(promise: Callable[[T], None], subject: T, label: str, name: str) -> Nam
         label: the subject in words, for the message.
         name: of the check.
     """
-    asks = (inspect.getdoc(promise) or name).replace("\n", " ")
+    asks = " ".join((inspect.getdoc(promise) or name).split())
 
     def check() -> None:
         try:

@@ -150,8 +150,9 @@ def _nan_later(f: Callable[[Tensor], Tensor], rows: Tensor, call: int = 4) -> Ca
 
 def _same_end(problem: Problem, i: int, alone: Solution, together: Solution, converges: bool) -> None:
     ends = Status(int(alone.status[0])), Status(int(together.status[i]))
-    expect(ends[0] == ends[1], "{}, row {}: {!s} alone, {!s} together", problem.name, i, *ends)
-    expect(not converges or ends[0] == Status.CONVERGED, "{}, row {}: {!s}", problem.name, i, ends[0])
+    names = [end.name for end in ends]
+    expect(ends[0] == ends[1], "{}, row {}: {} alone, {} together", problem.name, i, *names)
+    expect(not converges or ends[0] == Status.CONVERGED, "{}, row {}: {}", problem.name, i, names[0])
 
 
 def _same_answer(problem: Problem, i: int, alone: Solution, together: Solution, rtol: float) -> None:
