@@ -37,13 +37,13 @@ def sharp(gradient: str | Gradient) -> Gradient:
     solve: Any = getattr(made, "solve", "")
     if isinstance(solve, Solve):
         return made.replace(solve=solve.replace(stop=solve.stop.replace(max_iter=SHARP.max_iter, rtol=SHARP.rtol)))
-    return made.replace(solve=Solve("anderson", SHARP)) if solve == "auto" else made  # type: ignore[arg-type]
+    return made.replace(solve=Solve("anderson", SHARP)) if solve == "auto" else made
 
 
 def solver_for(gradient: str | Gradient) -> str:
     """Return a solver that the gradient method accepts."""
     try:
-        GRADIENTS.make(gradient).check(Solve("anderson"))  # type: ignore[arg-type]
+        GRADIENTS.make(gradient).check(Solve("anderson"))
     except ValueError:
         return "fixed_point"
     return "anderson"
