@@ -173,6 +173,19 @@ def test_wrong_gradients_are_caught(wrong: type[Gradient], promise: str) -> None
         check()
 
 
+@options
+class NeedsNewton(Right):
+    """Refuses what it cannot work with, as it should."""
+
+    def check(self, solve):
+        if solve.solver.name != "newton":
+            raise ValueError("give it the solver 'newton'")
+
+
+def test_a_method_may_refuse_solvers() -> None:
+    check_gradient(NeedsNewton)
+
+
 def test_every_promise_is_broken_by_one_of_them() -> None:
     assert {promise for _, promise in CAUGHT} == {label for label, _ in gradient_checks("implicit")}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deqlm.testing import check_solver, solver_checks
 from deqlm.testing.solvers.cost import OPERATIONS
-from deqlm_solvers import GUARANTEES, Cost, Evaluation, Map, Status, StepSolver, options
+from deqlm_solvers import GUARANTEES, Cost, Evaluation, Map, Solver, Status, StepSolver, options
 from deqlm_solvers.loop.loop import drive
 
 
@@ -199,6 +199,21 @@ def test_the_promise_that_broke_is_named():
 def test_a_right_solver_passes():
     check_solver(Right)
     check_solver(Right())
+
+
+@options
+class HonoursLittle(Solver):
+    """A whole method that respects three fields of Stop and says so."""
+
+    guarantees = frozenset({"rows", "check_every"})
+    honours = frozenset({"max_iter", "rtol", "check_every"})
+
+    def solve(self, f, z0, stop, frame):
+        return drive(Right(), f, z0, stop, frame)
+
+
+def test_nothing_is_asked_that_is_not_honoured():
+    check_solver(HonoursLittle)
 
 
 @options

@@ -41,12 +41,21 @@ def sharp(gradient: str | Gradient) -> Gradient:
 
 
 def solver_for(gradient: str | Gradient) -> str:
-    """Return a solver that the gradient method accepts."""
-    try:
-        GRADIENTS.make(gradient).check(Solve("anderson"))
-    except ValueError:
-        return "fixed_point"
-    return "anderson"
+    """Return the first of some solvers that the gradient method accepts.
+
+    Raises:
+        ValueError: it refuses all of them; the message is that for the last.
+    """
+    made = GRADIENTS.make(gradient)
+    *before, last = ("anderson", "fixed_point", "broyden", "newton")
+    for name in before:
+        try:
+            made.check(Solve(name))
+        except ValueError:
+            continue
+        return name
+    made.check(Solve(last))
+    return last
 
 
 def wrap(layer: nn.Module, gradient: str | Gradient, **options: Any) -> DEQ:

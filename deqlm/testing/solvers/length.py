@@ -1,14 +1,15 @@
-"""How long the solves of the checks are."""
+"""Which solves the checks may ask for: how long they are, and what is set in them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 import torch
 
 from deqlm_solvers import Solve, Solver, StepSolver, Stop
 
-__all__ = ["lengths", "refuses"]
+__all__ = ["honours", "lengths", "refuses"]
 
 
 def lengths(solver: Solver, rtol: float) -> Iterator[Stop]:
@@ -18,6 +19,12 @@ def lengths(solver: Solver, rtol: float) -> Iterator[Stop]:
         stop = Stop(max_iter=most, rtol=rtol)
         if most == 60 or not (may_refuse and refuses(solver, stop, unknowns=12)):
             yield stop
+
+
+def honours(solver: Solver, stop: Stop) -> bool:
+    """Say whether the solver declares what ``stop`` sets besides ``max_iter`` and ``rtol``, which are asked of all."""
+    declared = solver.honours | {"max_iter", "rtol"}
+    return all(f.name in declared or getattr(stop, f.name) == f.default for f in fields(stop))
 
 
 def refuses(solver: Solver, stop: Stop, unknowns: int) -> bool:
