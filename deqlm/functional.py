@@ -20,7 +20,7 @@ from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.core.checks import explain_options, require
 from deqlm_solvers.core.kinds import require_state
 from deqlm_solvers.core.solution import OnFailure
-from deqlm_solvers.loop.criterion import Measure
+from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["STOP_HINTS", "solve", "solve_rows"]
 
@@ -132,7 +132,7 @@ def solve_rows(
     forward = Forward(how, frame)
     failures = failures.of(f)
     z0 = rows.z0
-    if frame.token_mask is not None and (masked := Measure(how.stop, frame, z0).masked) is not None:
+    if frame.token_mask is not None and (masked := Criterion(how.stop, frame, z0).masked) is not None:
         f.held = Held(masked, z0)
         z0 = f.held.point(z0)
     if torch.is_grad_enabled():

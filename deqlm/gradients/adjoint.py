@@ -12,7 +12,7 @@ from deqlm.gradients.pull_back import pull_back
 from deqlm.wrap.held import Held
 from deqlm_solvers import Adjoint, Cost, Frame, Map, Solution, Solve, Status
 from deqlm_solvers.core.transforms import refuse_transforms
-from deqlm_solvers.loop.loop import warn_below_floor
+from deqlm_solvers.loop.criterion import warn_below_floor
 
 __all__ = ["System"]
 

@@ -12,7 +12,7 @@ from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.linalg.gmres import BatchedGMRES
 from deqlm_solvers.linalg.small_systems import solve_general
-from deqlm_solvers.loop.criterion import Measure
+from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["LinearSystem", "solve_cotangent"]
 
@@ -262,7 +262,7 @@ class _Scaled:
         relative = residual / self.unit
         passed = residual <= torch.clamp_min(stop.rtol * self.unit, floor)
         if stop.per != "row":
-            reading = Measure(stop, self.system.frame, w)(Evaluation(w, w + r))
+            reading = Criterion(stop, self.system.frame, w)(Evaluation(w, w + r))
             relative, passed = reading.relative, reading.ratio <= 1
         status = torch.where(passed, int(Status.CONVERGED), int(Status.STALLED))
         if stop.is_budget:

@@ -10,9 +10,9 @@ from deqlm.gradients.base import Forward, Gradient, nothing, register_gradient
 from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
-from deqlm_solvers import Adjoint, Map, Solution, Solve, Status, StepSolver, Stop, options
+from deqlm_solvers import Adjoint, Map, Solution, Solve, StepSolver, Stop, options
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.loop.loop import iterate
+from deqlm_solvers.loop.loop import run
 
 __all__ = ["Unrolled"]
 
@@ -85,10 +85,5 @@ class Unrolled(Gradient):
         if self.checkpoint and isinstance(f, RowMap):
             f.settle(z0)
         step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
-        last, pace, cost = iterate(solver, step, z0, stop, forward.frame)
-        if not last.requires_grad:
-            last = nothing(f, last.to(z0.dtype))
-        with torch.no_grad():
-            sol = pace.close(last, cost, keep_last=True).replace(solver=solver)
-        kept = (sol.status < int(Status.DIVERGED))[:, None]
-        return sol.replace(z=torch.where(kept, last, sol.z).to(z0.dtype))
+        sol = run(solver, step, z0, stop, forward.frame, graph=True).replace(solver=solver)
+        return sol if sol.z.requires_grad else sol.replace(z=nothing(f, sol.z))

@@ -15,7 +15,7 @@ from deqlm_solvers import Cost, FixedPoint, Frame, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.solver import Evaluation
-from deqlm_solvers.loop.criterion import Measure
+from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.subset import narrowed
 
 __all__ = ["Slide", "check_slide"]
@@ -61,7 +61,7 @@ class Slide:
     outputs: list[Tensor] = field(default_factory=list)
     _spent: list[int] = field(default_factory=lambda: [0, 0, 0])
     _pieces: dict[Any, Piece] = field(default_factory=dict)
-    _measures: dict[int, Measure] = field(default_factory=dict)
+    _measures: dict[int, Criterion] = field(default_factory=dict)
     _leave: bool = True
     _waited: bool = False
     _apart: set[tuple[bool, ...]] = field(default_factory=set)
@@ -161,11 +161,11 @@ class Slide:
             self.outputs.append(y)
         self._pieces = {}
 
-    def _measure(self, length: int, stop: Stop, frame: Frame, point: Tensor) -> Measure:
+    def _measure(self, length: int, stop: Stop, frame: Frame, point: Tensor) -> Criterion:
         if length not in self._measures:
             assert frame.leaves is not None
             shapes = ((length, *frame.leaves[0][1:]),)
-            self._measures[length] = Measure(stop, replace(frame, leaves=shapes, token_mask=None), point)
+            self._measures[length] = Criterion(stop, replace(frame, leaves=shapes, token_mask=None), point)
         return self._measures[length]
 
     def _mask(self, chosen: Any, rows: Any, kept: Tensor | None, z: Tensor) -> Tensor:

@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Solution
+from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solution import RUNAWAY
-from deqlm_solvers.loop.criterion import row_norms
+from deqlm_solvers.loop.runaway import GROWN
 
 __all__ = ["likely_mistake"]
 
 SLACK = 64
 """Units in the last place by which two evaluations may differ and count as equal."""
 
-LEFT, GROWN, BENT = 0.9, 10.0, 0.05
-"""A row ran away where this part of its first residual is left at a point so many times as large, and f is no slow
-contraction, whose Jacobian is nearer to I."""
+LEFT, BENT = 0.9, 0.05
+"""A row ran away where this part of its first residual is left at a point that has grown, and f is no slow contraction,
+whose Jacobian is nearer to I."""
 
 _RANDOM = (
     "f gives another value at every evaluation: call eval(), or hold its noise fixed within a solve, as a DEQ does"

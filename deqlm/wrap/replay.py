@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from deqlm.wrap.buffers import Buffer, moved, watch
 from deqlm.wrap.turns import Turn
@@ -21,7 +22,8 @@ class Replay:
     stay fixed within the call and are new in the next. Buffers that an evaluation moves (running statistics of
     normalisation layers, codebooks, counters; in place, by assignment or through ``.data``) are put back before the
     next one, so that they move once. After `seal`, an evaluation (activation checkpointing in backward) reproduces the
-    call's noise and leaves generators and buffers alone.
+    call's noise and leaves generators and buffers alone. Inside ``parametrize.cached()`` weights are made once, so the
+    buffers of what makes them are not put back for the next evaluation.
 
     As a context it seals at its end, and until then no other thread's context moves buffers of the same layer, where
     one is in train(). Buffers of more than 2**20 elements are watched in train() only.
@@ -44,6 +46,7 @@ class Replay:
         self.start = _generator_states(device)
         self.module = layer if module is None and isinstance(layer, nn.Module) else module
         self.buffers: list[Buffer] = []
+        self._each: list[Buffer] = []
         self._turn = Turn(self.module, device)
 
     def __enter__(self) -> Replay:
@@ -59,8 +62,8 @@ class Replay:
         if self.sealed:
             return self._reproduce(args, kwargs)
         if self.evaluated:
-            if self.noisy or self.buffers:
-                self._rewind()
+            if self.noisy or self._each:
+                self._rewind(self._each)
             return self.layer(*args, **kwargs)
         buffers = watch(self.module)
         out = self.layer(*args, **kwargs)
@@ -68,6 +71,8 @@ class Replay:
         after = _generator_states(self.device)
         self.noisy = not all(torch.equal(a, b) for a, b in zip(self.start, after, strict=True))
         self.buffers = moved(buffers, self.module)
+        once = _makers_of_cached_weights(self.module)
+        self._each = [buffer for buffer in self.buffers if id(buffer.owner) not in once]
         if not self.buffers:
             self._turn.end()
         return out
@@ -76,10 +81,10 @@ class Replay:
         """Say that the call is over."""
         self.sealed = True
 
-    def _rewind(self) -> None:
+    def _rewind(self, buffers: list[Buffer]) -> None:
         if self.noisy:
             _set_generator_states(self.start, self.device)
-        for buffer in self.buffers:
+        for buffer in buffers:
             buffer.put_back()
 
     def _reproduce(self, args: Any, kwargs: Any) -> Any:
@@ -88,7 +93,7 @@ class Replay:
         if not still:
             self._turn.take()
         kept = [Buffer(b.owner, b.name) for b in self.buffers] if self.evaluated else watch(self.module)
-        self._rewind()
+        self._rewind(self.buffers)
         try:
             return self.layer(*args, **kwargs)
         finally:
@@ -97,6 +102,14 @@ class Replay:
                 buffer.put_back()
             if not still:
                 self._turn.end()
+
+
+def _makers_of_cached_weights(module: nn.Module | None) -> set[int]:
+    """Return the ids of the modules that make weights once for all evaluations; none outside of a cache."""
+    if module is None or not parametrize._cache_enabled:
+        return set()
+    lists = (part for part in module.modules() if isinstance(part, parametrize.ParametrizationList))
+    return {id(part) for made in lists for part in made.modules()}
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:

@@ -87,7 +87,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "compiled loop": (files(f"{SOLVERS}/native", "read.h", "step.cpp"), [*LOOP, FUZZ]),
     "secant": (
-        files(SOLVERS, "secant", "anderson", "broyden", "watch", "damping", "fixed_point"),
+        files(SOLVERS, "secant", "anderson", "broyden", "watch", "decision", "damping", "fixed_point"),
         [*SECANT, FUZZ],
     ),
     "compiled secant": (

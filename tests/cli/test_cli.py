@@ -334,7 +334,7 @@ def test_env_says_whether_the_step_is_compiled(capsys, monkeypatch):
     assert "fused step none: no C++ compiler found; solvers run on torch operations" in capsys.readouterr().out
 
 
-def test_env_says_what_a_strange_compiler_does(tmp_path):
+def test_env_of_python_dash_m_says_what_a_strange_compiler_does(tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_bytes(b"#!/bin/sh\nprintf '\\377 caf\\351'\nexit 1\n")
     compiler.chmod(0o755)
@@ -354,8 +354,3 @@ def test_env_names_what_is_missing_and_what_it_would_give(capsys, monkeypatch):
     assert 'extra compare: incomplete; pip install "deqlm[compare]"' in text
     assert "torchdeq     missing      solvers torchdeq.*" in text
     assert "torch " in text
-
-
-def test_python_dash_m():
-    done = subprocess.run([sys.executable, "-m", "deqlm", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("deqlm ")

@@ -243,13 +243,18 @@ def test_none_of_our_solvers_says_a_false_word_and_none_raises(ours):
 
 @pytest.mark.slow
 def test_a_relative_tolerance_gives_no_false_word_either():
-    """CONVERGED means ||f(z) - z|| <= atol + rtol ||f(z)|| at the point that is returned; below SMALLEST it is zero."""
+    """CONVERGED means ||f(z) - z|| <= atol + rtol ||f(z)|| at the point that is returned; below SMALLEST it is zero.
+
+    Of the starts of a system the usual one, and 500 evaluations at most: the absolute tolerance has seen the rest.
+    """
     wrong = []
     for problem in literature_problems():
+        if problem.name.endswith(("_x10", "_x100")):
+            continue
         for form in problem.forms:
             f = problem.map(form)
             for name in own():
-                stop = Stop(max_iter=problem.max_iter, rtol=1e-8)
+                stop = Stop(max_iter=min(problem.max_iter, 500), rtol=1e-8)
                 with torch.no_grad():
                     sol = Solve(name, stop)(f, problem.start)  # type: ignore[arg-type]
                     fz = f(sol.z)

@@ -6,6 +6,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -243,3 +244,23 @@ def test_a_buffer_that_comes_or_goes_does_so_once() -> None:
     for call in (1, 2):
         deq(torch.zeros(2, 3))
         assert {name: value.item() for name, value in layer.named_buffers()} == {"count": call}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_vectors_of_a_spectral_norm_move_as_in_an_explicit_layer(cached: bool, calls: int, grad: bool) -> None:
+    """Once for a call, and once for all calls inside ``parametrize.cached()``."""
+
+    def vectors(wrap: Callable[[nn.Module], nn.Module]) -> Tensor:
+        torch.manual_seed(0)
+        layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        norm = layer.parametrizations.weight[0]
+        norm._u.copy_(torch.ones(4) / 2)
+        whole = wrap(nn.Sequential(layer, nn.Tanh()))
+        with torch.set_grad_enabled(grad), nn.utils.parametrize.cached() if cached else nullcontext():
+            for _ in range(calls):
+                whole(torch.randn(3, 4))
+        return torch.stack((norm._u, norm._v))
+
+    assert torch.equal(vectors(lambda layer: DEQ(layer, on_failure="ignore")), vectors(lambda layer: layer))

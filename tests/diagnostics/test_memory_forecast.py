@@ -15,7 +15,7 @@ from deqlm_solvers import Frame
 from deqlm_solvers.memory.meter import MemoryMeter
 
 N = 4096
-TIGHT = Stop(max_iter=30, rtol=1e-6)
+TIGHT = Stop(max_iter=22, rtol=1e-6)
 STEP_SOLVERS: dict[str, Solver] = {
     "fixed_point": FixedPoint(),
     "damped": FixedPoint(damping=0.5),
@@ -33,8 +33,8 @@ STEP_SOLVERS: dict[str, Solver] = {
 }
 STOPS = {
     "plain": TIGHT,
-    "budget": Stop(max_iter=30, rtol=0),
-    "patience": TIGHT.replace(patience=29),
+    "budget": Stop(max_iter=22, rtol=0),
+    "patience": TIGHT.replace(patience=21),
     "auto": TIGHT.replace(test_every="auto"),
     "best_f": TIGHT.replace(keep="best_f"),
     "trace": TIGHT.replace(trace=True, norm="rms"),
@@ -105,8 +105,14 @@ def test_forecast_is_what_a_counter_sees(name: str, stop: str) -> None:
     assert sum(forecast.parts.values()) == forecast.total
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", STEP_SOLVERS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[pytest.mark.slow] if name in HEAVY and dtype is torch.float64 else [])
+        for name in STEP_SOLVERS
+        for dtype in (torch.float64, torch.bfloat16)
+    ],
+)
 def test_forecast_knows_the_dtype(name: str, dtype: torch.dtype) -> None:
     solve = Solve(STEP_SOLVERS[name], TIGHT)
     assert forecast_solve(solve, 3, N, dtype).total == pytest.approx(measured(solve, 3, dtype), rel=0.05)

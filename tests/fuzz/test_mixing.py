@@ -61,7 +61,7 @@ def stop_of(r: random.Random, solver: Solver, dtype: torch.dtype) -> Stop:
 
 
 @pytest.mark.parametrize(
-    "start", [pytest.param(s, marks=[] if s < 2 * BLOCK else pytest.mark.slow) for s in range(0, 25 * BLOCK, BLOCK)]
+    "start", [pytest.param(s, marks=[] if s < BLOCK else pytest.mark.slow) for s in range(0, 25 * BLOCK, BLOCK)]
 )
 def test_no_false_word_where_rows_mix(start: int):
     for seed in range(start, start + BLOCK):

@@ -17,7 +17,7 @@ from fuzz.draw import FUSED, SOLVERS, Case, Rowwise, draw
 from fuzz.oracle import Reading, Row
 
 BLOCK = 50
-CASES = 2 * BLOCK
+CASES = BLOCK
 """Of each kind of solver, in the fast tests."""
 MORE = 6 * BLOCK
 """With the slow tests; more than 2,000 in all."""

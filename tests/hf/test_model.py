@@ -347,16 +347,16 @@ def test_trainer(family, tmp_path):
 
 
 @BOTH
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("solver", ["newton", "newton_krylov", "dogleg"])
-def test_solvers_that_differentiate_work_without_grad(family, mode, solver):
+def test_solvers_that_differentiate_work_without_grad(family, solver):
     """The weights of such a call are made without a graph; the steps are those with grad."""
-    how = {"solver": {"name": solver}, "stop": {"max_iter": 400, "rtol": 1e-3}}
+    how = {"solver": {"name": solver}, "stop": {"max_iter": 80, "rtol": 1e-3}}
     deq = {"grad": how, "no_grad": how, "mode": "simultaneous", "on_failure": "ignore"}
     made = model(family, torch.float64, hidden_size=8, num_hidden_layers=1, deq=deq)
     ids = tokens()[:1, :3]
     with_grad = made(ids).steps
-    with mode():
-        out = made(ids)
-    assert out.logits.isfinite().all()
-    assert (out.steps - with_grad).abs().max() <= 2
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            out = made(ids)
+        assert out.logits.isfinite().all()
+        assert (out.steps - with_grad).abs().max() <= 2

@@ -11,7 +11,7 @@ import deqlm
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.sequence.pieces import Piece
 from deqlm_solvers import Anderson, FixedPoint, Solve, Stop
-from deqlm_solvers.loop.evaluator import CountedMap
+from deqlm_solvers.loop.evaluator import Evaluator
 from models.families import BLOCKS, VOCAB, contract, make
 
 MODES = [Simultaneous(), Chunked(3), Chunked(4, start="previous"), Chunked("auto"), Sequential(), Auto(), Frontier(3)]
@@ -46,13 +46,13 @@ class Bill:
                 self.rows += piece.shape[0] if window else len(rows)
             return narrow(piece, rows)
 
-        widen = CountedMap.widen
+        widen = Evaluator.widen
 
         def widening(counted, z):
             self.rows += z.shape[0]
             return widen(counted, z)
 
-        patch.setattr(CountedMap, "widen", widening)
+        patch.setattr(Evaluator, "widen", widening)
         patch.setattr(Piece, "commit", committing)
         patch.setattr(Piece, "narrow", narrowing)
 

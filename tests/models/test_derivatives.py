@@ -18,8 +18,9 @@ def graph(out):
     return [t for t in (out.logits, out.state, out.solution.z, *held) if t.requires_grad]
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("mode", [Simultaneous(), Chunked(2)], ids=str)
+@pytest.mark.parametrize(
+    ("mode", "context"), [(Simultaneous(), torch.no_grad), (Chunked(2), torch.inference_mode)], ids=["whole", "chunks"]
+)
 @pytest.mark.parametrize("solver", SOLVERS, ids=["newton", "newton_krylov", "fallback"])
 @pytest.mark.parametrize("family", ["mamba2", "llama"])
 def test_newton_finds_the_point_without_grad(family, solver, mode, context):

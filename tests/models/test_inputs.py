@@ -92,7 +92,7 @@ def test_errors_name_argument_value_and_rule(model, given, kind, message):
 @pytest.mark.parametrize("family", BLOCKS)
 def test_a_batch_without_rows_has_logits_without_rows(family, mode, implicit):
     model = make(family, torch.float32, implicit=implicit)
-    for length in (1, 7, 40):
+    for length in (1, 7):
         ids = torch.zeros(0, length, dtype=torch.int64)
         for mask in (None, torch.ones(0, length, dtype=torch.bool)):
             for grad in (False, True):

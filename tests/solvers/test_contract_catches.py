@@ -11,7 +11,7 @@ from torch import Tensor
 from deqlm.testing import check_solver, solver_checks
 from deqlm.testing.solvers.cost import OPERATIONS
 from deqlm_solvers import GUARANTEES, Cost, Evaluation, Map, Solver, Status, StepSolver, options
-from deqlm_solvers.loop.loop import drive
+from deqlm_solvers.loop.loop import run
 
 
 @options
@@ -63,21 +63,21 @@ class LetsNaNThrough(Right):
 @options
 class LiesAboutResidual(Right):
     def solve(self, f, z0, stop, frame):
-        sol = drive(self, f, z0, stop, frame)
+        sol = run(self, f, z0, stop, frame)
         return sol.replace(residual=0.5 * sol.residual)
 
 
 @options
 class ClaimsToConverge(Right):
     def solve(self, f, z0, stop, frame):
-        sol = drive(self, f, z0, stop, frame)
+        sol = run(self, f, z0, stop, frame)
         return sol.replace(status=torch.full_like(sol.status, int(Status.CONVERGED)))
 
 
 @options
 class ReturnsTheNextPoint(Right):
     def solve(self, f, z0, stop, frame):
-        sol = drive(self, f, z0, stop, frame)
+        sol = run(self, f, z0, stop, frame)
         return sol.replace(z=f(sol.z))
 
 
@@ -90,13 +90,13 @@ class CallsInSecret(Right):
 @options
 class ForgetsCounts(Right):
     def solve(self, f, z0, stop, frame):
-        return drive(self, f, z0, stop, frame).replace(cost=Cost())
+        return run(self, f, z0, stop, frame).replace(cost=Cost())
 
 
 @options
 class StopsEarly(Right):
     def solve(self, f, z0, stop, frame):
-        sol = drive(self, f, z0, stop.replace(rtol=1e-3 if stop.rtol else 0.0), frame)
+        sol = run(self, f, z0, stop.replace(rtol=1e-3 if stop.rtol else 0.0), frame)
         return sol.replace(status=torch.full_like(sol.status, int(Status.CONVERGED)))
 
 
@@ -104,27 +104,27 @@ class StopsEarly(Right):
 class LooksAtCheckEvery(Right):
     def solve(self, f, z0, stop, frame):
         stricter = stop.replace(rtol=stop.rtol / max(1, stop.check_every))
-        return drive(self, f, z0, stricter, frame)
+        return run(self, f, z0, stricter, frame)
 
 
 @options
 class WidensHalf(Right):
     def solve(self, f, z0, stop, frame):
-        return drive(self, lambda z: f(z.to(z0.dtype)).float(), z0.float(), stop, frame)
+        return run(self, lambda z: f(z.to(z0.dtype)).float(), z0.float(), stop, frame)
 
 
 @options
 class EndsABudget(Right):
     def solve(self, f, z0, stop, frame):
-        return drive(self, f, z0, stop.replace(max_iter=max(1, stop.max_iter - 1)), frame)
+        return run(self, f, z0, stop.replace(max_iter=max(1, stop.max_iter - 1)), frame)
 
 
 @options
 class KeepsTheLastPointOfABudget(Right):
     def solve(self, f, z0, stop, frame):
-        sol = drive(self, f, z0, stop, frame)
+        sol = run(self, f, z0, stop, frame)
         shorter = stop.replace(max_iter=max(1, stop.max_iter - 1))
-        return sol.replace(z=drive(self, f, z0, shorter, frame).z)
+        return sol.replace(z=run(self, f, z0, shorter, frame).z)
 
 
 @options
@@ -209,7 +209,7 @@ class HonoursLittle(Solver):
     honours = frozenset({"max_iter", "rtol", "check_every"})
 
     def solve(self, f, z0, stop, frame):
-        return drive(Right(), f, z0, stop, frame)
+        return run(Right(), f, z0, stop, frame)
 
 
 def test_nothing_is_asked_that_is_not_honoured():

@@ -15,7 +15,7 @@ from deqlm.testing.solvers.problems import normal
 from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import SOLVERS, Deer, FixedPoint, Frame, Solve, Status, Stop, forecast_solve
 from deqlm_solvers.loop.derivative import NoDerivativeError
-from deqlm_solvers.loop.evaluator import CountedMap
+from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.memory.meter import MemoryMeter
 from deqlm_solvers.methods.deer.blocks import Grid, lagged_blocks
 from deqlm_solvers.methods.deer.scan import affine_scan, bidiagonal_product, damped_step, newton_step
@@ -100,7 +100,7 @@ def test_blocks_are_sums_over_a_colour_and_exact_with_all_colours(B, L, D, seed,
     jacobian = torch.stack([torch.func.jacrev(lambda v, i=i: f(v.expand(B, -1))[i])(z[i]) for i in range(B)])
     jacobian = jacobian.reshape(B, L, D, L, D)
     for C in (colours, L):
-        got = lagged_blocks(CountedMap(f, z).call, z, Grid(L, D), lags, C)
+        got = lagged_blocks(Evaluator(f, z), z, Grid(L, D), lags, C)
         for lag in range(lags + 1):
             for t in range(lag, L):
                 want = sum(jacobian[:, t, :, s] for s in range(t - lag, -1, -C))

@@ -14,7 +14,8 @@ from deqlm_solvers.loop.derivative import NoDerivativeError
 from solvers.classics import CLASSICS, F64, generalised_rosenbrock
 from solvers.fallback_cases import affine
 
-STOP = Stop(max_iter=1000, rtol=1e-8, atol=1e-8)
+STOP = Stop(max_iter=300, rtol=1e-8, atol=1e-8)
+VALLEY = pytest.param(generalised_rosenbrock(10), marks=pytest.mark.slow)
 
 
 class Opaque(torch.autograd.Function):
@@ -32,10 +33,10 @@ def left_out(sol) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("system", [*CLASSICS, generalised_rosenbrock(10)], ids=lambda s: s.name)
+@pytest.mark.parametrize("system", [*CLASSICS, generalised_rosenbrock(6), VALLEY], ids=lambda s: s.name)
 def test_the_default_chain_solves_the_classics(system, mirrored):
     f = Counted(system.mirrored if mirrored else system.map)
-    sol = Solve(Fallback(), STOP)(f, system.z0)
+    sol = Solve(Fallback(), STOP.replace(max_iter=100 * max(3, system.z0.shape[1])))(f, system.z0)
     assert sol.converged.all(), sol.summary()
     assert not left_out(sol)
     assert sol.cost.evaluations == f.calls

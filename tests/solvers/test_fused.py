@@ -16,7 +16,7 @@ from deqlm.testing.solvers.counting import Counted, geometric, per_evaluation
 from deqlm.testing.solvers.problems import exact_rows, linear, normal, tanh_layer
 from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solution, Solve, Solver, Status, Stop
-from deqlm_solvers.loop.native_backend import fused_bytes
+from deqlm_solvers.loop.native_backend import native_bytes
 from deqlm_solvers.native import library
 
 pytestmark = pytest.mark.skipif(library.load().library is None, reason=library.load().why)
@@ -243,8 +243,8 @@ def test_the_workspace_is_what_was_forecast():
     for solver in (FixedPoint(), Anderson(), Broyden(), Broyden(line_search="armijo")):
         kernel = solver.kernel()
         assert kernel is not None
-        one = fused_bytes(kernel, Stop(), 4, 5000, torch.float32)
-        two = fused_bytes(kernel, Stop(max_iter=10_000), 4, 5000, torch.float32)
+        one = native_bytes(kernel, Stop(), 4, 5000, torch.float32)
+        two = native_bytes(kernel, Stop(max_iter=10_000), 4, 5000, torch.float32)
         assert one == two, "memory does not grow with max_iter"
         assert one is not None
         states = one / (4 * 5000 * 4)

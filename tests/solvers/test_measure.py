@@ -9,15 +9,16 @@ import torch
 
 from deqlm.testing.solvers.problems import normal
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, Stop
+from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solver import Evaluation
-from deqlm_solvers.loop.criterion import Measure, row_norms
+from deqlm_solvers.loop.criterion import Criterion
 
 B, L, D = 3, 5, 2
 TOKENS = Frame(leaves=((L, D),))
 
 
 def reading(stop: Stop, frame: Frame, fz: torch.Tensor, z: torch.Tensor):
-    return Measure(stop, frame, z)(Evaluation(z, fz))
+    return Criterion(stop, frame, z)(Evaluation(z, fz))
 
 
 def states(N: int = L * D) -> tuple[torch.Tensor, torch.Tensor]:
@@ -265,7 +266,7 @@ def test_a_weight_of_zero_leaves_an_unknown_out():
 )
 def test_what_does_not_fit_the_state_is_refused(stop, frame, message):
     with pytest.raises(ValueError, match=message):
-        Measure(stop, frame, torch.zeros(B, L * D))
+        Criterion(stop, frame, torch.zeros(B, L * D))
 
 
 @pytest.mark.parametrize("impl", ["torch", "cpp"])

@@ -76,7 +76,8 @@ def test_converged_means_converged(solver, problem, stop, dtype):
     assert (residual >= limit - rounding)[~sol.converged].all() or stop.test_every != 1
     known = sol.residual.isfinite()
     assert ((sol.residual - residual).abs() <= rounding + 1e-3 * residual)[known].all()
-    assert seen.calls == sol.cost.evaluations <= stop.max_iter
+    # one look at all answers may come on top, where a row has neighbours
+    assert seen.calls == sol.cost.evaluations <= stop.max_iter + (len(z0) > 1)
     assert (sol.steps >= 1).all()
     assert (sol.steps <= seen.calls).all()
     assert (sol.converged != sol.failed).all()

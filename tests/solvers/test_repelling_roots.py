@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -111,10 +113,10 @@ def column(*values: float) -> Tensor:
 ONE = column(1.0)
 
 
-def mixing(norm: float = 1.0, size: float = 2.0) -> Watch:
+def mixing(norm: float = 1.0, size: float = 2.0, eps: float = 0.0) -> Watch:
     """Return a watch whose row has left plain steps, at the given residual and scale."""
-    watch = Watch(0.45, ONE)
-    watch.look(column(norm), column(size), ONE)
+    watch = Watch(0.45, ONE, eps)
+    watch.look(column(norm), column(size), ONE, ONE)
     assert not watch.move.plain.item()
     return watch
 
@@ -124,43 +126,51 @@ def mixing(norm: float = 1.0, size: float = 2.0) -> Watch:
     [
         (0.1, 0.2, 1.0, True),
         (0.1, 0.2, -1.0, False),
+        (0.1, 0.2, 0.4, False),
         (0.1, 0.6, 1.0, False),
         (0.01, 0.2, 1.0, False),
         (torch.nan, torch.nan, torch.nan, False),
     ],
-    ids=["collapse", "the residual fell along the step", "the scale is there", "it converges", "not finite"],
+    ids=[
+        "collapse",
+        "the residual fell along the step",
+        "it grew aside of the step",
+        "the scale is there",
+        "it converges",
+        "not finite",
+    ],
 )
 def test_what_counts_as_a_collapse(norm, size, along, back):
     watch = mixing()
-    assert watch.look(column(norm), column(size), column(along)).back.item() is back
+    assert watch.look(column(norm), column(size), column(along), ONE).back.item() is back
 
 
 def test_a_way_ends_where_it_has_arrived():
     watch = mixing()
-    watch.look(column(0.1), column(0.2), ONE)
+    watch.look(column(0.1), column(0.2), ONE, ONE)
     for norm, size in ((1.0, 2.2), (2.0, 4.5), (1.5, 6.0)):
-        move = watch.look(column(norm), column(size), ONE)
+        move = watch.look(column(norm), column(size), ONE, ONE)
         assert move.plain.item()
         assert move.bears.item()
         assert not move.arrived.item()
-    assert watch.look(column(0.9), column(7.0), -ONE).arrived.item()
-    assert watch.look(column(0.7), column(7.0), -ONE).plain.item(), "plain steps do well from here on"
-    assert not watch.look(column(0.6), column(7.0), -ONE).plain.item()
+    assert watch.look(column(0.9), column(7.0), -ONE, ONE).arrived.item()
+    assert watch.look(column(0.7), column(7.0), -ONE, ONE).plain.item(), "plain steps do well from here on"
+    assert not watch.look(column(0.6), column(7.0), -ONE, ONE).plain.item()
 
 
 def test_a_way_is_lost_where_the_residual_explodes_and_no_other_is_taken():
     watch = mixing()
-    watch.look(column(0.1), column(0.2), ONE)
-    move = watch.look(column(1.1e4), column(2e4), ONE)
+    watch.look(column(0.1), column(0.2), ONE, ONE)
+    move = watch.look(column(1.1e4), column(2e4), ONE, ONE)
     assert move.lost.item()
     assert not move.plain.item()
-    assert not watch.look(column(0.1), column(0.2), ONE).back.item()
+    assert not watch.look(column(0.1), column(0.2), ONE, ONE).back.item()
 
 
 def test_a_way_is_lost_after_its_longest():
     watch = mixing()
-    watch.look(column(0.1), column(0.2), ONE)
-    moves = [watch.look(ONE, column(2.0), ONE) for _ in range(LONGEST_WAY + 1)]
+    watch.look(column(0.1), column(0.2), ONE, ONE)
+    moves = [watch.look(ONE, column(2.0), ONE, ONE) for _ in range(LONGEST_WAY + 1)]
     assert not any(move.lost.item() for move in moves[:-1])
     assert moves[-1].lost.item()
 
@@ -168,6 +178,34 @@ def test_a_way_is_lost_after_its_longest():
 def test_slow_mixing_tries_plain_steps_where_the_residual_grows_along_its_steps():
     for along, leaves in ((ONE, True), (-ONE, False)):
         watch = mixing()
-        moves = [watch.look(ONE, column(2.0), along) for _ in range(9)]
+        moves = [watch.look(ONE, column(2.0), along, ONE) for _ in range(9)]
         assert any(move.sets_out.item() for move in moves) is leaves
         assert not any(move.back.item() for move in moves)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [(0.004, 1e-7), (0.03, 2**-7)], ids=["float32", "bfloat16"])
+def test_a_row_that_is_close_to_a_root_takes_no_way(norm, eps):
+    watch = mixing(eps=eps)
+    moves = [watch.look(column(norm), ONE, ONE, ONE) for _ in range(20)]
+    assert not any(move.sets_out.item() for move in moves)
+
+
+def h_equation(c: Tensor, unknowns: int) -> Callable[[Tensor], Tensor]:
+    """Return Chandrasekhar's H-equation, one albedo c a row, whose Jacobian becomes singular as c goes to 1."""
+    mu = (torch.arange(unknowns) + 0.5) / unknowns
+    kernel = mu[:, None] / (mu[:, None] + mu)
+    return lambda z: 1 / (1 - c[:, None] / (2 * unknowns) * (kernel * z[:, None]).sum(2))
+
+
+@impls
+def test_healthy_rows_take_no_way(impl):
+    """Where nearly singular rows come close, or a map that is not normal pushes to the side, mixing goes on."""
+    c = torch.linspace(0.9, 0.9999, 16)
+    sol = Solve(Anderson(impl=impl), Stop(rtol=1e-5))(h_equation(c, 50), torch.ones(16, 50))
+    assert sol.converged.all(), sol.summary()
+    assert sol.steps.max() <= 20
+    gen = torch.Generator().manual_seed(3)
+    matrix = torch.randn(16, 5, 5, generator=gen).triu(1) + 0.9 * torch.eye(5)
+    b, z0 = torch.randn(2, 16, 5, generator=gen)
+    sol = Solve(Anderson(impl=impl), Stop(rtol=1e-5))(lambda z: (matrix * z[:, None]).sum(2) + b, 1e3 * z0)
+    assert sol.steps.max() <= 20, sol.summary()

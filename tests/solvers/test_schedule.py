@@ -19,20 +19,6 @@ def map_of_five() -> tuple[torch.Tensor, torch.Tensor]:
     return normal(5, 5, 8), GAIN
 
 
-@pytest.mark.parametrize("name", STEP)
-@pytest.mark.parametrize("fields", [{}, {"test_every": 3}, {"patience": 6}, {"max_iter": 10}, {"trace": True}], ids=str)
-def test_check_every_is_bit_equal(name, fields):
-    b, gain = map_of_five()
-    stop = Stop(**{"max_iter": 120, "rtol": 1e-6, **fields})
-    plain = Solve(name, stop)(exact_rows(b, gain), torch.zeros_like(b))
-    for every in (0, 2, 5, 64, 10_000):
-        other = Solve(name, stop.replace(check_every=every))(exact_rows(b, gain), torch.zeros_like(b))
-        assert_same_rows(plain, slice(None), other, slice(None))
-        assert other.cost.evaluations >= plain.cost.evaluations
-        if plain.trace is not None:
-            assert same_bits(other.trace[: len(plain.trace)], plain.trace)
-
-
 @pytest.mark.parametrize(("every", "calls"), [(1, 14), (4, 16), (50, 50), (0, 60)])
 def test_check_every_says_how_late_the_loop_may_end(every, calls):
     f = Counted(lambda z: 0.5 * z + 1)

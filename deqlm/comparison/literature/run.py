@@ -35,9 +35,9 @@ def compare_literature(
     """Solve problems of the literature in float64 to ||F(z)|| <= 1e-8, with every solver as it comes.
 
     A system F(z) = 0 is given to our solvers and torchdeq's as z = z - F(z) and as z = z + F(z): nobody knows the
-    better sign before. scipy's methods take F itself, or z - f(z). Ours may make 500 evaluations, or as many as 40
-    dense Jacobians take; scipy's have their own budgets. Solved is what has a true residual within 1.05 times the
-    tolerance, whatever the solver says.
+    better sign before. scipy's methods take F itself, or z - f(z). Ours may make 500 evaluations, or as many as 300
+    dense Jacobians take, up to 10,000; scipy's have their own budgets, up to 10,000. Solved is what has a true residual
+    within 1.05 times the tolerance, whatever the solver says.
 
     Args:
         problems: names, problems, or one name; None takes all.

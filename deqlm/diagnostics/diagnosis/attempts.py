@@ -12,13 +12,15 @@ from torch import Tensor
 
 from deqlm.diagnostics.diagnosis.contraction import Contraction
 from deqlm.diagnostics.diagnosis.findings import PathDependence, Plain, Trend
-from deqlm.diagnostics.diagnosis.growth import FALLEN, Start
+from deqlm.diagnostics.diagnosis.growth import Start
 from deqlm.diagnostics.diagnosis.subject import Subject
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 from deqlm.diagnostics.diagnosis.wraps import Wrap
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Status, Stop
+from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solver import Evaluation
-from deqlm_solvers.loop.criterion import Measure, row_norms
+from deqlm_solvers.loop.criterion import Criterion
+from deqlm_solvers.loop.runaway import FALLEN
 
 __all__ = ["Outcome", "Point", "compare_starts", "judged", "rescue", "solve_as_asked", "solve_plainly", "solves"]
 
@@ -87,7 +89,7 @@ def _outcome(subject: Subject, sol: Solution, stop: Stop, begun: Start) -> Outco
     passed = status == int(Status.CONVERGED)
     fz = _value(subject, z)
     if subject.how.stop.is_budget and fz is not None:
-        reading = Measure(stop, subject.frame, z)(Evaluation(z, fz))
+        reading = Criterion(stop, subject.frame, z)(Evaluation(z, fz))
         residual, relative, passed = reading.residual.cpu(), reading.relative.cpu(), (reading.ratio <= 1).cpu()
     runaway = torch.zeros_like(passed) if fz is None else begun.ran_away(sol.replace(z=z), fz).cpu()
     status = torch.where(passed & runaway, int(Status.DIVERGED), status)

@@ -37,7 +37,7 @@ from deqlm.gradients import Gradient, Implicit
 from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
 from deqlm_solvers import Frame, Options, Solver, Status, Stop, options
 from deqlm_solvers.core.checks import number, require, whole
-from deqlm_solvers.loop.criterion import row_norms
+from deqlm_solvers.core.norms import row_norms
 
 __all__ = ["Examined", "Probes", "examine"]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deqlm.diagnostics.diagnosis.contraction import Contraction
-from deqlm.diagnostics.diagnosis.growth import GROWN, Skip
+from deqlm.diagnostics.diagnosis.growth import Skip
 from deqlm.diagnostics.diagnosis.parts import Parts
 from deqlm.diagnostics.diagnosis.probes import Causality, InPlace, Mixing, Randomness
+from deqlm_solvers.loop.runaway import GROWN
 
 __all__ = ["Backward", "Findings", "PathDependence", "Plain", "Trend"]
 

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Map, Solution
-from deqlm_solvers.loop.criterion import row_norms
+from deqlm_solvers.core.norms import row_norms
+from deqlm_solvers.loop.runaway import FALLEN, GROWN
 
 __all__ = ["Skip", "Start", "probe_skip"]
-
-FALLEN, GROWN = 0.5, 10.0
-"""A point counts where its residual fell to this part of the largest, or its scale is at most so many first ones."""
 
 STRAIGHT, BENT = 0.7, 1e-3
 """Furthest from 1 that the mean diagonal of J of a residual layer may be, and least that J differs from I."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Frame, Map, Stop
-from deqlm_solvers.loop.criterion import Measure
+from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["masked_map", "masked_unknowns"]
 
@@ -19,7 +19,7 @@ def masked_unknowns(stop: Stop, frame: Frame, z0: Tensor) -> Tensor | None:
         frame: with the mask.
         z0: the start, (B, N).
     """
-    return Measure(stop, frame, z0).masked if frame.token_mask is not None and stop.per == "token" else None
+    return Criterion(stop, frame, z0).masked if frame.token_mask is not None and stop.per == "token" else None
 
 
 def masked_map(f: Map, masked: Tensor | None, z0: Tensor) -> Map:

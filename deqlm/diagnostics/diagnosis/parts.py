@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Frame, Stop
+from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solver import Evaluation
-from deqlm_solvers.loop.criterion import Measure, row_norms
+from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["Parts", "find_parts"]
 
@@ -93,8 +94,8 @@ def _look(z: Tensor, fz: Tensor, stop: Stop, rule: Stop, frame: Frame, sight: fl
     own = Stop(rtol=stop.rtol, atol=stop.atol, norm=stop.norm, per=rule.per, token_dim=rule.token_dim)
     frame = frame if rule.per == "token" and rule.token_dim == stop.token_dim else replace(frame, token_mask=None)
     at = Evaluation(z, fz)
-    _, relative, ratio, _ = Measure(own, frame, z).groups(at)
-    size = Measure(own.replace(norm="l2"), frame, z).groups(at)[3]
+    _, relative, ratio, _ = Criterion(own, frame, z).groups(at)
+    size = Criterion(own.replace(norm="l2"), frame, z).groups(at)[3]
     row = torch.maximum(row_norms(z), row_norms(fz))[:, None]
     tested = stop.per == rule.per and stop.token_dim == rule.token_dim
     chance = BY_CHANCE if size.numel() == z.numel() else 1.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Map
-from deqlm_solvers.loop.criterion import row_norms
+from deqlm_solvers.core.norms import row_norms
 
 __all__ = [
     "Causality",

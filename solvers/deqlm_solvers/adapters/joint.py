@@ -14,7 +14,7 @@ from deqlm_solvers.core.layout import Frame
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.criterion import Reading
+from deqlm_solvers.loop.criterion import Residuals
 
 __all__ = ["Joint"]
 
@@ -36,7 +36,7 @@ class Joint(Watch):
         self.start: Vector = z0.detach().to("cpu", torch.float64, copy=True).flatten().numpy()
         self.like = z0
         self.kept = z0.detach().clone()
-        self.reading: Reading | None = None
+        self.reading: Residuals | None = None
         self.token_steps: Tensor | None = None
         # A Wolfe search evaluates one more point behind the accepted one; others end at the accepted one.
         self.recent: deque[Evaluation] = deque(maxlen=4)
@@ -71,7 +71,7 @@ class Joint(Watch):
             steps = torch.where(self.measure.mask, steps, 0)
         return self.close(self.kept, self.reading, self.measure(self.last), steps)
 
-    def _keep(self, z: Tensor, reading: Reading) -> None:
+    def _keep(self, z: Tensor, reading: Residuals) -> None:
         """Keep a finite point; leave the peer when all rows pass, or one is not finite or has diverged."""
         finite = bool(reading.residual.isfinite().all())
         if finite or self.reading is None:
@@ -80,7 +80,7 @@ class Joint(Watch):
         if not finite or bool((reading.ratio <= 1).all()) or bool((reading.residual > self.limit).any()):
             raise PeerEndedError
 
-    def _note_tokens(self, reading: Reading) -> None:
+    def _note_tokens(self, reading: Residuals) -> None:
         if self.stop.per != "token" or reading.groups is None:
             return
         passing = reading.groups <= 1

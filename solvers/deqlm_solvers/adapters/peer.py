@@ -17,9 +17,8 @@ from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.criterion import Measure, Reading
-from deqlm_solvers.loop.evaluator import CountedMap, check_start
-from deqlm_solvers.loop.loop import warn_below_floor
+from deqlm_solvers.loop.criterion import Criterion, Residuals, warn_below_floor
+from deqlm_solvers.loop.evaluator import Evaluator, check_start
 from deqlm_solvers.loop.runaway import Runaway, share_left
 
 __all__ = ["Peer", "PeerEndedError", "Watch"]
@@ -68,8 +67,8 @@ class Watch:
     """
 
     def __init__(self, f: Map, z0: Tensor, stop: Stop, frame: Frame, most: int) -> None:
-        self.map = CountedMap(f, z0)
-        self.measure = Measure(stop, frame, z0)
+        self.map = Evaluator(f, z0)
+        self.measure = Criterion(stop, frame, z0)
         self.stop = stop
         self.most = most
         self.last: Evaluation | None = None
@@ -87,7 +86,7 @@ class Watch:
         if self.map.calls >= self.most:
             raise PeerEndedError
         self.in_map = True
-        at = self.map(z.contiguous())
+        at = self.map.at(z.contiguous())
         self.in_map = False
         if self.last is None:
             first = self.measure(at)
@@ -117,7 +116,7 @@ class Watch:
                 raise
             return None
 
-    def close(self, z: Tensor, reading: Reading, last: Reading, token_steps: Tensor | None = None) -> Solution:
+    def close(self, z: Tensor, reading: Residuals, last: Residuals, token_steps: Tensor | None = None) -> Solution:
         """Return the solution.
 
         Args:

@@ -6,14 +6,16 @@ from deqlm_solvers.core.status import Status
 
 __all__ = ["newton_advice"]
 
+_NONE = "a layer z + F(z), such as a pre-norm block, may have no solution in reach: put a norm after the sum"
+"""Told of rows whose state has not grown yet, too: such methods may end before it has."""
 _TEXTS = {
     Status.MAX_ITER: (
         "raise max_iter, of which every product with the Jacobian takes one, start nearer to the solution, or use "
-        "'fallback', which tries other methods"
+        f"'fallback', which tries other methods; {_NONE}"
     ),
     Status.STALLED: (
         "no step lowers the residual: it may have a minimum here that is no solution, or the solution is zero; start "
-        "elsewhere, set atol, or use 'fallback'"
+        f"elsewhere, set atol, or use 'fallback'; {_NONE}"
     ),
     Status.DIVERGED: (
         "the residual explodes along every direction, however short the step: f jumps here, or its derivative is "

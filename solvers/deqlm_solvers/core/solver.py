@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.options import Options
 from deqlm_solvers.core.registry import Registry
 from deqlm_solvers.core.solution import Solution
@@ -49,21 +51,31 @@ class Evaluation:
         [[1.0, 1.0]]
     """
 
-    __slots__ = ("_r", "fz", "jv", "masked", "z")
-
     def __init__(self, z: Tensor, fz: Tensor, jv: Tensor | None = None, masked: Tensor | None = None) -> None:
         self.z = z
         self.fz = fz
         self.jv = jv
         self.masked = masked
-        self._r: Tensor | None = None
 
-    @property
+    @cached_property
     def r(self) -> Tensor:
         """f(z) - z, (B, N), computed when first asked for."""
-        if self._r is None:
-            self._r = self.fz - self.z
-        return self._r
+        return self.fz - self.z
+
+    @cached_property
+    def r_norm(self) -> Tensor:
+        """||f(z) - z|| of rows, (B,) float64, likewise."""
+        return row_norms(self.r)
+
+    @cached_property
+    def fz_norm(self) -> Tensor:
+        """||f(z)|| of rows, (B,) float64, likewise."""
+        return row_norms(self.fz)
+
+    @cached_property
+    def z_norm(self) -> Tensor:
+        """||z|| of rows, (B,) float64, likewise."""
+        return row_norms(self.z)
 
     def held(self, masked: Tensor) -> Evaluation:
         """Return the same with f(z) = z, and no derivative, at ``masked`` (B, N) unknowns."""

@@ -50,9 +50,10 @@ class Stop(Options):
         test_every: evaluations from one test of a row to the next, >= 1; "auto" predicts from each row's own rate when
             it will pass, at most 8 evaluations ahead, so a row may end up to 7 evaluations late.
         check_every: evaluations between two host reads of "is every row done", >= 0 (0: never, the loop runs to
-            ``max_iter``). It changes time, never a result of an f that works row by row. Unless it is 0, rows that
-            passed beside rows that fail are looked at once more, in one evaluation of all that is returned, which
-            counts as cost and not as a step: f may mix rows, and a row that fails returns its best point.
+            ``max_iter``). It changes time, never a result of an f that works row by row. Where f mixes rows, a row
+            may have passed beside others that fail and return their best point, not the last one: such rows are
+            looked at once more, in one evaluation of all that is returned, which counts as cost and not as a step.
+            With 0 nothing is read and nobody looks: CONVERGED then holds beside the last points of the others.
         compact: rows that are done leave the batch when f can be evaluated on the rest (`deqlm.solve` with ``args``,
             `DEQ`) and, with True, when that pays; with "at_once" after the evaluation in which they were done, so that
             the rows of all evaluations are the sum of the rows' steps, of one probe, which finds out whether f mixes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -10,17 +11,18 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.stop import Stop
 
-__all__ = ["Measure", "Reading", "row_norms"]
+__all__ = ["SMALLEST", "Criterion", "Residuals", "warn_below_floor"]
 
 SMALLEST = 1e-270
 """Least divisor: zero over zero is zero, and a residual over an f(z) of zero stays finite."""
 
 
-class Reading(NamedTuple):
-    """Residuals of one evaluation.
+class Residuals(NamedTuple):
+    """What one evaluation shows.
 
     Attributes:
         residual: ||f(z) - z||, (B,) float64, of the worst group where there are several.
@@ -37,7 +39,7 @@ class Reading(NamedTuple):
     size: Tensor
 
 
-class Measure:
+class Criterion:
     """Reads residuals by the rule of a `Stop`: ||f(z) - z|| <= atol + rtol * max(||f(z)||, s).
 
     Norms are accumulated in float64, so that squares of a float32 state neither overflow nor vanish, and those of a
@@ -71,22 +73,26 @@ class Measure:
         elif frame.token_mask is not None:
             raise ValueError("token_mask is not used unless Stop(per='token')")
         self.masked = None if self.mask is None else self._masked_unknowns(self.mask, z)
+        self.plain = stop.per == "row" and stop.norm == "l2"
 
-    def __call__(self, at: Evaluation) -> Reading:
+    def __call__(self, at: Evaluation) -> Residuals:
         """Read one evaluation, (B, N)."""
-        residual, norm = self._norms(at.r), self._norms(at.fz)
+        if self.plain:
+            residual, norm, size = at.r_norm, at.fz_norm, at.z_norm
+        else:
+            residual, norm, size = self._norms(at.r), self._norms(at.fz), self._norms(at.z)
+        size = torch.maximum(norm, size)
         relative, ratio = self._against(residual, norm)
-        size = torch.maximum(norm, self._norms(at.z))
         if self.stop.per == "row":
-            return Reading(residual, relative, ratio, None, size)
+            return Residuals(residual, relative, ratio, None, size)
         if self.mask is not None:
             residual, relative, ratio, size = (
                 torch.where(self.mask, t, 0.0) for t in (residual, relative, ratio, size)
             )
         if ratio.shape[1] == 0:
             zero = ratio.sum(1)
-            return Reading(zero, zero, zero, ratio, zero)
-        return Reading(residual.amax(1), relative.amax(1), ratio.amax(1), ratio, size.amax(1))
+            return Residuals(zero, zero, zero, ratio, zero)
+        return Residuals(residual.amax(1), relative.amax(1), ratio.amax(1), ratio, size.amax(1))
 
     def groups(self, at: Evaluation) -> Tensor:
         """Return residual, relative residual, ratio and size of each token or leaf, (4, B, G) float64, unmasked."""
@@ -175,17 +181,10 @@ def _scale(scale: Tensor | None, z: Tensor) -> Tensor | None:
     return scale.detach().to(device=z.device, dtype=torch.float64).resolve_neg()
 
 
-def row_norms(t: Tensor) -> Tensor:
-    """Return the l2 norms along the last dimension, float64, right at every magnitude of ``t``.
-
-    Examples:
-        >>> size = 2.0**700
-        >>> row_norms(torch.tensor([[3 * size, 4 * size]], dtype=torch.float64)).item() / size
-        5.0
-    """
-    if t.dtype != torch.float64 or t.shape[-1] == 0:
-        return torch.linalg.vector_norm(t, dim=-1, dtype=torch.float64)
-    # by a power of two, which changes no bit of a norm that was right without
-    top = torch.linalg.vector_norm(t, ord=torch.inf, dim=-1)
-    exponent = torch.where(top.isfinite(), torch.frexp(top).exponent, 0).clamp(-1000, 1000).double()
-    return torch.ldexp(torch.linalg.vector_norm(torch.ldexp(t, -exponent[..., None]), dim=-1), exponent)
+def warn_below_floor(stop: Stop, dtype: torch.dtype) -> None:
+    """Warn when ``rtol`` asks for more digits than ``dtype`` has and ``atol`` does not help."""
+    floor = torch.finfo(dtype).eps
+    if stop.atol == 0 and 0 < stop.rtol < floor:
+        name = str(dtype).removeprefix("torch.")
+        text = f"rtol={stop.rtol:g} is below what {name} resolves ({floor:.1g}); rows may not converge"
+        warnings.warn(text, UserWarning, stacklevel=2)

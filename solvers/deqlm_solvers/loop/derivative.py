@@ -8,6 +8,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = [
+    "Derivatives",
     "NoDerivativeError",
     "Recorded",
     "jacobian_by_columns",
@@ -37,6 +39,97 @@ def neither_way(forward: NoDerivativeError, reverse: NoDerivativeError | None) -
         "this solver needs the Jacobian of f, which autograd cannot give; use 'anderson' or 'broyden', or give f "
         f"operations that can be differentiated (forward mode: {forward}; reverse mode: {reverse})"
     )
+
+
+class Counted(Protocol):
+    """What evaluates f and counts: as it is, or after a look at what f returned."""
+
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+    def checked(self, point: Tensor) -> Tensor: ...
+
+
+class Derivatives:
+    """Products with the Jacobian of one map, in the mode that its operations allow; remembers what did not work."""
+
+    def __init__(self) -> None:
+        self._recorded: Recorded | None = None
+        self._obstacle: NoDerivativeError | None = None
+        self._push_modes = [False, True]
+        self._column_modes, self._dual_modes = [True, False], [True, False]
+        self._one_by_one_fails = False
+
+    def evaluate(self, f: Counted, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return f(point) and J v there; f is not called again where no row has moved.
+
+        Args:
+            f: the map.
+            point: (B, N), state dtype.
+            v: tangents (B, N), or None, which records the graph for later products.
+
+        Raises:
+            NoDerivativeError: autograd cannot differentiate f.
+        """
+        return self._reverse(f, point, v) if self._obstacle is None else self._forward(f, point, v)
+
+    def products(self, f: Counted, point: Tensor, v: Tensor) -> Tensor:
+        """Return J v for K tangents (K, N), (K, B, N); see `Evaluator.products`."""
+        while self._push_modes:
+            try:
+                return push_forward_many(f, point, v, grad=self._push_modes[0])
+            except NoDerivativeError as error:
+                self._obstacle = error
+                del self._push_modes[0]
+        tangents = [one.expand(point.shape) for one in v]
+        if not self._one_by_one_fails:
+            try:
+                return torch.stack([push_forward(f, point, one)[1] for one in tangents])
+            except NoDerivativeError as error:
+                self._obstacle, self._one_by_one_fails = error, True
+        try:
+            recorded = Recorded(f, point)
+            return torch.stack([recorded.product(one) for one in tangents])
+        except NoDerivativeError as error:
+            assert self._obstacle is not None
+            raise neither_way(forward=self._obstacle, reverse=error) from error
+
+    def jacobian(self, f: Counted, point: Tensor) -> tuple[Tensor, bool]:
+        """Return the Jacobians (B, N, N) at ``point``, and whether they were had column by column."""
+        while self._column_modes:
+            try:
+                return jacobian_by_columns(f, point, grad=self._column_modes[0]), True
+            except NoDerivativeError as error:
+                self._obstacle = self._obstacle or error
+                del self._column_modes[0]
+        try:
+            return jacobian_by_rows(f, point), False
+        except NoDerivativeError as error:
+            assert self._obstacle is not None
+            raise neither_way(forward=self._obstacle, reverse=error) from error
+
+    def _reverse(self, f: Counted, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        try:
+            if self._recorded is None or not _same(self._recorded.z, point):
+                self._recorded = None  # the old graph goes before the new one comes
+                self._recorded = Recorded(f.checked, point)
+            at = self._recorded
+            return at.fz, None if v is None else at.product(v)
+        except NoDerivativeError as error:
+            self._obstacle, self._recorded = error, None
+            return self._forward(f, point, v)
+
+    def _forward(self, f: Counted, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if v is None:
+            return f.checked(point).detach(), None
+        first: NoDerivativeError | None = None
+        while self._dual_modes:
+            try:
+                return push_forward(f, point, v, grad=self._dual_modes[0])
+            except NoDerivativeError as error:
+                first = first or error
+                del self._dual_modes[0]
+        assert first is not None
+        raise neither_way(forward=first, reverse=self._obstacle) from first
 
 
 class Recorded:
@@ -215,3 +308,8 @@ def _load_forward_mode() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Say whether two points are the same, NaN in the same places included."""
+    return bool(((a == b) | ((a != a) & (b != b))).all())

@@ -2,93 +2,89 @@
 
 from __future__ import annotations
 
-import warnings
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from deqlm_solvers.core.layout import Frame
-from deqlm_solvers.core.solution import Cost, Solution
+from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Map
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.evaluator import CountedMap, check_start
+from deqlm_solvers.loop.backend import Backend
+from deqlm_solvers.loop.criterion import warn_below_floor
+from deqlm_solvers.loop.evaluator import Evaluator, check_start
 from deqlm_solvers.loop.method import Method
-from deqlm_solvers.loop.native_backend import FusedPace, why_not_fused
-from deqlm_solvers.loop.torch_backend import Pace, TorchPace
+from deqlm_solvers.loop.native_backend import NativeBackend
+from deqlm_solvers.loop.torch_backend import TorchBackend
 
-__all__ = ["drive", "iterate"]
+__all__ = ["ENGINES", "run"]
+
+ENGINES: dict[str, type[Backend]] = {"cpp": NativeBackend}
+"""Engines beside torch operations, by the name that a method's option ``impl`` asks for them; "auto" tries them all."""
 
 
-def drive(solver: Method, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
-    """Iterate ``solver`` from ``z0`` (B, N) until ``stop`` ends it, without a graph; see `Solver.solve`."""
-    with torch.no_grad():
-        last, pace, cost = iterate(solver, f, z0, stop, frame)
-        sol = pace.close(last, cost)
+def run(method: Method, f: Map, z0: Tensor, stop: Stop, frame: Frame, graph: bool = False) -> Solution:
+    """Iterate ``method`` from ``z0`` (B, N) until ``stop`` ends it; see `Solver.solve`.
+
+    Args:
+        method: the update rule.
+        f: the map.
+        z0: start, floating point.
+        stop: the stopping rule.
+        frame: what rows stand for.
+        graph: keep the graph of all steps: the point is the last one and carries it, provided that the method is
+            differentiable, but for rows that end NONFINITE or DIVERGED.
+    """
+    check_start(z0)
+    evaluator = Evaluator(f, z0, frame.snap, record=method.differentiates)
+    warn_below_floor(stop, evaluator.autocast or z0.dtype)
+    quiet = nullcontext() if evaluator.autocast is None else torch.autocast(z0.device.type, enabled=False)
+    with torch.set_grad_enabled(graph), quiet:
+        z = z0.to(evaluator.inner, copy=True, memory_format=torch.contiguous_format)
+        backend = choose_backend(method, evaluator, stop, frame, z)
+        compact = stop.compact and not stop.is_budget and not graph
+        for k in range(stop.max_iter):
+            at = evaluator.at(z)
+            if backend.masked is not None:
+                # NaN that f makes of tokens that do not count must not reach the algebra
+                at = at.held(backend.masked)
+            last = k + 1 == stop.max_iter or evaluator.steps >= stop.max_iter
+            z, goes_on = backend.advance(k, at, last)
+            if last or not goes_on:
+                if not evaluator.narrowed:
+                    if stop.check_every and not graph and backend.apart(at.z):
+                        backend.review(evaluator.widen(backend.points()), take_up=False)
+                    break
+                # a row that left was tested while others were elsewhere, and f may mix rows more weakly than a probe
+                # sees
+                z, compact = backend.points(), False
+                if not backend.review(evaluator.widen(z), take_up=not last):
+                    break
+            elif compact and (rows := backend.rows_to_keep()) is not None:
+                compact = evaluator.narrow(rows, at)
+                if compact:
+                    z = backend.narrow(rows, z)
+        if stop.is_budget:
+            z = z.to(z0.dtype).to(evaluator.inner)
+        sol = backend.finish(z, evaluator.cost, keep_last=graph)
     return sol if sol.z.dtype == z0.dtype else sol.replace(z=sol.z.to(z0.dtype))
 
 
-def iterate(solver: Method, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> tuple[Tensor, Pace, Cost]:
-    """Run the loop in the caller's grad mode; return the last point, the pace that closes the solve, and the cost.
-
-    With grad enabled the last point carries the graph of all steps, provided that the solver is differentiable.
-    """
-    check_start(z0)
-    evaluate = CountedMap(f, z0, frame.snap, record=solver.differentiates)
-    warn_below_floor(stop, evaluate.autocast or z0.dtype)
-    if evaluate.autocast is None:
-        return _loop(solver, evaluate, z0, stop, frame)
-    with torch.autocast(z0.device.type, enabled=False):
-        return _loop(solver, evaluate, z0, stop, frame)
-
-
-def _loop(solver: Method, evaluate: CountedMap, z0: Tensor, stop: Stop, frame: Frame) -> tuple[Tensor, Pace, Cost]:
-    z = z0.to(evaluate.inner, copy=True, memory_format=torch.contiguous_format)
-    pace = set_pace(solver, evaluate, stop, frame, z)
-    compact = stop.compact and not stop.is_budget and not torch.is_grad_enabled()
-    for k in range(stop.max_iter):
-        at = pace.held(evaluate(z))
-        last = k + 1 == stop.max_iter or evaluate.steps >= stop.max_iter
-        z, goes_on = pace.take(k, at, last)
-        if last or not goes_on:
-            if not evaluate.narrowed:
-                if stop.check_every and not torch.is_grad_enabled() and pace.apart(at.z):
-                    pace.review(evaluate.widen(pace.points()), take_up=False)
-                break
-            # a row that left was tested while others were elsewhere, and f may mix rows more weakly than a probe sees
-            z, compact = pace.points(), False
-            if not pace.review(evaluate.widen(z), take_up=not last):
-                break
-        elif compact and (rows := pace.leaving()) is not None:
-            compact = evaluate.narrow(rows, at)
-            if compact:
-                z = pace.narrow(rows, z)
-    if stop.is_budget:
-        z = z.to(z0.dtype).to(evaluate.inner)
-    return z, pace, evaluate.cost
-
-
-def set_pace(solver: Method, evaluate: CountedMap, stop: Stop, frame: Frame, z: Tensor) -> Pace:
-    """Return the fused step where the solver, the machine and the option ``impl`` allow it, else torch operations.
+def choose_backend(method: Method, evaluator: Evaluator, stop: Stop, frame: Frame, z: Tensor) -> Backend:
+    """Return the first engine that the method's option ``impl`` allows and that does not decline, else torch's.
 
     Raises:
-        ValueError: ``impl="cpp"`` where it cannot be.
+        ValueError: the engine was asked for by name and declines.
     """
-    solver = solver.fitted(z.shape[1], stop.max_iter)
-    impl = getattr(solver, "impl", "torch")
-    if impl != "torch":
-        kernel = solver.kernel()
-        why = why_not_fused(kernel, stop, z)
-        if not why and kernel is not None:
-            return FusedPace(kernel, stop, frame, z, evaluate.eps)
-        if impl == "cpp":
-            raise ValueError(f"impl='cpp' is not possible here: {why}; use impl='auto' or 'torch'")
-    return TorchPace(solver, evaluate, stop, frame, z)
-
-
-def warn_below_floor(stop: Stop, dtype: torch.dtype) -> None:
-    """Warn when ``rtol`` asks for more digits than ``dtype`` has and ``atol`` does not help."""
-    floor = torch.finfo(dtype).eps
-    if stop.atol == 0 and 0 < stop.rtol < floor:
-        name = str(dtype).removeprefix("torch.")
-        text = f"rtol={stop.rtol:g} is below what {name} resolves ({floor:.1g}); rows may not converge"
-        warnings.warn(text, UserWarning, stacklevel=2)
+    method = method.fitted(z.shape[1], stop.max_iter)
+    impl = getattr(method, "impl", "torch")
+    for name, engine in ENGINES.items():
+        if impl not in ("auto", name):
+            continue
+        why = engine.declines(method, stop, frame, z)
+        if not why:
+            return engine(method, evaluator, stop, frame, z)
+        if impl == name:
+            raise ValueError(f"impl={name!r} is not possible here: {why}; use impl='auto' or 'torch'")
+    return TorchBackend(method, evaluator, stop, frame, z)

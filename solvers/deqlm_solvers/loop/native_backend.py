@@ -1,11 +1,11 @@
-"""The fused pace: one compiled call between two evaluations of f."""
+"""The native engine: one compiled call between two evaluations of f, on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ from deqlm_solvers.core.solution import Cost, Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.criterion import Measure
+from deqlm_solvers.loop.backend import Backend, Knows, anything, may_leave
+from deqlm_solvers.loop.criterion import Criterion
+from deqlm_solvers.loop.evaluator import Evaluator
+from deqlm_solvers.loop.method import Method
 from deqlm_solvers.loop.runaway import share_left
-from deqlm_solvers.loop.torch_backend import Pace, may_leave
 from deqlm_solvers.native.library import load
 
-__all__ = ["FusedPace", "fused_bytes", "why_not_fused"]
+__all__ = ["NativeBackend", "native_bytes"]
 
 TEST, LAST = 1, 2
 CPU = torch.device("cpu")
@@ -50,49 +52,55 @@ class _Solve(ctypes.Structure):
     ]
 
 
-def why_not_fused(kernel: Kernel | None, stop: Stop, z: Tensor) -> str:
-    """Return why a solve from ``z`` (B, N), inner dtype, cannot take the fused step; empty where it can.
-
-    Builds the kernel if nothing else stands against it.
-    """
-    if kernel is None:
-        return "the solver has no fused step"
-    if z.device.type != "cpu":
-        return f"it runs on the CPU, and the state is on {z.device}"
-    if z.dtype not in (torch.float32, torch.float64) or type(z) is not Tensor:
-        return f"the state is a {type(z).__name__} of {z.dtype}"
-    if torch.is_grad_enabled():
-        return "its steps cannot be differentiated"
-    if stop.keep != "best":
-        return f"it does not know Stop(keep={stop.keep!r})"
-    if torch.compiler.is_compiling():
-        return "torch.compile traces torch operations only"
-    return load().why
-
-
-class FusedPace(Pace):
+class NativeBackend(Backend):
     """Keeps the state of all rows in one workspace; see step.cpp. Rows that left stay where they are in it."""
 
-    def __init__(self, kernel: Kernel, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
-        library = load().library
-        assert library is not None
+    knows_stop: ClassVar[Knows] = {
+        **dict.fromkeys(("max_iter", "rtol", "atol", "divergence", "patience", "token_dim", "trace"), anything),
+        **dict.fromkeys(("test_every", "check_every"), lambda value: value == "auto" or type(value) is int),
+        "norm": lambda norm: norm in ("l2", "rms") or type(norm) is tuple,
+        "per": lambda per: per in ("row", "token", "leaf"),
+        "keep": lambda keep: keep == "best",
+        "compact": lambda compact: compact in (True, False, "at_once"),
+    }
+    knows_frame: ClassVar[Knows] = dict.fromkeys(
+        ("leaves", "batch_dims", "scale", "token_mask", "unit", "snap", "first"), anything
+    )
+
+    @classmethod
+    def declines(cls, method: Method, stop: Stop, frame: Frame, z: Tensor) -> str:
+        """Return why not; builds the compiled step if nothing else stands against it."""
+        if method.kernel() is None:
+            return "the solver has no fused step"
+        if z.device.type != "cpu":
+            return f"it runs on the CPU, and the state is on {z.device}"
+        if z.dtype not in (torch.float32, torch.float64) or type(z) is not Tensor:
+            return f"the state is a {type(z).__name__} of {z.dtype}"
+        if torch.is_grad_enabled():
+            return "its steps cannot be differentiated"
+        if torch.compiler.is_compiling():
+            return "torch.compile traces torch operations only"
+        return super().declines(method, stop, frame, z) or load().why
+
+    def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, frame: Frame, z: Tensor) -> None:
+        library, kernel, eps = load().library, method.kernel(), evaluator.eps
+        assert library is not None and kernel is not None
         self.kernel, self.stop, self.start = kernel, stop, z
         self.rows, self.unknowns = z.shape
         suffix = "float" if z.dtype == torch.float32 else "double"
         functions = library.functions
         self.functions = functions
-        self.advance, self.finish, self.settle, self.reviewed = (
-            getattr(functions, f"{name}_{suffix}") for name in ("advance", "finish", "settle", "review")
-        )
-        measure = Measure(stop, frame, z)
-        self.measure, self.masked = measure, measure.masked
-        self._masked = measure.masked
+        names = ("advance", "finish", "settle", "review")
+        self._advance, self._finish, self._settle, self._review = [getattr(functions, f"{n}_{suffix}") for n in names]
+        criterion = Criterion(stop, frame, z)
+        self.criterion, self.masked = criterion, criterion.masked
+        self._masked = criterion.masked
         plain = stop.per == "row" and stop.norm == "l2" and frame.scale is None and frame.unit is None
         key = (kernel, stop, self.rows, self.unknowns, z.dtype, torch.get_num_threads())
         solve = _Solve.from_buffer_copy(_described(*key))
         solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
         self.solve, self.pointer = solve, ctypes.addressof(solve)
-        self.keep = (_ONE,) if plain else _groups(solve, stop, measure)
+        self.keep = (_ONE,) if plain else _groups(solve, stop, criterion)
         if plain:
             solve.group_root = ctypes.addressof(_ONE)
         self.first = None if frame.first is None else frame.first.contiguous()
@@ -114,7 +122,7 @@ class FusedPace(Pace):
         self.owns_output: bool | None = None
         self.previous: Tensor | None = None
 
-    def take(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
+    def advance(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
         solve, z, fz, self.k = self.solve, at.z, at.fz, k
         budget = solve.budget
         tests = not budget and (last or (k % self.every == 0 if self.every else k >= solve.next))
@@ -125,7 +133,7 @@ class FusedPace(Pace):
         goes_on = budget or not last
         z_next = torch.empty_like(z) if goes_on else z
         trace = torch.empty(self.rows, dtype=torch.float64, device=CPU) if self.traced and not budget else None
-        active = self.advance(
+        active = self._advance(
             self.pointer,
             z.data_ptr(),
             fz.data_ptr(),
@@ -135,7 +143,7 @@ class FusedPace(Pace):
             None if trace is None else trace.data_ptr(),
         )
         if self.traced:
-            self._trace(self.measure(at).residual if budget else trace)
+            self._trace(self.criterion(at).residual if budget else trace)
         if last and not budget:
             return z, False
         looks = self._looks(k, tests)
@@ -176,8 +184,10 @@ class FusedPace(Pace):
             blank = torch.full((self.rows,), torch.nan, dtype=torch.float64, device=CPU)
             self.trace.append(blank if values is None else values)
 
-    def leaving(self) -> Tensor | None:
+    def rows_to_keep(self) -> Tensor | None:
         solve = self.solve
+        if solve.active in (0, self.present):
+            return None
         here = (self.k, solve.active, self.present, self.rows, self.unknowns)
         if not may_leave(self.stop, *here, lambda: solve.remaining):
             return None
@@ -194,7 +204,7 @@ class FusedPace(Pace):
         return z.index_select(0, rows)
 
     def points(self) -> Tensor:
-        self.settle(self.pointer)
+        self._settle(self.pointer)
         assert self.best_z is not None
         return self.best_z.clone()
 
@@ -205,11 +215,11 @@ class FusedPace(Pace):
 
     def review(self, at: Evaluation, take_up: bool) -> bool:
         self.index, self.present, self.solve.present, self.masked = None, self.rows, self.rows, self._masked
-        at = self.held(at)
+        at = at if self.masked is None else at.held(self.masked)
         z, fz = at.z.contiguous(), at.fz.contiguous()
-        return bool(self.reviewed(self.pointer, z.data_ptr(), fz.data_ptr(), self.k, take_up))
+        return bool(self._review(self.pointer, z.data_ptr(), fz.data_ptr(), self.k, take_up))
 
-    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+    def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         rows, choices = self.rows, self.kernel.choices
         residual, relative = torch.empty(2, rows, dtype=torch.float64, device=CPU)
         steps = torch.empty(rows, dtype=torch.int64, device=CPU)
@@ -217,7 +227,7 @@ class FusedPace(Pace):
         first = torch.empty(2, rows, dtype=torch.float64, device=CPU)
         runaway = torch.empty(rows, dtype=torch.bool, device=CPU)
         picked = torch.empty(rows, dtype=torch.int8, device=CPU) if choices else None
-        self.finish(
+        self._finish(
             self.pointer,
             residual.data_ptr(),
             relative.data_ptr(),
@@ -256,7 +266,7 @@ class FusedPace(Pace):
         )
 
 
-def fused_bytes(
+def native_bytes(
     kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, groups: int = 0
 ) -> int | None:
     """Return the bytes of a solve's workspace, the returned point included; None where there is no kernel.
@@ -304,16 +314,16 @@ def _describe(kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch
     return solve
 
 
-def _groups(solve: _Solve, stop: Stop, measure: Measure) -> list[Any]:
+def _groups(solve: _Solve, stop: Stop, rule: Criterion) -> list[Any]:
     """Describe how unknowns fall into tokens or leaves; return what the struct points to, to be kept alive."""
     solve.token = stop.per == "token"
-    axis = measure.token_axis if solve.token else 0
-    solve.groups, *runs = _runs(stop.per, measure.leaves, axis, stop.norm == "rms")
+    axis = rule.token_axis if solve.token else 0
+    solve.groups, *runs = _runs(stop.per, rule.leaves, axis, stop.norm == "rms")
     solve.runs = len(runs[0])
     held = [
         *runs,
         # expanded tensors have fewer numbers than rows
-        *(None if t is None else t.contiguous() for t in (measure.mask, measure.weights, measure.scale, measure.unit)),
+        *(None if t is None else t.contiguous() for t in (rule.mask, rule.weights, rule.scale, rule.unit)),
     ]
     for name, tensor in zip(_GIVEN, held, strict=False):
         setattr(solve, name, _pointer(tensor))

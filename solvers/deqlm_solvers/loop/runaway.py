@@ -19,6 +19,10 @@ HIDDEN = 0.25
 """Share of eps times a size that rounding may hide of a residual there."""
 NEAR = 0.5
 """Points whose sizes differ by at most this share are near each other."""
+COARSE = 1e-4
+"""Dtypes with a larger eps (bfloat16, float16) need so loose a tolerance that a residual halves by chance within it:"""
+SURE = 0.5
+"""there only this part of the share may be left of the residual with which a row came within tolerance."""
 
 
 def share_left(rtol: float, eps: float) -> float:
@@ -45,8 +49,8 @@ class Runaway:
     On layers z + F(z) the state grows and ||f(z) - z|| does not fall, until it is small beside ||f(z)||. So a point
     passes only if its size, max(||z||, ||f(z)||), is at most 10 times that of the row's start, or its residual at most
     half of the row's first one (a `share_left` where the size is more than 1000 times that of the start), or, for a row
-    that began where everything is small, as much of what it was when the row first came within tolerance around here:
-    where there is a solution the residual goes on falling. A solver
+    that began where everything is small, as much (half as much in bfloat16 and float16) of what it was when the row
+    first came within tolerance around here: where there is a solution the residual goes on falling. A solver
     that leaps far away and comes back has had large residuals, so half of the largest would tell nothing. Where the
     state has grown so far that z + F(z) is z but for rounding, the residual tells nothing either: it counts as what
     rounding may hide of it.
@@ -71,6 +75,7 @@ class Runaway:
         self.first = first
         self.share = share
         self.hidden = HIDDEN * eps
+        self.sure = SURE if eps > COARSE else 1.0
         self._bounds: Tensor | None = None
         self._mark: Tensor | None = None
 
@@ -93,4 +98,5 @@ class Runaway:
         before, near = self._mark
         fresh = doubtful & ((size - near).abs() > NEAR * size)
         self._mark = torch.where(fresh, now, self._mark)
+        before = before if self.sure == 1 else self.sure * before
         return fresh | (doubtful & (now[0] > share * before))

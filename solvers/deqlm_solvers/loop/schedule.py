@@ -29,12 +29,11 @@ class Schedule(ABC):
         self.stop = stop
 
     @abstractmethod
-    def tests(self, k: int, last: bool) -> bool:
-        """Say whether evaluation ``k`` (from 0) is tested for any row; the last one always is."""
+    def due(self, k: int, last: bool, active: Tensor) -> Tensor | None:
+        """Return the rows, (B,) bool of those ``active``, that evaluation ``k`` (from 0) is tested for.
 
-    def narrow(self, k: int, active: Tensor, last: bool) -> Tensor:
-        """Return the rows tested at ``k``, of those ``active``."""
-        return active
+        None where it is tested for no row; the last one always is.
+        """
 
     def plan(self, k: int, tested: Tensor, active: Tensor, ratio: Tensor) -> None:
         """Take the outcome of a test; ``ratio`` is residual over tolerance, (B,)."""
@@ -58,11 +57,12 @@ class Regular(Schedule):
         self.every = stop.test_every
         self.looked = 0
 
-    def tests(self, k: int, last: bool) -> bool:
-        return k % self.every == 0 or last
+    def due(self, k: int, last: bool, active: Tensor) -> Tensor | None:
+        return active if k % self.every == 0 or last else None
 
     def looks(self, k: int, last: bool) -> bool:
-        if self.stop.check_every == 0 or k + 1 - self.looked < self.stop.check_every or not self.tests(k, last):
+        every = self.stop.check_every
+        if every == 0 or k + 1 - self.looked < every or not (k % self.every == 0 or last):
             return False
         self.looked = k + 1
         return True
@@ -79,15 +79,14 @@ class Predicted(Schedule):
     def __init__(self, stop: Stop, z: Tensor) -> None:
         super().__init__(stop)
         self.next = 0
-        self.due = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device)
-        self.gap = torch.ones_like(self.due)
+        self.at = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device)
+        self.gap = torch.ones_like(self.at)
         self.before = torch.full((z.shape[0],), torch.nan, dtype=torch.float64, device=z.device)
 
-    def tests(self, k: int, last: bool) -> bool:
-        return k >= self.next or last
-
-    def narrow(self, k: int, active: Tensor, last: bool) -> Tensor:
-        return active.clone() if last else active & (self.due <= k)
+    def due(self, k: int, last: bool, active: Tensor) -> Tensor | None:
+        if last:
+            return active.clone()
+        return active & (self.at <= k) if k >= self.next else None
 
     def plan(self, k: int, tested: Tensor, active: Tensor, ratio: Tensor) -> None:
         rate = (ratio.log() - self.before.log()) / self.gap
@@ -96,15 +95,15 @@ class Predicted(Schedule):
         ahead = torch.where(known, 0.7 * left, 1.0).nan_to_num(1.0).clamp(1, LONGEST_GAP).long()
         self.gap = torch.where(tested, ahead, self.gap)
         self.before = torch.where(tested, ratio, self.before)
-        self.due = torch.where(tested, k + ahead, self.due)
+        self.at = torch.where(tested, k + ahead, self.at)
         if active.numel():
-            self.next = int(torch.where(active, self.due, NEVER).min())
+            self.next = int(torch.where(active, self.at, NEVER).min())
         else:
             self.next = NEVER
 
     def reopen(self, k: int, rows: Tensor) -> None:
         self.next = k + 1
-        self.due = self.due.masked_fill(rows, k + 1)
+        self.at = self.at.masked_fill(rows, k + 1)
 
     def looks(self, k: int, last: bool) -> bool:
         return self.next == NEVER

@@ -7,12 +7,10 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from deqlm_solvers.core.layout import Frame
 from deqlm_solvers.core.native_rule import Kernel
-from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.loop import drive
+from deqlm_solvers.loop.loop import run
 
 __all__ = ["StepSolver"]
 
@@ -24,7 +22,7 @@ class StepSolver(Solver):
     does to a row may depend on nothing but that row.
 
     Class attributes:
-        differentiates: `step` asks for products with the Jacobian (`InnerMap.carry`), from the first evaluation on.
+        differentiates: `step` asks for products with the Jacobian (`Evaluator.carry`), from the first evaluation on.
 
     Examples:
         >>> from deqlm_solvers import StepSolver, options, register_solver
@@ -93,5 +91,4 @@ class StepSolver(Solver):
         """
         return self
 
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
-        return drive(self, f, z0, stop, frame)
+    solve = run  # type: ignore[assignment]

@@ -13,11 +13,11 @@ from deqlm_solvers.core.solution import Cost, Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.criterion import Measure, Reading
+from deqlm_solvers.loop.criterion import Criterion, Residuals
 from deqlm_solvers.loop.runaway import Runaway, share_left
 from deqlm_solvers.loop.schedule import Schedule, make_schedule
 
-__all__ = ["Ledger", "open_ledger"]
+__all__ = ["Tracker", "make_tracker"]
 
 BEYOND = math.nextafter(1.0, 2.0)
 """Ratio of a point within tolerance that is no solution, because the row runs away."""
@@ -25,22 +25,24 @@ SLACK = 1.05
 """Ratio of residual and tolerance up to which a row still passes, evaluated with others than before."""
 
 
-class Ledger(ABC):
+class Tracker(ABC):
     """Records every evaluation of a solve; the only part that knows the `Stop`.
 
     Attributes:
         steps_after_last: whether the point after the last evaluation is wanted.
         active: rows that are not done, (B,) bool; None where all go on to the end.
         taken_up: whether rows that were done go on since the last evaluation.
+        count: how many rows are active, if the host has just read it, else None.
     """
 
     steps_after_last = False
     active: Tensor | None = None
     taken_up = False
+    count: int | None = None
 
     def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
         self.stop = stop
-        self.measure = Measure(stop, frame, z)
+        self.criterion = Criterion(stop, frame, z)
         self.trace: list[Tensor] = []
 
     @abstractmethod
@@ -50,10 +52,6 @@ class Ledger(ABC):
     def finished(self, k: int, last: bool) -> bool:
         """Say whether every row is done; may read from the device."""
         return False
-
-    def active_rows(self) -> int | None:
-        """Return how many rows are active, if the host has just read it, else None."""
-        return None
 
     def evaluations_left(self) -> float:
         """Return how many evaluations the slowest active row still needs at its mean rate so far; reads the device."""
@@ -79,24 +77,24 @@ class Ledger(ABC):
         return z_next
 
     @abstractmethod
-    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+    def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         """Return the solution; ``z_last`` is the last point of the loop, (B, N).
 
-        With ``keep_last`` the solution is the last point, with its residual, and not the best one, but for rows that
-        end NONFINITE or DIVERGED.
+        With ``keep_last`` the solution is the last point, with its graph and its residual, and not the best one, but
+        for rows that end NONFINITE or DIVERGED.
         """
 
     def _traced(self) -> Tensor | None:
         return torch.stack(self.trace) if self.stop.trace else None
 
 
-def open_ledger(stop: Stop, frame: Frame, z: Tensor, eps: float) -> Ledger:
-    """Return the ledger that a `Stop` asks for, for a solve from ``z`` (B, N) of an f that resolves ``eps``."""
-    kind = BudgetLedger if stop.is_budget else BestMapLedger if stop.keep == "best_f" else RowLedger
+def make_tracker(stop: Stop, frame: Frame, z: Tensor, eps: float) -> Tracker:
+    """Return the tracker that a `Stop` asks for, for a solve from ``z`` (B, N) of an f that resolves ``eps``."""
+    kind = BudgetTracker if stop.is_budget else BestMapTracker if stop.keep == "best_f" else RowTracker
     return kind(stop, frame, z, eps)
 
 
-class RowLedger(Ledger):
+class RowTracker(Tracker):
     """Freezes each row at its first passing point; otherwise keeps its best one.
 
     Where f mixes rows, a row that passed may no longer do so when the last one is done, because its neighbours moved.
@@ -119,7 +117,6 @@ class RowLedger(Ledger):
         self.stalled: Tensor | None = None
         self.limit = self.best_ratio
         self.k = 0
-        self.count: int | None = None
         self.halfway: Tensor | None = None
         self.runaway = Runaway(frame.first, share_left(stop.rtol, eps), eps)
         if stop.patience is not None:
@@ -132,16 +129,19 @@ class RowLedger(Ledger):
 
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
         self.k, self.count, self.taken_up = k, None, False
-        if not self.schedule.tests(k, last):
-            self._trace(None, self.active)
+        tested = self.schedule.due(k, last, self.active)
+        if tested is None:
+            if self.stop.trace:
+                self.trace.append(torch.full_like(self.best_ratio, torch.nan))
             return
-        reading = self.measure(at)
+        reading = self.criterion(at)
         if k == 0:
             self.limit = reading.residual * self.stop.divergence
             self.first_ratio = reading.ratio
         self.reading = reading
-        tested = self.schedule.narrow(k, self.active, last)
-        self._trace(reading, tested | ~self.active)
+        if self.stop.trace:
+            shown = tested | ~self.active
+            self.trace.append(torch.where(shown, reading.residual, torch.full_like(self.best_ratio, torch.nan)))
         self.steps.masked_fill_(tested, k + 1)
         bounded = reading.residual <= self.limit
         counts = tested if final is None else tested & (bounded | final)
@@ -159,7 +159,8 @@ class RowLedger(Ledger):
         self.active = self.active & (stays if tested is self.active else stays | ~tested)
         if 2 * (k + 1) >= self.stop.max_iter:
             self._note_halfway(tested)
-        self.schedule.plan(k, tested, self.active, reading.ratio)
+        if not self.schedule.together:
+            self.schedule.plan(k, tested, self.active, reading.ratio)
 
     def finished(self, k: int, last: bool) -> bool:
         if not self.schedule.looks(k, last):
@@ -184,7 +185,7 @@ class RowLedger(Ledger):
         return bool((self.best_ratio <= 1).any() & (self.best_z != z).any())
 
     def review(self, k: int, at: Evaluation, take_up: bool) -> bool:
-        self.reading = self.measure(at)
+        self.reading = self.criterion(at)
         if take_up and self._take_up_lost(k):
             return True
         worse = self.reading.ratio > SLACK * self.best_ratio.clamp_min(1.0)
@@ -202,9 +203,6 @@ class RowLedger(Ledger):
         self.taken_up = True
         return True
 
-    def active_rows(self) -> int | None:
-        return self.count
-
     def evaluations_left(self) -> float:
         ratio = self.reading.ratio
         fallen, left = (self.first_ratio / ratio).log(), ratio.log()
@@ -214,7 +212,7 @@ class RowLedger(Ledger):
     def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
         return torch.where(self.active[:, None], z_next, z)
 
-    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+    def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         lost = self._lost()
         self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
         status = self._status()
@@ -222,7 +220,7 @@ class RowLedger(Ledger):
         z, shown = self.best_z, torch.where(lost, now, self.best)
         if keep_last:
             sound = status < int(Status.DIVERGED)
-            z, shown = torch.where(sound[:, None], z_last.detach(), z), torch.where(sound, self.last, shown)
+            z, shown = torch.where(sound[:, None], z_last, z), torch.where(sound, self.last, shown)
         residual, relative = shown
         return Solution(
             z=z,
@@ -245,7 +243,7 @@ class RowLedger(Ledger):
         return (self.best_ratio <= 1) & (self.reading.ratio > SLACK)
 
     def _keep_best(
-        self, k: int, tested: Tensor, reading: Reading, ratio: Tensor, now: Tensor, z: Tensor
+        self, k: int, tested: Tensor, reading: Residuals, ratio: Tensor, now: Tensor, z: Tensor
     ) -> Tensor | None:
         """Update the best point; return where the converged prefix grew (per="token" only).
 
@@ -269,7 +267,7 @@ class RowLedger(Ledger):
         self.best_z = torch.where(better[:, None], z, self.best_z)
         return grown
 
-    def _progressing(self, k: int, tested: Tensor, counts: Tensor, reading: Reading, grown: Tensor | None) -> Tensor:
+    def _progressing(self, k: int, tested: Tensor, counts: Tensor, reading: Residuals, grown: Tensor | None) -> Tensor:
         assert self.stalled is not None and self.stop.patience is not None
         progress = counts & (reading.ratio < 0.9 * self.mark)
         self.mark = torch.where(progress, reading.ratio, self.mark)
@@ -298,17 +296,12 @@ class RowLedger(Ledger):
         if self.stop.per != "token" or self.token_steps is None:
             return None
         settled = self.token_steps <= self.steps[:, None]
-        if self.measure.mask is not None:
-            settled &= self.measure.mask
+        if self.criterion.mask is not None:
+            settled &= self.criterion.mask
         return torch.where(settled, self.token_steps, 0)
 
-    def _trace(self, reading: Reading | None, shown: Tensor) -> None:
-        if self.stop.trace:
-            blank = torch.full_like(self.best_ratio, torch.nan)
-            self.trace.append(blank if reading is None else torch.where(shown, reading.residual, blank))
 
-
-class BudgetLedger(Ledger):
+class BudgetTracker(Tracker):
     """Tests nothing: a fixed number of evaluations and steps."""
 
     steps_after_last = True
@@ -320,12 +313,13 @@ class BudgetLedger(Ledger):
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
         self.last = at
         if self.stop.trace:
-            self.trace.append(self.measure(at).residual)
+            self.trace.append(self.criterion(at).residual)
 
-    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        reading = self.measure(self.last)
-        z = z_last.detach()
-        sound = reading.residual.isfinite() & torch.linalg.vector_norm(z, dim=1, dtype=torch.float64).isfinite()
+    def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+        reading = self.criterion(self.last)
+        z = z_last if keep_last else z_last.detach()
+        size = torch.linalg.vector_norm(z.detach(), dim=1, dtype=torch.float64)
+        sound = reading.residual.isfinite() & size.isfinite()
         status = torch.where(sound, int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8)
         return Solution(
             z=torch.where(sound[:, None], z, self.start),
@@ -339,7 +333,7 @@ class BudgetLedger(Ledger):
         )
 
 
-class BestMapLedger(Ledger):
+class BestMapTracker(Tracker):
     """Keeps f(z) at the tested z with the smallest ||f(z) - z|| / (||f(z)|| + 1e-9); no row is frozen.
 
     A row that runs away (`Runaway`) ends the loop like any other, as the rule has it, and is told DIVERGED.
@@ -357,11 +351,11 @@ class BestMapLedger(Ledger):
         self.runaway = Runaway(frame.first, share_left(stop.rtol, eps), eps)
         self.runs = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
-        self.count = torch.zeros((), dtype=torch.int64, device=z.device)
+        self.evaluations = torch.zeros((), dtype=torch.int64, device=z.device)
 
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
-        reading = self.measure(at)
-        relative = reading.residual / (self.measure.norm(at.fz) + 1e-9)
+        reading = self.criterion(at)
+        relative = reading.residual / (self.criterion.norm(at.fz) + 1e-9)
         better = (relative < self.best_relative) & ~self.over
         runs = self.runaway.runs(relative < self.stop.rtol, reading.residual, reading.size)
         self.runs = torch.where(better, runs, self.runs)
@@ -371,14 +365,14 @@ class BestMapLedger(Ledger):
         if self.stop.trace:
             self.trace.append(reading.residual)
         self.relative = torch.where(self.over, self.relative, relative)
-        self.count = self.count + ~self.over
+        self.evaluations = self.evaluations + ~self.over
         self.over = (self.relative < self.stop.rtol).all()
 
     def finished(self, k: int, last: bool) -> bool:
         every = self.stop.check_every
         return every > 0 and (k + 1) % every == 0 and bool(self.over)
 
-    def close(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
+    def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         status = torch.full_like(self.best_relative, int(Status.MAX_ITER), dtype=torch.int8)
         status.masked_fill_(~self.relative.isfinite(), int(Status.NONFINITE))
         passes = self.best_relative < self.stop.rtol
@@ -388,7 +382,7 @@ class BestMapLedger(Ledger):
             z=self.best_f,
             residual=self.best_residual,
             relative=self.best_relative,
-            steps=self.count.expand(status.shape).clone(),
+            steps=self.evaluations.expand(status.shape).clone(),
             status=status,
             cost=cost,
             residual_of="previous",

@@ -17,8 +17,8 @@ from deqlm_solvers.core.layout import Frame
 from deqlm_solvers.core.sizes import show_bytes
 from deqlm_solvers.core.solver import Solver
 from deqlm_solvers.core.stop import Stop
+from deqlm_solvers.loop.backend import pays
 from deqlm_solvers.loop.step_solver import StepSolver
-from deqlm_solvers.loop.torch_backend import pays
 from deqlm_solvers.memory.meter import MemoryMeter
 from deqlm_solvers.solve import Solve
 

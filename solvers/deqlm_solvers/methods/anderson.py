@@ -10,8 +10,9 @@ from torch import Tensor
 from deqlm_solvers.core.checks import number, whole
 from deqlm_solvers.core.native_rule import Impl, Kernel, Rule, check_impl
 from deqlm_solvers.core.options import options
-from deqlm_solvers.core.solver import Evaluation, Map, register_solver
+from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.linalg.small_systems import push_column, solve_leading
+from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.methods.fixed_point import picard
 from deqlm_solvers.methods.secant import Pairs, Secant, SecantState
@@ -124,7 +125,7 @@ class Anderson(Secant):
     def initial_damping(self) -> float:
         return self.damping
 
-    def step(self, f: Map, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:
+    def step(self, f: Evaluator, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:  # type: ignore[override]
         if self.memory == 1:
             return picard(at, self.damping), state
         return super().step(f, at, state)

@@ -15,7 +15,7 @@ from deqlm_solvers.core.solution import Cost, Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.criterion import Measure
+from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.derivative import NoDerivativeError
 from deqlm_solvers.loop.subset import NarrowMap, narrowed
 
@@ -123,7 +123,7 @@ class Search:
         inner = inner_dtype(self.z0.dtype)
         z = self.sol.z
         at = Evaluation(z.to(inner), self.f(z).to(inner))
-        measure = Measure(self.stop, self.frame, at.z)
+        measure = Criterion(self.stop, self.frame, at.z)
         reading = measure(at if measure.masked is None else at.held(measure.masked))
         lost = self.sol.converged & (reading.ratio > SLACK)
         self.found = self.sol.replace(

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import number, require, whole
 from deqlm_solvers.core.native_rule import Impl, Kernel, Rule, check_impl
+from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.linalg.small_systems import push_column, push_row, solve_general
-from deqlm_solvers.loop.criterion import row_norms
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.methods.secant import Pairs, Secant, SecantState
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.advice import newton_advice
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.layout import Frame
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map
+from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.evaluator import InnerMap, check_start
+from deqlm_solvers.loop.evaluator import Evaluator, check_start
 from deqlm_solvers.loop.step_solver import StepSolver
 
 __all__ = ["DenseSolver"]
@@ -50,6 +54,24 @@ class DenseSolver(StepSolver):
     def rehearsable(self) -> bool:
         return False
 
+    def advice(self, status: Status) -> str:
+        return newton_advice(status) or status.hint
+
+    def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
+        """Return what holds where autograd gives the Jacobian; None for a user's function.
+
+        What the N tangents take inside f is f's.
+        """
+        if self.jacobian is not None:
+            return None
+        size, matrix = inner_dtype(dtype).itemsize, unknowns**2
+        # the Jacobian, then I - J and what the batched solve makes of it, in float64; one identity for all rows
+        return rows * matrix * (size + 3 * 8) + matrix * size + rows * unknowns * self.vector_bytes(size)
+
+    @abstractmethod
+    def vector_bytes(self, size: int) -> int:
+        """Return the bytes of all vectors that are held, per unknown of a row; ``size`` is that of a number of f."""
+
     def price(self, unknowns: int) -> int:
         """Return what one point costs of ``Stop.max_iter``: its evaluation, and the products of its Jacobian."""
         return 1 + unknowns if self.jacobian is None else 2
@@ -62,7 +84,7 @@ class DenseSolver(StepSolver):
         points = stop.max_iter // price if stop.is_budget else 1 + (stop.max_iter - 1) // price
         return super().solve(f, z0, stop.replace(max_iter=points), frame)
 
-    def system(self, f: InnerMap, at: Evaluation) -> Tensor:
+    def system(self, f: Evaluator, at: Evaluation) -> Tensor:
         """Return I - J of all rows at the point, (B, N, N) float64; made by N products, or one call of ``jacobian``.
 
         Unknowns that are held take no step, whatever f makes of them: their rows and columns of J are zero.

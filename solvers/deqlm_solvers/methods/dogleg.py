@@ -7,14 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqlm_solvers.core.advice import newton_advice
-from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
-from deqlm_solvers.core.status import Status
-from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.linalg.small_systems import solve_general
-from deqlm_solvers.loop.evaluator import InnerMap
+from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.methods.dense import DenseSolver
 
 __all__ = ["Dogleg"]
@@ -63,18 +59,8 @@ class Dogleg(DenseSolver):
         [1.0, 1.0]
     """
 
-    def advice(self, status: Status) -> str:
-        return newton_advice(status) or status.hint
-
-    def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
-        """Return what holds where autograd gives the Jacobian; None for a user's function.
-
-        What the N tangents take inside f is f's.
-        """
-        if self.jacobian is not None:
-            return None
-        size, matrix = inner_dtype(dtype).itemsize, unknowns**2
-        return rows * matrix * (size + 3 * 8) + matrix * size + rows * unknowns * (8 * size + 12 * 8)
+    def vector_bytes(self, size: int) -> int:
+        return 8 * size + 12 * 8
 
     def init(self, z: Tensor) -> DoglegState:
         column = torch.zeros(z.shape[0], 1, dtype=torch.float64, device=z.device)
@@ -94,7 +80,7 @@ class Dogleg(DenseSolver):
     def final(self, state: DoglegState) -> Tensor:
         return state.first[:, 0]
 
-    def step(self, f: InnerMap, at: Evaluation, state: DoglegState) -> tuple[Tensor, DoglegState]:  # type: ignore[override]
+    def step(self, f: Evaluator, at: Evaluation, state: DoglegState) -> tuple[Tensor, DoglegState]:  # type: ignore[override]
         norm = _norm(at.r)
         accepted = self._judge(norm, state)
         # a row that is done is held where it is and needs no new direction
@@ -116,7 +102,7 @@ class Dogleg(DenseSolver):
         state.radius = torch.where(state.first, state.radius, radius)
         return state.first | (gain >= LEAST_GAIN)
 
-    def _turn(self, f: InnerMap, at: Evaluation, turns: Tensor, norm: Tensor, state: DoglegState) -> None:
+    def _turn(self, f: Evaluator, at: Evaluation, turns: Tensor, norm: Tensor, state: DoglegState) -> None:
         """Give rows ``turns`` (B, 1) the two directions of their new point; all are those of a residual of length 1."""
         system = self.system(f, at)
         unit_r = at.r.double() / torch.where(norm > 0, norm, 1.0)

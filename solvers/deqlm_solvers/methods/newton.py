@@ -7,16 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqlm_solvers.core.advice import newton_advice
 from deqlm_solvers.core.checks import number
-from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
-from deqlm_solvers.core.status import Status
-from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.linalg.line_search import LineSearch
 from deqlm_solvers.linalg.small_systems import solve_general
-from deqlm_solvers.loop.evaluator import InnerMap
+from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.methods.dense import DenseSolver
 
 __all__ = ["Newton"]
@@ -67,19 +63,8 @@ class Newton(DenseSolver):
         super().__post_init__()
         number("damping", self.damping, "in (0, 1]", lambda t: 0 < t <= 1)
 
-    def advice(self, status: Status) -> str:
-        return newton_advice(status) or status.hint
-
-    def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
-        """Return what holds where autograd gives the Jacobian; None for a user's function.
-
-        What the N tangents take inside f is f's.
-        """
-        if self.jacobian is not None:
-            return None
-        size, matrix = inner_dtype(dtype).itemsize, unknowns**2
-        # the Jacobian, then I - J and what the batched solve makes of it, in float64; one identity for all rows
-        return rows * matrix * (size + 3 * 8) + matrix * size + 12 * rows * unknowns * size
+    def vector_bytes(self, size: int) -> int:
+        return 12 * size
 
     def init(self, z: Tensor) -> NewtonState:
         return NewtonState(
@@ -94,7 +79,7 @@ class Newton(DenseSolver):
     def final(self, state: NewtonState) -> Tensor:
         return state.search.final()
 
-    def step(self, f: InnerMap, at: Evaluation, state: NewtonState) -> tuple[Tensor, NewtonState]:  # type: ignore[override]
+    def step(self, f: Evaluator, at: Evaluation, state: NewtonState) -> tuple[Tensor, NewtonState]:  # type: ignore[override]
         search, norm = state.search, _norm(at.r)
         accepted, given_up = search.judge(torch.ones_like(norm, dtype=torch.bool), norm)
         search.fail(given_up, state.base_norm)
@@ -112,7 +97,7 @@ class Newton(DenseSolver):
         search.take_plain_step(plain)
         return state.base_z + (search.length * state.step).to(at.z.dtype), state
 
-    def _turn(self, f: InnerMap, at: Evaluation, turns: Tensor, norm: Tensor, state: NewtonState) -> None:
+    def _turn(self, f: Evaluator, at: Evaluation, turns: Tensor, norm: Tensor, state: NewtonState) -> None:
         """Give rows ``turns`` (B, 1) the Newton direction of their new point, where it is one."""
         system = self.system(f, at)
         # of length one, so that neither tiny nor huge states leave what the solve can hold

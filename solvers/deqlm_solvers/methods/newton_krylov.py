@@ -15,7 +15,7 @@ from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.linalg.gmres import BatchedGMRES
 from deqlm_solvers.linalg.line_search import LineSearch
-from deqlm_solvers.loop.evaluator import InnerMap
+from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.step_solver import StepSolver
 
 __all__ = ["NewtonKrylov"]
@@ -99,7 +99,7 @@ class NewtonKrylov(StepSolver):
     def final(self, state: NewtonKrylovState) -> Tensor:
         return state.search.final()
 
-    def step(self, f: InnerMap, at: Evaluation, state: NewtonKrylovState) -> tuple[Tensor, NewtonKrylovState]:  # type: ignore[override]
+    def step(self, f: Evaluator, at: Evaluation, state: NewtonKrylovState) -> tuple[Tensor, NewtonKrylovState]:  # type: ignore[override]
         search, tried = state.search, ~state.solving
         if at.jv is not None:
             self._extend(at.jv, state)

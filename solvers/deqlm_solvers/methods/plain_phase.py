@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from deqlm_solvers.methods.decision import Decision, Table, tabulate
 
 __all__ = ["Move", "Watch"]
 
@@ -21,12 +24,19 @@ COLLAPSED = 0.25
 """A mixed step collapses when it takes ||f(z)|| below this factor times the largest seen,"""
 STUCK = 0.5
 """while ||r|| / ||f(z)|| stays above this factor times the smallest seen."""
+CLOSE = 0.005
+"""A row whose ||r|| / ||f(z)|| is at most this converges: its scale does not vanish with its residual."""
+CLOSE_EPS = 4.0
+"""Nor is there anything to leave below this factor times the eps of what f computes in, where rounding decides."""
+GROWS = 0.5
+"""The residual grows along a step s, and changes by y, where s . y is above this factor times ||s|| ||y||: what repels
+pushes along the step, while maps that are merely not normal push to its side."""
 WILD = 8.0
 """A point whose residual is above this factor times the first one says nothing of the scale."""
 SLOW_RATE = 0.5
 """Mixing is slow where the residual has not fallen to this factor"""
 SLOW_MIXES = 8
-"""within so many mixes in a row; plain steps are tried where it also grew along the last one."""
+"""within so many mixes in a row; plain steps are tried where it also grows along the last one."""
 PASSED = 0.5
 """Plain steps away from a root have arrived when the residual is below this factor times the largest on the way, and
 ||r|| / ||f(z)|| below the smallest seen before."""
@@ -48,21 +58,25 @@ TESTS = {
     "nearest": ("relative", 1.0, "least"),
     "young": ("way", LONGEST_WAY - 1.0, "one"),
     "patient": ("since", SLOW_MIXES - 2.0, "one"),
-    "inward": ("along", 0.0, "one"),
+    "aside": ("along", GROWS, "reach"),
+    "close": ("relative", 1.0, "near"),
     "turned": ("one", 1.0, "turned"),
     "plain": ("one", 1.0, "plain"),
     "away": ("one", 1.0, "away"),
 }
 """Left, factor and right of every comparison left <= factor right that decides; all are made in one operation."""
 
+COUNTED = ("longer way", "more since")
+"""Columns ``way`` and ``since``, one higher."""
 KEPT = ("mark", "first", "peak", "start", "last", "largest", "least", "below", "way", "since", "plain", "away")
 """Columns that are kept from one point to the next: the residual that `SLOW_RATE` looks back to; the first one; the
 largest and the first one of the way; the last one; the largest ||f(z)|| and the least ||r|| / ||f(z)|| of mixing rows;
 the rate up to which steps are plain; steps spent on ways; mixes since ``mark``; two flags."""
-SEEN = ("norm", "size", "relative", "along", "turned", "edge", "highest", "larger", "lesser")
+SEEN = ("norm", "size", "relative", "along", "reach", "turned", "edge", "highest", "larger", "lesser", *COUNTED)
 """Columns that a new point gives: see `Watch.look`; the residual up to which steps stay plain; new kept ones."""
-FIXED = ("zero", "one", "later", "after", "most")
+FIXED = ("zero", "one", "later", "after", "most", "near")
 COLUMNS = (*KEPT, *SEEN, *FIXED)
+COUNTS = slice(KEPT.index("way"), KEPT.index("since") + 1)
 
 
 class Move(NamedTuple):
@@ -93,18 +107,19 @@ class Watch:
     shows it: its scale collapses, its relative residual does not fall, and its residual grows along its step. Such a
     step is taken back, and plain steps lead away from the root until the residual has passed its peak.
 
-    What a row does follows from the outcomes of `TESTS`, looked up in a table, because a hundred operations on columns
-    would cost more than the step.
+    What a row does follows from the outcomes of `TESTS` by `_rules`, in a `Table`: seventy operations on columns would
+    cost more than the step.
 
     Args:
         plain_rate: factor from one residual to the next up to which a row takes plain steps from the start.
         norm: ||r_0||, float64.
+        eps: of the dtype that f computes in.
 
     Attributes:
         move: what rows did at the last point.
     """
 
-    def __init__(self, plain_rate: float, norm: Tensor) -> None:
+    def __init__(self, plain_rate: float, norm: Tensor, eps: float) -> None:
         none = torch.zeros_like(norm, dtype=torch.bool)
         self.move = Move(~none, none, none, none, none, none)
         self.idle = torch.zeros_like(norm, dtype=torch.int64)
@@ -112,31 +127,30 @@ class Watch:
         first = dict.fromkeys(KEPT, norm) | {"largest": zero, "least": one / zero, "below": plain_rate * one}
         first |= {"way": zero, "since": zero, "plain": one, "away": zero}
         self.kept = torch.cat([first[name] for name in KEPT], dim=1)
-        self.fixed = torch.cat(
-            (zero, one, max(IDLE_RATE, plain_rate) * one, AFTER_RATE * one, LONGEST_WAY * one), dim=1
-        )
-        self.rules = _rules(norm.device)
+        fixed = (0.0, 1.0, max(IDLE_RATE, plain_rate), AFTER_RATE, LONGEST_WAY, max(CLOSE, CLOSE_EPS * eps))
+        self.fixed = torch.cat([value * one for value in fixed], dim=1)
+        self.table = _table(norm.device)
 
-    def look(self, norm: Tensor, size: Tensor, along: Tensor) -> Move:
+    def look(self, norm: Tensor, size: Tensor, along: Tensor, reach: Tensor) -> Move:
         """Take a new point, before the step.
 
         Args:
             norm: ||r||.
             size: ||f(z)||.
             along: product of the changes of z and of r along the step to this point, in any unit > 0.
+            reach: product of their norms, in the same unit.
         """
         kept = dict(zip(KEPT, self.kept.split(1, dim=1), strict=True))
         turned = (self.idle >= IDLE_MIXES) & (norm <= IDLE_RATE * kept["last"])
         relative = norm / size
         highest = torch.fmax(kept["peak"], norm)
         larger, lesser = torch.fmax(kept["largest"], size), torch.fmin(kept["least"], relative)
-        seen = (norm, size, relative, along, turned, kept["below"] * kept["last"], highest, larger, lesser)
+        edge = kept["below"] * kept["last"]
+        counted = self.kept[:, COUNTS] + 1
+        seen = (norm, size, relative, along, reach, turned, edge, highest, larger, lesser, counted)
         columns = torch.cat((self.kept, *seen, self.fixed), dim=1)
-        rules = self.rules
-        right = columns.index_select(1, rules.right) * rules.factor
-        outcome = ((columns.index_select(1, rules.left) <= right) * rules.place).sum(1)
-        self.kept = columns.gather(1, rules.sources.index_select(0, outcome)) + rules.counts.index_select(0, outcome)
-        self.move = Move(*rules.moves.index_select(0, outcome).split(1, dim=1))
+        flags, self.kept = self.table.decide(columns)
+        self.move = Move(*flags.split(1, dim=1))
         return self.move
 
     def judge(self, gain: Tensor, square: Tensor) -> None:
@@ -145,75 +159,40 @@ class Watch:
         self.idle = idle.masked_fill(self.move.plain, 0)
 
 
-class _Rules(NamedTuple):
-    """Tests, and for each of their outcomes: the moves, and from which column each kept one is taken, plus a count."""
-
-    left: Tensor
-    factor: Tensor
-    right: Tensor
-    place: Tensor
-    moves: Tensor
-    sources: Tensor
-    counts: Tensor
+def _rules(is_: SimpleNamespace) -> Decision:
+    """Decide what a row does and keeps; ``is_`` has the outcome of each of `TESTS` by its name."""
+    steady = is_.plain | is_.falls
+    outward = is_.young & ~is_.aside & ~is_.close
+    back = outward & ~is_.plain & is_.small & ~is_.halved
+    slow = outward & ~steady & ~is_.patient & is_.tame
+    sets_out = back | slow
+    arrived = is_.away & is_.passed & is_.nearest
+    lost = is_.away & ~arrived & ~(is_.bearable & (is_.young | is_.halved))
+    away = sets_out | (is_.away & ~arrived & ~lost)
+    turned = ~is_.plain & is_.turned
+    plain = away | arrived | turned | (is_.plain & is_.fast)
+    start = (back, "last", "norm")
+    kept = {
+        "mark": (steady, "norm", "mark"),
+        "first": "first",
+        "peak": (sets_out, start, "highest"),
+        "start": (sets_out, start, "start"),
+        "last": "norm",
+        "largest": (~plain & is_.tame, "larger", "largest"),
+        "least": (~plain, "lesser", "least"),
+        "below": (turned, "later", (arrived, "after", "below")),
+        "way": (lost, "most", (is_.away, "longer way", "way")),
+        "since": (steady, "zero", "more since"),
+        "plain": (plain, "one", "zero"),
+        "away": (away, "one", "zero"),
+    }
+    assert tuple(kept) == KEPT
+    return Decision(Move(plain, back, sets_out, away | arrived, arrived, lost), kept)
 
 
 @functools.cache
-def _rules(device: torch.device) -> _Rules:
-    with torch.device("cpu"):
-        lefts, factors, rights = zip(*TESTS.values(), strict=True)
-        place = 2 ** torch.arange(len(TESTS))
-        outcomes = torch.arange(2 ** len(TESTS))[:, None].bitwise_and(place) > 0
-        moves, taken, counts = _decide(dict(zip(TESTS, outcomes.unbind(1), strict=True)))
-        rules = _Rules(
-            left=torch.tensor([COLUMNS.index(name) for name in lefts]),
-            factor=torch.tensor(factors, dtype=torch.float64),
-            right=torch.tensor([COLUMNS.index(name) for name in rights]),
-            place=place,
-            moves=torch.stack(moves, dim=1),
-            sources=torch.stack([taken[name] for name in KEPT], dim=1),
-            counts=torch.stack([counts.get(name, torch.zeros(len(outcomes))) for name in KEPT], dim=1).double(),
-        )
-    return _Rules(*(t.to(device) for t in rules))
+def _table(device: torch.device) -> Table:
+    return tabulate(TESTS, _rules, COLUMNS, device)
 
 
-def _decide(is_: dict[str, Tensor]) -> tuple[Move, dict[str, Tensor], dict[str, Tensor]]:
-    """Return for every outcome the move, from which column each kept one is taken, and what is added to it."""
-    was_plain, was_away = is_["plain"], is_["away"]
-    steady = was_plain | is_["falls"]
-    outward = is_["young"] & ~is_["inward"]
-    back = outward & ~was_plain & is_["small"] & ~is_["halved"]
-    sets_out = back | (outward & ~steady & ~is_["patient"] & is_["tame"])
-    arrived = was_away & is_["passed"] & is_["nearest"]
-    lost = was_away & ~arrived & ~(is_["bearable"] & (is_["young"] | is_["halved"]))
-    away = sets_out | (was_away & ~arrived & ~lost)
-    turned = ~was_plain & is_["turned"]
-    plain = away | arrived | turned | (was_plain & is_["fast"])
-    start = _column("last", back, "norm")
-    taken = {
-        "mark": _column("norm", steady, "mark"),
-        "first": _column("first", steady, "first"),
-        "peak": _column(start, sets_out, "highest"),
-        "start": _column(start, sets_out, "start"),
-        "last": _column("norm", steady, "norm"),
-        "largest": _column("larger", ~plain & is_["tame"], "largest"),
-        "least": _column("lesser", ~plain, "least"),
-        "below": _column("later", turned, _column("after", arrived, "below")),
-        "way": _column("most", lost, "way"),
-        "since": _column("zero", steady, "since"),
-        "plain": _column("one", plain, "zero"),
-        "away": _column("one", away, "zero"),
-    }
-    return (
-        Move(plain, back, sets_out, away | arrived, arrived, lost),
-        taken,
-        {"way": was_away & ~lost, "since": ~steady},
-    )
-
-
-def _column(name: str | Tensor, where: Tensor, other: str | Tensor) -> Tensor:
-    """Return the number of column ``name`` where ``where`` holds, else that of ``other``."""
-    one, two = (COLUMNS.index(column) if isinstance(column, str) else column for column in (name, other))
-    return torch.where(where, one, two)
-
-
-_rules(torch.device("cpu"))
+_table(torch.device("cpu"))

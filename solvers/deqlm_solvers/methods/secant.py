@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.dtypes import inner_dtype
-from deqlm_solvers.core.solver import Evaluation, Map
-from deqlm_solvers.loop.criterion import row_norms
+from deqlm_solvers.core.norms import row_norms
+from deqlm_solvers.core.solver import Evaluation
+from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.methods.damping import FLOOR, Damping
 from deqlm_solvers.methods.plain_phase import Move, Watch
@@ -74,9 +75,9 @@ class Pairs:
         """Return s . y of the newest pair, (B, 1)."""
         return (self.s[:, self.newest] * self.y[:, self.newest]).sum(1, keepdim=True)
 
-    def scale(self) -> Tensor:
-        """Return ||s|| / ||y|| of the newest pair, (B, 1) float64; not finite where it is a zero pair."""
-        return _norm(self.s[:, self.newest]) / _norm(self.y[:, self.newest])
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """Return ||s|| and ||y|| of the newest pair, (B, 1) float64."""
+        return _norm(self.s[:, self.newest]), _norm(self.y[:, self.newest])
 
     def products(self, block: Tensor, vector: Tensor) -> Tensor:
         """Return inner products of `s` or `y` with a vector (B, N), by age, (B, M) float64.
@@ -201,13 +202,13 @@ class Secant(StepSolver):
             damping=Damping(self.initial_damping(), z),
         )
 
-    def step(self, f: Map, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:
+    def step(self, f: Evaluator, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:  # type: ignore[override]
         norm = _norm(at.r)
         if state.taken == 0:
             state.first_norm = state.best_norm = state.base_norm = norm
             state.best_z, state.best_r, state.base_z, state.base_r = at.z, at.r, at.z, at.r
             state.unit = _power_of_two_near_inverse(norm, at.r.dtype)
-            state.watch = Watch(self.plain_below(), norm) if self.plain_below() > 0 else None
+            state.watch = Watch(self.plain_below(), norm, f.eps) if self.plain_below() > 0 else None
             step = state.damping.beta * at.r
             self._propose(state, step)
             z_next = at.z + step
@@ -237,14 +238,16 @@ class Secant(StepSolver):
         left_out = refused if held is None else refused | held
         pairs.push(at, state.base_z, state.base_r, state.unit, left_out)
         move = None
+        lengths = pairs.lengths() if self.fits_scale() else None
         if state.watch is not None:
-            move = state.watch.look(norm, _norm(at.fz), pairs.along())
+            moved, changed = lengths or pairs.lengths()
+            move = state.watch.look(norm, _norm(at.fz), pairs.along(), moved * changed)
             sound = (sound | move.bears) & ~move.lost
             state.first_norm = torch.where(move.arrived, torch.maximum(state.first_norm, norm), state.first_norm)
             damping.renew(move.sets_out)
             pairs.count = pairs.count.masked_fill(move.plain, 0)
         self._keep_best(at, norm, state, move)
-        damping.fit((pairs.count == 1) & ~left_out, pairs.scale() if self.fits_scale() else None)
+        damping.fit((pairs.count == 1) & ~left_out, lengths and lengths[0] / lengths[1])
         weights = self.weights(state.products, pairs, state.unit * at.r, damping.beta)
         if state.watch is not None:
             state.watch.judge(self.gain(state.products), (state.unit * norm).square())

@@ -209,7 +209,8 @@ bool runs_away(const Solve& s, Row& row, int64_t i, const Reading& at, const T* 
     const double residual = at.residual > hidden ? at.residual : hidden;
     const double share = size > FAR * row.first_size ? s.share_left : FALLEN;
     if (!(residual > share * row.first_residual) || !(size > GROWN * row.first_size)) return false;
-    if (!(std::fabs(size - row.mark_size) > NEAR * size)) return residual > share * row.mark_residual;
+    const double sure = s.eps > COARSE ? SURE : 1.0;
+    if (!(std::fabs(size - row.mark_size) > NEAR * size)) return residual > sure * share * row.mark_residual;
     row.mark_residual = residual, row.mark_size = size;
     return true;
 }

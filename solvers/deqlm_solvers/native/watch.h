@@ -9,7 +9,7 @@
 namespace {
 
 constexpr double COLLAPSED = 0.25, STUCK = 0.5, WILD = 8.0, PASSED = 0.5, AFTER_RATE = 0.8, STEEPEST_WAY = 1e4;
-constexpr double SLOW_RATE = 0.5;
+constexpr double SLOW_RATE = 0.5, CLOSE = 0.005, CLOSE_EPS = 4, GROWS = 0.5;
 constexpr int64_t LONGEST_WAY = 40, SLOW_MIXES = 8;
 
 enum Move { GOES_ON, GOES_BACK, ARRIVED, LOST };
@@ -26,20 +26,22 @@ double norm_in_unit(const T* a, int64_t n, double unit) {
     return std::sqrt(total) / unit;
 }
 
-// Whether the residual of row i grew along the step to z.
+// Whether the residual of row i grows along the step to z.
 template <typename T>
 bool outward(const Solve& s, int64_t i, const T* z, const T* fz) {
     const Row& row = s.row[i];
     const int64_t where = pending_slot(s, row);
     const T *base_z = slot<T>(s, s.ring_s, i, where), *base_r = slot<T>(s, s.ring_y, i, where);
     const T unit = static_cast<T>(row.unit);
-    double along = 0;
-#pragma omp simd reduction(+ : along)
+    double along = 0, moved_square = 0, change_square = 0;
+#pragma omp simd reduction(+ : along, moved_square, change_square)
     for (int64_t j = 0; j < s.unknowns; ++j) {
         const T moved = (z[j] - base_z[j]) * unit, change = (fz[j] - z[j] - base_r[j]) * unit;
         along += static_cast<double>(moved) * change;
+        moved_square += static_cast<double>(moved) * moved;
+        change_square += static_cast<double>(change) * change;
     }
-    return along > 0;
+    return along > GROWS * (std::sqrt(moved_square) * std::sqrt(change_square));
 }
 
 // Follow the way of a row from a root that repels; `back` and `on` start one.
@@ -73,7 +75,7 @@ Move look(Solve& s, int64_t i, const T* z, const T* fz, bool sound) {
     const bool stuck = !row.plain && ways && size <= COLLAPSED * row.size && relative >= STUCK * row.least_relative;
     const bool tame = row.norm <= WILD * row.start_norm;
     const bool slow = ways && tame && row.since_mark >= SLOW_MIXES;
-    const bool grew = sound && (stuck || slow) && outward(s, i, z, fz);
+    const bool grew = sound && !(relative <= std::fmax(CLOSE, CLOSE_EPS * s.eps)) && (stuck || slow) && outward(s, i, z, fz);
     const Move move = follow(row, relative, stuck && grew, slow && grew && !stuck, s.damping);
     const bool turned = !row.plain && row.idle >= IDLE_MIXES && rate <= IDLE_RATE;
     if (turned) row.plain_below = IDLE_RATE > s.plain_rate ? IDLE_RATE : s.plain_rate;

@@ -60,8 +60,8 @@ class LiteratureProblem:
 
     @property
     def max_iter(self) -> int:
-        """Evaluations that a solver may make: 500, or 40 dense Jacobians of N products each, whichever is more."""
-        return max(500, 40 * (self.unknowns + 1))
+        """Evaluations that a solver may make: 500, or 300 dense Jacobians of N products, up to the 10,000 of scipy."""
+        return max(500, min(10_000, 300 * (self.unknowns + 1)))
 
     def map(self, form: str) -> Map:
         """Return f of z = f(z), one of `forms`.

@@ -13,7 +13,7 @@ from deqlm_solvers.core.dtypes import HALF
 from deqlm_solvers.core.layout import Frame
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.evaluator import InnerMap
+from deqlm_solvers.loop.evaluator import Evaluator
 
 __all__ = ["PUSHED", "Grid", "check_causal", "colours_at_once", "lagged_blocks"]
 
@@ -58,7 +58,7 @@ def colours_at_once(grid: Grid, rows: int, colours: int) -> int:
     return max(1, min(colours, PUSHED // max(1, rows * grid.tokens * grid.width**2)))
 
 
-def lagged_blocks(f: InnerMap, z: Tensor, grid: Grid, lags: int, colours: int) -> Tensor:
+def lagged_blocks(f: Evaluator, z: Tensor, grid: Grid, lags: int, colours: int) -> Tensor:
     """Return the blocks dF_t/dz_{t-k} of lags k = 0 to ``lags``, (lags + 1, B, L, D, D) float64.
 
     A tangent moves one number of every token of one colour c: tokens c, c + C, c + 2 C, ... of C colours, C D tangents
@@ -88,7 +88,7 @@ def lagged_blocks(f: InnerMap, z: Tensor, grid: Grid, lags: int, colours: int) -
     return blocks
 
 
-def _push(f: InnerMap, z: Tensor, grid: Grid, some: range, colours: int) -> Tensor:
+def _push(f: Evaluator, z: Tensor, grid: Grid, some: range, colours: int) -> Tensor:
     """Return J v for the D tangents of ``some`` colours, (colours of ``some``, D, B, L, D)."""
     tokens, width = grid
     v = torch.zeros(len(some), width, tokens, width, dtype=z.dtype, device=z.device)
@@ -97,7 +97,7 @@ def _push(f: InnerMap, z: Tensor, grid: Grid, some: range, colours: int) -> Tens
     return f.products(z, v.reshape(-1, tokens * width)).reshape(len(some), width, z.shape[0], tokens, width)
 
 
-def check_causal(f: InnerMap, at: Evaluation, grid: Grid, mask: Tensor | None) -> None:
+def check_causal(f: Evaluator, at: Evaluation, grid: Grid, mask: Tensor | None) -> None:
     """Raise unless the tokens before the last one keep their values when the last one is moved; one evaluation.
 
     Args:

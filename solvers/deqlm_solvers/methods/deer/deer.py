@@ -17,8 +17,8 @@ from deqlm_solvers.core.sizes import read_bytes, show_bytes
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver, register_solver
 from deqlm_solvers.core.stop import Stop
-from deqlm_solvers.loop.evaluator import InnerMap, check_start
-from deqlm_solvers.loop.loop import drive
+from deqlm_solvers.loop.evaluator import Evaluator, check_start
+from deqlm_solvers.loop.loop import run
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.methods.deer.blocks import Grid, check_causal, colours_at_once, lagged_blocks
 from deqlm_solvers.methods.deer.scan import bidiagonal_product, damped_step, newton_step
@@ -141,7 +141,7 @@ class Deer(Solver):
         self._check_memory(along.peak_bytes(rows, unknowns, z0.dtype, stop), rows, grid)
         left = stop.max_iter - probes
         points = left // price if stop.is_budget else 1 + (left - 1) // price
-        return drive(along, f, z0, stop.replace(max_iter=points), frame)
+        return run(along, f, z0, stop.replace(max_iter=points), frame)
 
     def _probes(self, grid: Grid) -> bool:
         return self.probe and grid.tokens > 1
@@ -197,7 +197,7 @@ class _Along(StepSolver):
     def init(self, z: Tensor) -> _AlongState:
         return _AlongState(first=None)
 
-    def step(self, f: InnerMap, at: Evaluation, state: _AlongState) -> tuple[Tensor, _AlongState]:  # type: ignore[override]
+    def step(self, f: Evaluator, at: Evaluation, state: _AlongState) -> tuple[Tensor, _AlongState]:  # type: ignore[override]
         rows, unknowns = at.z.shape
         if not at.z.numel():
             return at.z, state
@@ -223,7 +223,7 @@ class _Along(StepSolver):
         step = torch.where(sound, norm * unit.flatten(1), r)
         return at.z + step.to(at.z.dtype), state
 
-    def _blocks(self, f: InnerMap, z: Tensor, grid: Grid) -> Tensor:
+    def _blocks(self, f: Evaluator, z: Tensor, grid: Grid) -> Tensor:
         deer = self.deer
         if deer.blocks is None:
             blocks = lagged_blocks(f, z, grid, deer.lags, deer._colours(grid))
