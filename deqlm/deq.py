@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
@@ -258,11 +259,8 @@ class DEQ(nn.Module):
         def prepare(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
             return inject(x), args, kwargs
 
-        def f(z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self.inject.join(layer, z, u, args, kwargs)
-
         made = RowMap(
-            *(rows, f, (x, args, kwargs), prepare, (u, args, kwargs)),
+            *(rows, partial(self.inject.join, layer), (x, args, kwargs), prepare, (u, args, kwargs)),
             fixed=lambda: inject.noisy or layer.noisy,
             owner=self.layer,
         )

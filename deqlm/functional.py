@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from deqlm.gradients.base import GRADIENTS, Forward, Gradient
+from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.held import Held
@@ -129,7 +130,6 @@ def solve_rows(
     )
     if cap is not None:
         how, gradient = cap.apply(how, gradient.for_solve(how), rows, frame)
-    forward = Forward(how, frame)
     failures = failures.of(f)
     z0 = rows.z0
     if frame.token_mask is not None and (masked := Criterion(how.stop, frame, z0).masked) is not None:
@@ -139,14 +139,14 @@ def solve_rows(
         if parametrize._cache_enabled:
             # inside parametrize.cached() the first evaluation makes the weights of all, and the solver's has no graph
             f(z0)
-        sol = gradient.attach(forward, f, z0, failures)
+        sol = gradient.attach(how, f, z0, frame, failures)
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = gradient.settle(_inferring(f), forward(_inferring(f), z0), failures)
+            sol = gradient.settle(_inferring(f), how(_inferring(f), z0, frame), failures)
         failures.report(sol, how.stop)
     else:
-        sol = gradient.settle(f, forward(f, z0), failures)
+        sol = gradient.settle(f, how(f, z0, frame), failures)
         failures.report(sol, how.stop)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))
@@ -173,6 +173,7 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
     if scale is None:
         return None
     ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
+    ok = ok and (not isinstance(scale, int) or abs(scale) <= sys.float_info.max)
     require(ok, "scale", scale, "a number or one value per row")
     if isinstance(scale, Tensor):
         require_state(scale, "scale")

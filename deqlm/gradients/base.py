@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,26 +13,7 @@ from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Frame, Map, Options, Registry, Solution, Solve, Status, Stop
 
-__all__ = ["GRADIENTS", "Forward", "Gradient", "register_gradient"]
-
-
-@dataclass(frozen=True)
-class Forward:
-    """A forward solve: how, and what the rows stand for. Calling it solves without a graph."""
-
-    solve: Solve
-    frame: Frame
-
-    def __call__(self, f: Map, z0: Tensor) -> Solution:
-        return self.solve(f, z0, self.frame)
-
-    def select(self, rows: Tensor) -> Forward:
-        """Return the same of some rows (K,), int64."""
-        frame = self.frame
-        scale, mask, unit = (
-            t if t is None else t.index_select(0, rows) for t in (frame.scale, frame.token_mask, frame.unit)
-        )
-        return Forward(self.solve, replace(frame, scale=scale, token_mask=mask, unit=unit))
+__all__ = ["GRADIENTS", "Gradient", "register_gradient"]
 
 
 class Gradient(Options, ABC):
@@ -89,29 +69,29 @@ class Gradient(Options, ABC):
         """Return (B, N) with the value of ``z`` (or close to it) whose graph carries the gradient.
 
         Args:
-            f: the map on rows; what it captures is reached through its graph. A `RowMap` says in ``found`` how the
+            f: the map on rows; what it captures is reached through its graph. A `RowMap` says in ``solved_by`` how the
                 point was found.
             z: solved point, (B, N), without a graph.
             adjoint: report to fill in, in backward or at once.
         """
 
-    def attach(self, forward: Forward, f: RowMap, z0: Tensor, failures: Failures) -> Solution:
+    def attach(self, solve: Solve, f: RowMap, z0: Tensor, frame: Frame, failures: Failures) -> Solution:
         """Solve from ``z0`` (B, N) and connect the result; rows that failed are kept out of the graph."""
-        sol = forward(f, z0)
-        failures.report(sol, forward.solve.stop)
+        sol = solve(f, z0, frame)
+        failures.report(sol, solve.stop)
         adjoint = failures.adjoint()
         if not self.keeps_point:
             sol = sol.replace(residual_of="previous")
-        bad = failures.bad_rows(sol, forward.solve.stop)
+        bad = failures.bad_rows(sol, solve.stop)
         if bad is None:
-            f.found = forward
+            f.solved_by = (solve, frame)
             return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
         if bool(bad.all()):
             return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
         source = healthy_source(bad)
         healthy = sol.z.index_select(0, source)
         sound = f.without(bad, healthy)
-        sound.found = forward.select(source)
+        sound.solved_by = (solve, frame.select(source))
         z = self.connect(sound, healthy, adjoint)
         return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
 

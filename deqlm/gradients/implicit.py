@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deqlm.gradients.adjoint import System
-from deqlm.gradients.base import Forward, Gradient, register_gradient
+from deqlm.gradients.base import Gradient, register_gradient
 from deqlm.wrap.graph import begin, depends, reaches_leaf
 from deqlm.wrap.left_behind import left_by
 from deqlm.wrap.rows import RowMap
@@ -101,14 +101,13 @@ class Implicit(Gradient):
         return 2 if self.second_order else 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
-        found: Forward | None = f.found if isinstance(f, RowMap) else None
-        frame = Frame() if found is None else found.frame
+        forward, frame = (f.solved_by if isinstance(f, RowMap) else None) or (None, Frame())
         source = begin(z)
         fz = f(source)
         if not reaches_leaf(fz, beyond=source):
             return z
         computed = evaluated_dtype(z)
-        how = self.backward(None if found is None else found.solve.solver)
+        how = self.backward(None if forward is None else forward.solver)
         system = System(
             how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
             rescue=self.solve == "auto",

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from deqlm.gradients.base import Forward, Gradient, nothing, register_gradient
+from deqlm.gradients.base import Gradient, nothing, register_gradient
 from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
-from deqlm_solvers import Adjoint, Map, Solution, Solve, StepSolver, Stop, options
+from deqlm_solvers import Adjoint, Frame, Map, Solution, Solve, StepSolver, Stop, options
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.loop.loop import run
 
@@ -66,24 +66,24 @@ class Unrolled(Gradient):
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         raise TypeError("gradient 'unrolled' differentiates the forward solve; it cannot connect a solved point")
 
-    def attach(self, forward: Forward, f: RowMap, z0: Tensor, failures: Failures) -> Solution:
-        sol = self._run(forward, f, z0)
-        failures.report(sol, forward.solve.stop)
-        bad = failures.bad_rows(sol, forward.solve.stop)
+    def attach(self, solve: Solve, f: RowMap, z0: Tensor, frame: Frame, failures: Failures) -> Solution:
+        sol = self._run(solve, f, z0, frame)
+        failures.report(sol, solve.stop)
+        bad = failures.bad_rows(sol, solve.stop)
         if bad is None:
             return sol.replace(adjoint=failures.adjoint())
         if bool(bad.all()):
             return sol.replace(z=nothing(f, sol.z.detach()), adjoint=failures.adjoint())
         start = z0.index_select(0, healthy_source(bad))
-        again = self._run(forward, f.without(bad, start), start)
+        again = self._run(solve, f.without(bad, start), start, frame)
         z = torch.where(bad[:, None], sol.z.detach(), again.z)
         return sol.replace(z=z, cost=sol.cost + again.cost, adjoint=failures.adjoint())
 
-    def _run(self, forward: Forward, f: Map, z0: Tensor) -> Solution:
-        solver, stop = forward.solve.solver, forward.solve.stop
+    def _run(self, solve: Solve, f: Map, z0: Tensor, frame: Frame) -> Solution:
+        solver = solve.solver
         assert isinstance(solver, StepSolver)
         if self.checkpoint and isinstance(f, RowMap):
             f.settle(z0)
         step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
-        sol = run(solver, step, z0, stop, forward.frame, graph=True).replace(solver=solver)
+        sol = run(solver, step, z0, solve.stop, frame, graph=True).replace(solver=solver)
         return sol if sol.z.requires_grad else sol.replace(z=nothing(f, sol.z))

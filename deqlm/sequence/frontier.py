@@ -95,7 +95,7 @@ class Slide:
             here = part.to(inner) if kept is None else part.index_select(0, kept).to(inner)
             at = Evaluation(here.reshape(fz.shape), fz.to(inner))
             r = at.r.reshape(here.shape)
-            readings = self._measure(end - first, how.stop, frame, point).groups(at).cpu().numpy()
+            readings = torch.stack(self._measure(end - first, how.stop, frame, point).groups(at)).cpu().numpy()
             if kept is None and len(rows) < batch:
                 readings = readings[:, rows]
             moves, fresh = prefix.take(readings, rows, first, end)

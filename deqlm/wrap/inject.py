@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deqlm.wrap.trees import tensors, tree_add
 from deqlm_solvers.core.checks import require
@@ -50,7 +50,8 @@ class Add(Inject):
             raise ValueError(f"start must have the shapes of u, {rule}, with or without batch dimensions, got {got}")
 
     def join(self, layer: Callable[..., Any], z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return layer(tree_add(z, u), *args, **kwargs)
+        plain = isinstance(z, Tensor) and isinstance(u, Tensor) and z.shape == u.shape
+        return layer(z + u if plain else tree_add(z, u), *args, **kwargs)
 
 
 class Argument(Inject):

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from deqlm.wrap.cuts import first_dims, healthy_source, some, spared
 from deqlm.wrap.held import Held
 from deqlm.wrap.trees import describe, in_order, map_tensors, structure_hint, tree_flatten, tree_unflatten
+from deqlm_solvers import Frame, Solve
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.kinds import is_dense, memory_format, require_state
+from deqlm_solvers.core.kinds import memory_format, require_state
 from deqlm_solvers.core.transforms import refuse_tracing
 
 __all__ = ["RowMap", "Rows"]
@@ -171,7 +173,8 @@ class RowMap:
         owner: the layer or function of the user that f evaluates, which may leave tensors somewhere, or None.
 
     Attributes:
-        found: how a solved point was found, for the gradient method that connects it; None elsewhere.
+        solved_by: how a solved point was found, solve and frame, for the gradient method that connects it; None
+            elsewhere.
     """
 
     def __init__(
@@ -195,7 +198,7 @@ class RowMap:
         self.fixed = fixed
         self.held = held
         self.owner = owner
-        self.found: Any = None
+        self.solved_by: tuple[Solve, Frame] | None = None
         self._counter = [0, 0]
 
     @property
@@ -208,15 +211,15 @@ class RowMap:
         """Rows summed over those evaluations."""
         return self._counter[1]
 
-    def __call__(self, z: Tensor) -> Tensor:
-        return self._evaluate(z) if self.held is None else self.held.evaluate(self._evaluate, z)
-
     def settle(self, z: Tensor) -> None:
         """Evaluate at ``z`` (B, N) once if evaluations might differ in what they save for backward before that."""
         if self.held is not None:
-            self.held.look(self._evaluate, z)
+            self.held.look(partial(self, bare=True), z)
 
-    def _evaluate(self, z: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, bare: bool = False) -> Tensor:
+        """Return f at ``z`` (B, N), likewise; ``bare`` is the map in which nothing is held."""
+        if self.held is not None and not bare:
+            return self.held.evaluate(partial(self, bare=True), z)
         rows, counter = self.rows, self._counter
         counter[0] += 1
         counter[1] += rows.count
@@ -224,7 +227,7 @@ class RowMap:
             return rows.pack(self.f(rows.unpack(z), *self.prepared))
         shape = rows.shapes[0]
         fz = self.f(z if z.shape == shape else z.reshape(shape), *self.prepared)
-        plain = type(fz) is Tensor and is_dense(fz)
+        plain = type(fz) is Tensor and fz.layout is torch.strided and not fz.is_nested
         if plain and fz.shape == shape and fz.dtype == rows.dtype and fz.device == rows.device:
             return fz if fz.dim() == 2 and rows.batch_dims == 1 else fz.reshape(rows.count, rows.sizes[0])
         return rows.pack(fz)

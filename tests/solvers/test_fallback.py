@@ -90,6 +90,9 @@ def test_the_default_chain_is_that_of_the_docstring():
         (lambda: Fallback("andersen"), KeyError, "did you mean 'anderson'"),
         (lambda: Fallback(["anderson", "broyden"]), TypeError, "solver must be a name"),  # type: ignore[arg-type]
         (lambda: Fallback(solvers=()), ValueError, "solvers must be at least one solver"),
+        (lambda: Fallback(solvers="anderson"), ValueError, "solvers must be a sequence of solvers.*got 'anderson'"),
+        (lambda: Fallback(solvers={"name": "anderson"}), ValueError, "solvers must be a sequence of solvers"),
+        (lambda: Fallback(solvers=3), ValueError, "solvers must be a sequence of solvers.*got 3"),  # type: ignore[arg-type]
         (lambda: Fallback("anderson", Fallback("broyden")), ValueError, "list the members of that one"),
         (lambda: Fallback("anderson", Anderson()), ValueError, "without a repetition"),
         (lambda: Fallback("anderson", solvers=["broyden"]), TypeError, "members twice"),

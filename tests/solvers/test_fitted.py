@@ -20,7 +20,6 @@ HUGE = 10**9
         (Anderson(), 3, 100, 4),
         (Anderson(), 100, 5, 6),
         (Anderson(), 0, 100, 2),
-        (Anderson(memory=1), 0, 1, 1),
         (Anderson(memory=HUGE), 6, 100, 7),
         (Broyden(), 100, 100, 20),
         (Broyden(), 3, 100, 12),
@@ -40,6 +39,10 @@ def test_how_much_is_kept(solver, unknowns, max_iter, memory):
 def test_a_rule_without_history_stays_what_it_is():
     solver = FixedPoint()
     assert solver.fitted(1, 1) is solver
+
+
+def test_one_point_of_memory_is_damped_picard_iteration():
+    assert Anderson(memory=1, damping=0.5, impl="torch").fitted(4, 10) == FixedPoint(damping=0.5, impl="torch")
 
 
 @pytest.mark.parametrize("impl", IMPLS)

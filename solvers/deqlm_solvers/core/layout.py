@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -41,3 +41,10 @@ class Frame:
     unit: Tensor | None = None
     snap: Callable[[Tensor], Tensor] | None = None
     first: Tensor | None = None
+
+    def select(self, rows: Tensor) -> Frame:
+        """Return what some rows (K,), int64, stand for."""
+        scale, mask, unit = (
+            t if t is None else t.index_select(0, rows) for t in (self.scale, self.token_mask, self.unit)
+        )
+        return replace(self, scale=scale, token_mask=mask, unit=unit)

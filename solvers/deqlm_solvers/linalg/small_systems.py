@@ -43,8 +43,9 @@ def solve_leading(matrix: Tensor, rhs: Tensor, least_pivot: float) -> Tensor:
         (B, M), float64.
     """
     unknowns = matrix.shape[-1]
-    # a padded pivot is zero and left out like any dependent one
-    matrix, rhs = _padded(matrix, rhs)
+    if extra := -unknowns % ALIGNED:
+        # a padded pivot is zero and left out like any dependent one
+        matrix, rhs = F.pad(matrix, (0, extra, 0, extra)), F.pad(rhs, (0, extra))
     size = matrix.shape[-1]
     factor, info = torch.linalg.cholesky_ex(finite_or_identity(matrix))
     pivots = factor.diagonal(dim1=1, dim2=2)
@@ -68,15 +69,12 @@ def solve_general(matrix: Tensor, rhs: Tensor) -> Tensor:
     Shapes as `solve_leading`.
     """
     unknowns = matrix.shape[-1]
-    matrix, rhs = _padded(finite_or_identity(matrix), rhs)
+    matrix = finite_or_identity(matrix)
+    if extra := -unknowns % ALIGNED:
+        matrix, rhs = F.pad(matrix, (0, extra, 0, extra)), F.pad(rhs, (0, extra))
     matrix.diagonal(dim1=1, dim2=2)[:, unknowns:].fill_(1.0)
     x, _ = torch.linalg.solve_ex(matrix, rhs[..., None])
     return torch.nan_to_num(x[:, :unknowns, 0], nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _padded(matrix: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-    extra = -matrix.shape[-1] % ALIGNED
-    return (F.pad(matrix, (0, extra, 0, extra)), F.pad(rhs, (0, extra))) if extra else (matrix, rhs)
 
 
 def finite_or_identity(matrix: Tensor) -> Tensor:

@@ -77,12 +77,7 @@ class Criterion:
 
     def __call__(self, at: Evaluation) -> Residuals:
         """Read one evaluation, (B, N)."""
-        if self.plain:
-            residual, norm, size = at.r_norm, at.fz_norm, at.z_norm
-        else:
-            residual, norm, size = self._norms(at.r), self._norms(at.fz), self._norms(at.z)
-        size = torch.maximum(norm, size)
-        relative, ratio = self._against(residual, norm)
+        residual, relative, ratio, size = self.groups(at)
         if self.stop.per == "row":
             return Residuals(residual, relative, ratio, None, size)
         if self.mask is not None:
@@ -94,19 +89,17 @@ class Criterion:
             return Residuals(zero, zero, zero, ratio, zero)
         return Residuals(residual.amax(1), relative.amax(1), ratio.amax(1), ratio, size.amax(1))
 
-    def groups(self, at: Evaluation) -> Tensor:
-        """Return residual, relative residual, ratio and size of each token or leaf, (4, B, G) float64, unmasked."""
-        residual, norm = self._norms(at.r), self._norms(at.fz)
-        size = torch.maximum(norm, self._norms(at.z))
-        return torch.stack((residual, *self._against(residual, norm), size))
-
-    def _against(self, residual: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the residual relative to max(||f(z)||, s), and in units of its tolerance."""
-        scale = self.scale
+    def groups(self, at: Evaluation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return residual, relative residual, ratio and size of each row, (B,), token or leaf, (B, G), unmasked."""
+        if self.plain:
+            residual, norm, size = at.r_norm, at.fz_norm, at.z_norm
+        else:
+            residual, norm, size = self._norms(at.r), self._norms(at.fz), self._norms(at.z)
+        size, scale = torch.maximum(norm, size), self.scale
         if scale is not None:
             norm = torch.maximum(norm, scale if norm.dim() == 1 else scale[:, None])
         tolerance = norm * self.stop.rtol + self.floor
-        return residual / norm.clamp_min(SMALLEST), residual / tolerance.clamp_min(SMALLEST)
+        return residual, residual / norm.clamp_min(SMALLEST), residual / tolerance.clamp_min(SMALLEST), size
 
     def norm(self, fz: Tensor) -> Tensor:
         """Return ||f(z)|| of rows, (B,) float64; for per="row"."""

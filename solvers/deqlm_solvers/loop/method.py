@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -30,4 +30,4 @@ class Method(Protocol):
 
     def final(self, state: Any) -> Tensor | None: ...
 
-    def fitted(self, unknowns: int, max_iter: int) -> Self: ...
+    def fitted(self, unknowns: int, max_iter: int) -> Method: ...

@@ -21,9 +21,11 @@ class Schedule(ABC):
 
     Attributes:
         together: whether all rows that are active are tested at the same evaluations.
+        looks: whether the host reads, after the evaluation of the last `due` and `plan`, how many rows are active.
     """
 
     together = True
+    looks = False
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
@@ -43,10 +45,6 @@ class Schedule(ABC):
         """Take note that ``rows`` (B,) are active again after evaluation ``k``."""
         return
 
-    @abstractmethod
-    def looks(self, k: int, last: bool) -> bool:
-        """Say whether the host reads, after evaluation ``k``, how many rows are active."""
-
 
 class Regular(Schedule):
     """Every n-th evaluation, from the first on, and the last one."""
@@ -58,14 +56,11 @@ class Regular(Schedule):
         self.looked = 0
 
     def due(self, k: int, last: bool, active: Tensor) -> Tensor | None:
-        return active if k % self.every == 0 or last else None
-
-    def looks(self, k: int, last: bool) -> bool:
-        every = self.stop.check_every
-        if every == 0 or k + 1 - self.looked < every or not (k % self.every == 0 or last):
-            return False
-        self.looked = k + 1
-        return True
+        tested = k % self.every == 0 or last
+        self.looks = tested and 0 < self.stop.check_every <= k + 1 - self.looked
+        if self.looks:
+            self.looked = k + 1
+        return active if tested else None
 
 
 class Predicted(Schedule):
@@ -100,13 +95,11 @@ class Predicted(Schedule):
             self.next = int(torch.where(active, self.at, NEVER).min())
         else:
             self.next = NEVER
+        self.looks = self.next == NEVER
 
     def reopen(self, k: int, rows: Tensor) -> None:
-        self.next = k + 1
+        self.next, self.looks = k + 1, False
         self.at = self.at.masked_fill(rows, k + 1)
-
-    def looks(self, k: int, last: bool) -> bool:
-        return self.next == NEVER
 
 
 def make_schedule(stop: Stop, z: Tensor) -> Schedule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -80,8 +80,8 @@ class StepSolver(Solver):
         """
         return None
 
-    def fitted(self, unknowns: int, max_iter: int) -> Self:
-        """Return the solver with buffers no longer than a solve can use; self, the default, where none are too long.
+    def fitted(self, unknowns: int, max_iter: int) -> StepSolver:
+        """Return the rule that does the same with no longer buffers than a solve can use; self, the default, as it is.
 
         The loop asks for it before `init` and `kernel`. What it leaves out must help no solve of that size.
 

@@ -44,14 +44,16 @@ class TorchBackend(Backend):
             at = Evaluation(z, self.whole.fz.index_copy(0, self.rows, at.fz))
         self.whole, self.k = at, k
         seen = at.detached() if torch.is_grad_enabled() else at
-        tracker.record(k, seen, last, self.method.final(self.state) if k else None)
-        if tracker.finished(k, last) or (last and not tracker.steps_after_last):
+        done = tracker.record(k, seen, last, self.method.final(self.state) if k else None)
+        if done or (last and not tracker.steps_after_last):
             return at.z, False
         if tracker.taken_up:
             self.state = self.method.renew(at.z, self.state)
         z_next, self.state = self.method.step(self.evaluator, at, self.state)
-        if self.choice is not None:
-            self._remember_choice()
+        if self.choice is not None and (choice := self.method.picked(self.state)) is not None:
+            # what a row picked until it was done is kept; the state of a method goes on for rows that are
+            active, (now, names) = tracker.active, choice
+            self.choice = (now if active is None else torch.where(active, now, self.choice[0]), names)
         z = tracker.freeze(z_next, at.z)
         if self.rows is not None:
             return z.index_select(0, self.rows), True
@@ -100,11 +102,3 @@ class TorchBackend(Backend):
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         sol = self.tracker.finish(z_last, cost, keep_last)
         return sol if self.choice is None else sol.replace(picked=self.choice[0], choices=self.choice[1])
-
-    def _remember_choice(self) -> None:
-        """Keep what a row picked until it was done; the state of a method goes on for rows that are."""
-        picked = self.method.picked(self.state)
-        assert picked is not None and self.choice is not None
-        active = self.tracker.active
-        now = picked[0] if active is None else torch.where(active, picked[0], self.choice[0])
-        self.choice = (now, picked[1])

@@ -46,12 +46,15 @@ class Tracker(ABC):
         self.trace: list[Tensor] = []
 
     @abstractmethod
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
-        """Take evaluation number ``k`` (from 0), the last one if ``last``; ``final`` is that of `StepSolver.final`."""
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
+        """Take evaluation number ``k`` (from 0); say whether every row is known to be done. May read the device.
 
-    def finished(self, k: int, last: bool) -> bool:
-        """Say whether every row is done; may read from the device."""
-        return False
+        Args:
+            k: number of the evaluation.
+            at: the evaluation.
+            last: no other one follows.
+            final: see `StepSolver.final`.
+        """
 
     def evaluations_left(self) -> float:
         """Return how many evaluations the slowest active row still needs at its mean rate so far; reads the device."""
@@ -127,13 +130,13 @@ class RowTracker(Tracker):
             self.best_prefix = torch.zeros_like(self.steps)
             self.token_steps: Tensor | None = None
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
         self.k, self.count, self.taken_up = k, None, False
         tested = self.schedule.due(k, last, self.active)
         if tested is None:
             if self.stop.trace:
                 self.trace.append(torch.full_like(self.best_ratio, torch.nan))
-            return
+            return False
         reading = self.criterion(at)
         if k == 0:
             self.limit = reading.residual * self.stop.divergence
@@ -161,9 +164,7 @@ class RowTracker(Tracker):
             self._note_halfway(tested)
         if not self.schedule.together:
             self.schedule.plan(k, tested, self.active, reading.ratio)
-
-    def finished(self, k: int, last: bool) -> bool:
-        if not self.schedule.looks(k, last):
+        if not self.schedule.looks:
             return False
         self.count = int(self.active.sum())
         return not (self.count or self._take_up_lost(k))
@@ -198,7 +199,7 @@ class RowTracker(Tracker):
         if not bool(lost.any()):
             return False
         self.active = self.active | lost
-        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self._take_back(lost)
         self.schedule.reopen(k, lost)
         self.taken_up = True
         return True
@@ -213,15 +214,13 @@ class RowTracker(Tracker):
         return torch.where(self.active[:, None], z_next, z)
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        lost = self._lost()
-        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self._take_back(self._lost())
         status = self._status()
-        now = torch.stack((self.reading.residual, self.reading.relative))
-        z, shown = self.best_z, torch.where(lost, now, self.best)
+        z, (residual, relative) = self.best_z, self.best
         if keep_last:
             sound = status < int(Status.DIVERGED)
-            z, shown = torch.where(sound[:, None], z_last, z), torch.where(sound, self.last, shown)
-        residual, relative = shown
+            z = torch.where(sound[:, None], z_last, z)
+            residual, relative = torch.where(sound, self.last, self.best)
         return Solution(
             z=z,
             residual=residual,
@@ -236,11 +235,14 @@ class RowTracker(Tracker):
         )
 
     def _lost(self) -> Tensor:
-        """Return rows that passed and no longer do, because f mixes rows and their neighbours moved.
-
-        The slack is for rounding that differs from call to call.
-        """
+        """Return rows that passed and no longer do, as f mixes rows; the slack is for rounding of another call."""
         return (self.best_ratio <= 1) & (self.reading.ratio > SLACK)
+
+    def _take_back(self, lost: Tensor) -> None:
+        """Take back that rows (B,) passed; they show what they have now."""
+        now = torch.stack((self.reading.residual, self.reading.relative))
+        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self.best, self.last = (torch.where(lost, now, shown) for shown in (self.best, self.last))
 
     def _keep_best(
         self, k: int, tested: Tensor, reading: Residuals, ratio: Tensor, now: Tensor, z: Tensor
@@ -310,10 +312,11 @@ class BudgetTracker(Tracker):
         super().__init__(stop, frame, z, eps)
         self.start = z.detach()
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
         self.last = at
         if self.stop.trace:
             self.trace.append(self.criterion(at).residual)
+        return False
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         reading = self.criterion(self.last)
@@ -353,7 +356,7 @@ class BestMapTracker(Tracker):
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
         self.evaluations = torch.zeros((), dtype=torch.int64, device=z.device)
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> None:
+    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
         reading = self.criterion(at)
         relative = reading.residual / (self.criterion.norm(at.fz) + 1e-9)
         better = (relative < self.best_relative) & ~self.over
@@ -367,8 +370,6 @@ class BestMapTracker(Tracker):
         self.relative = torch.where(self.over, self.relative, relative)
         self.evaluations = self.evaluations + ~self.over
         self.over = (self.relative < self.stop.rtol).all()
-
-    def finished(self, k: int, last: bool) -> bool:
         every = self.stop.check_every
         return every > 0 and (k + 1) % every == 0 and bool(self.over)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,11 +10,10 @@ from torch import Tensor
 from deqlm_solvers.core.checks import number, whole
 from deqlm_solvers.core.native_rule import Impl, Kernel, Rule, check_impl
 from deqlm_solvers.core.options import options
-from deqlm_solvers.core.solver import Evaluation, register_solver
+from deqlm_solvers.core.solver import register_solver
 from deqlm_solvers.linalg.small_systems import push_column, solve_leading
-from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.step_solver import StepSolver
-from deqlm_solvers.methods.fixed_point import picard
+from deqlm_solvers.methods.fixed_point import FixedPoint
 from deqlm_solvers.methods.secant import Pairs, Secant, SecantState
 
 __all__ = ["Anderson"]
@@ -83,8 +82,6 @@ class Anderson(Secant):
     def kernel(self) -> Kernel | None:
         if type(self) is not Anderson:
             return None
-        if self.memory == 1:
-            return Kernel(Rule.PICARD, damping=self.damping, first_damping=self.damping)
         return Kernel(
             Rule.ANDERSON,
             pairs=self.pairs_kept(),
@@ -96,22 +93,21 @@ class Anderson(Secant):
         )
 
     def picked(self, state: SecantState) -> tuple[Tensor, tuple[str, ...]] | None:
-        if self.memory == 1 or not self.plain_rate:
+        if not self.plain_rate:
             return None
         if state.watch is None:
             return torch.zeros(len(state.unit), dtype=torch.int8, device=state.unit.device), CHOICES
         return (~state.watch.move.plain[:, 0]).to(torch.int8), CHOICES
 
-    def fitted(self, unknowns: int, max_iter: int) -> Self:
-        """Keep no more pairs than are independent, which is how far the window reaches."""
+    def fitted(self, unknowns: int, max_iter: int) -> StepSolver:
+        """Keep no more pairs than are independent, which is how far the window reaches; without pairs it is Picard."""
+        if self.memory == 1:
+            return FixedPoint(damping=self.damping, impl=self.impl)
         most = max(1, min(unknowns, max_iter))
         return self if self.pairs_kept() <= most else self.replace(memory=most + 1)
 
     def fits_scale(self) -> bool:
         return True
-
-    def final(self, state: SecantState) -> Tensor | None:
-        return None if self.memory == 1 else super().final(state)
 
     def plain_below(self) -> float:
         return self.plain_rate
@@ -125,17 +121,12 @@ class Anderson(Secant):
     def initial_damping(self) -> float:
         return self.damping
 
-    def step(self, f: Evaluator, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:  # type: ignore[override]
-        if self.memory == 1:
-            return picard(at, self.damping), state
-        return super().step(f, at, state)
-
     def product_names(self) -> tuple[str, ...]:
         return ("yy",)
 
     def weights(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
         """Return gamma of min ||r - Y^T gamma||, by age, (B, M)."""
-        gram = products["yy"] = push_column(products["yy"], pairs.products(pairs.y, pairs.y[:, pairs.newest]))
+        gram = products["yy"] = push_column(products["yy"], pairs.products(pairs.y, pairs.new_y))
         squares = gram.diagonal(dim1=1, dim2=2)
         scale = squares.rsqrt().masked_fill(pairs.unused(squares), 0.0)
         scaled = gram * (scale[:, :, None] * scale[:, None])
@@ -146,6 +137,3 @@ class Anderson(Secant):
         x = solve_leading(scaled, rhs, 1e-9 if double else 1e-4)
         products["gain"] = (x * rhs).sum(1, keepdim=True)
         return x * scale
-
-    def gain(self, products: dict[str, Tensor]) -> Tensor:
-        return products["gain"]

@@ -99,6 +99,12 @@ class Broyden(Secant):
         most = min(max(8, 4 * unknowns), max_iter)
         return self if self.memory <= most else self.replace(memory=most)
 
+    def init(self, z: Tensor) -> SecantState:
+        state = super().init(z)
+        if self.line_search is not None:
+            state.searches, state.length = True, torch.ones_like(state.first_norm)
+        return state
+
     def fits_scale(self) -> bool:
         return self.update == "bad"
 
@@ -114,7 +120,7 @@ class Broyden(Secant):
 
         K holds s_i . s_j where pair i is newer than j, plus beta s_i . y_j; q holds beta s_i . r.
         """
-        s, y = pairs.s[:, pairs.newest], pairs.y[:, pairs.newest]
+        s, y = pairs.new_s, pairs.new_y
         ss = products["ss"] = push_row(products["ss"], pairs.products(pairs.s, s))
         sy = products["sy"] = push_column(products["sy"], pairs.products(pairs.s, y))
         sy[:, 0] = pairs.products(pairs.y, s)
@@ -124,7 +130,7 @@ class Broyden(Secant):
 
     def _bad(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
         """Compact form of method 2: K holds y_i . y_j where pair i is not newer than j, q holds y_i . r."""
-        yy = products["yy"] = push_column(products["yy"], pairs.products(pairs.y, pairs.y[:, pairs.newest]))
+        yy = products["yy"] = push_column(products["yy"], pairs.products(pairs.y, pairs.new_y))
         return _scaled_solve(yy.tril(), pairs.products(pairs.y, r), yy.diagonal(dim1=1, dim2=2), pairs)
 
     def _advance(
@@ -138,14 +144,14 @@ class Broyden(Secant):
         enough = norm <= (1 - 1e-4 * before.length) * before.base_norm
         shorten = ~enough & (before.length > self.SHORTEST)
         z_next = super()._advance(at, norm, sound, state, shorten)
-        assert state.direction is not None and state.length is not None
+        assert state.direction is not None
         half = 0.5 * before.length
         state.base_norm = torch.where(shorten, before.base_norm, _base_norm(state))
         state.pairs.count = torch.where(shorten, count, state.pairs.count)
         state.base_z = torch.where(shorten, before.base_z, state.base_z)
         state.base_r = torch.where(shorten, before.base_r, state.base_r)
         state.direction = torch.where(shorten, before.direction, state.direction)
-        state.length = torch.where(shorten, half, state.length)
+        state.length = torch.where(shorten, half, 1.0)
         shortened = before.base_z + half.to(z_next.dtype) * before.direction
         return torch.where(shorten, shortened, z_next)
 
@@ -154,10 +160,6 @@ class Broyden(Secant):
         if final is None or state.length is None:
             return final
         return final & ~(state.length[:, 0] > self.SHORTEST)
-
-    def _propose(self, state: SecantState, step: Tensor) -> None:
-        if self.line_search is not None:
-            state.direction, state.length = step, torch.ones_like(state.first_norm)
 
 
 def _base_norm(state: SecantState) -> Tensor:

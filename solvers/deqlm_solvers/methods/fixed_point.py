@@ -12,7 +12,7 @@ from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, Map, register_solver
 from deqlm_solvers.loop.step_solver import StepSolver
 
-__all__ = ["FixedPoint", "picard"]
+__all__ = ["FixedPoint"]
 
 
 @register_solver("fixed_point")
@@ -70,9 +70,5 @@ class FixedPoint(StepSolver):
         return self.damping
 
     def step(self, f: Map, at: Evaluation, state: float) -> tuple[Tensor, float]:
-        return picard(at, state), self.damping
-
-
-def picard(at: Evaluation, damping: float) -> Tensor:
-    """Return z + damping * (f(z) - z), which is f(z) itself for damping 1."""
-    return at.fz if damping == 1 else at.z + damping * at.r
+        # f(z) itself for damping 1
+        return at.fz if state == 1 else at.z + state * at.r, self.damping

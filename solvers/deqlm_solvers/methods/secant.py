@@ -15,7 +15,7 @@ from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.methods.damping import FLOOR, Damping
-from deqlm_solvers.methods.plain_phase import Move, Watch
+from deqlm_solvers.methods.plain_phase import Watch
 
 __all__ = ["Pairs", "Secant", "SecantState"]
 
@@ -29,6 +29,9 @@ class Pairs:
         s, y: (B, M, N), inner dtype, views of one buffer, in ring order.
         count: (B, 1) int64.
         ages: (1, M), 0 to M - 1: age of a pair in order of age, newest first.
+        newest: slot of the newest pair.
+        new_s, new_y: that pair, (B, N) each.
+        by_age: permutation (M,) between ring order and order of age; it is its own inverse.
     """
 
     def __init__(self, memory: int, z: Tensor) -> None:
@@ -37,28 +40,20 @@ class Pairs:
         self.both = z.new_zeros(rows, 2 * memory, unknowns)
         self.s, self.y = self.both[:, :memory], self.both[:, memory:]
         self.count = torch.zeros(rows, 1, dtype=torch.int64, device=z.device)
-        self.stored = 0
         slots = torch.arange(memory, device=z.device)
         self.ages = slots[None]
         self._orders = (slots[:, None] - slots[None]) % memory
-
-    @property
-    def newest(self) -> int:
-        """Slot of the newest pair."""
-        return (self.stored - 1) % self.memory
-
-    @property
-    def by_age(self) -> Tensor:
-        """Permutation (M,) between ring order and order of age; it is its own inverse."""
-        return self._orders[self.newest]
+        self.newest, self.by_age = memory - 1, self._orders[memory - 1]
+        self.new_s, self.new_y = self.s[:, -1], self.y[:, -1]
 
     def push(self, at: Evaluation, base_z: Tensor, base_r: Tensor, unit: Tensor, skip: Tensor | None = None) -> None:
         """Store ``unit`` times the pair from the base point to ``at`` over the oldest one.
 
         A zero pair is stored where ``skip`` (B, 1) is True.
         """
-        self.stored += 1
-        s, y = self.s[:, self.newest], self.y[:, self.newest]
+        slot = self.newest = (self.newest + 1) % self.memory
+        self.by_age, s, y = self._orders[slot], self.s[:, slot], self.y[:, slot]
+        self.new_s, self.new_y = s, y
         torch.sub(at.z, base_z, out=s).mul_(unit)
         torch.sub(at.r, base_r, out=y).mul_(unit)
         if skip is not None:
@@ -71,13 +66,10 @@ class Pairs:
         """Return which pairs, by age, a row cannot use: forgotten, or of no length. squares: (B, M)."""
         return (self.ages >= self.count) | (squares <= 0)
 
-    def along(self) -> Tensor:
-        """Return s . y of the newest pair, (B, 1)."""
-        return (self.s[:, self.newest] * self.y[:, self.newest]).sum(1, keepdim=True)
-
-    def lengths(self) -> tuple[Tensor, Tensor]:
-        """Return ||s|| and ||y|| of the newest pair, (B, 1) float64."""
-        return _norm(self.s[:, self.newest]), _norm(self.y[:, self.newest])
+    def shape(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ||s|| and ||y||, (B, 1) float64, and s . y, (B, 1), of the newest pair."""
+        along = (self.new_s * self.new_y).sum(1, keepdim=True)
+        return row_norms(self.new_s)[:, None], row_norms(self.new_y)[:, None], along
 
     def products(self, block: Tensor, vector: Tensor) -> Tensor:
         """Return inner products of `s` or `y` with a vector (B, N), by age, (B, M) float64.
@@ -110,6 +102,8 @@ class SecantState:
         damping: beta, and how restarts shorten it.
         taken: steps so far; 0 before the first evaluation.
         watch: decides between plain steps and mixing; None where the method always mixes.
+        fits_scale: the first pair of a row shortens a beta that is too long for the scale of the map.
+        searches: the method shortens steps by a line search.
         direction, length: pending step of a line search, (B, N) and (B, 1) float64; None without one.
     """
 
@@ -126,6 +120,8 @@ class SecantState:
     damping: Damping
     taken: int = 0
     watch: Watch | None = None
+    fits_scale: bool = False
+    searches: bool = False
     direction: Tensor | None = None
     length: Tensor | None = None
 
@@ -167,17 +163,17 @@ class Secant(StepSolver):
         """Say whether the first pair of a row shortens a beta that is too long for the scale of the map."""
         return False
 
-    def gain(self, products: dict[str, Tensor]) -> Tensor:
-        """Return by how much the last mix lowers the square of the residual, (B, 1) float64, in units of the pairs."""
-        raise NotImplementedError
-
     @abstractmethod
     def product_names(self) -> tuple[str, ...]:
         """Return which inner products of the history the method keeps."""
 
     @abstractmethod
     def weights(self, products: dict[str, Tensor], pairs: Pairs, r: Tensor, damping: Tensor) -> Tensor:
-        """Bring the products up to date with the newest pair and return K^-1 q, by age, (B, M) float64."""
+        """Bring the products up to date with the newest pair and return K^-1 q, by age, (B, M) float64.
+
+        A method with `plain_below` keeps in ``products["gain"]``, (B, 1) float64, by how much the mix lowers the square
+        of the residual, in units of the pairs.
+        """
 
     def buffers(self, rows: int, unknowns: int, dtype: torch.dtype) -> dict[str, int]:
         kept = self.pairs_kept()
@@ -200,17 +196,19 @@ class Secant(StepSolver):
             first_norm=infinite,
             unit=torch.ones(z.shape[0], 1, dtype=z.dtype, device=z.device),
             damping=Damping(self.initial_damping(), z),
+            fits_scale=self.fits_scale(),
         )
 
     def step(self, f: Evaluator, at: Evaluation, state: SecantState) -> tuple[Tensor, SecantState]:  # type: ignore[override]
-        norm = _norm(at.r)
+        norm = at.r_norm[:, None]
         if state.taken == 0:
             state.first_norm = state.best_norm = state.base_norm = norm
             state.best_z, state.best_r, state.base_z, state.base_r = at.z, at.r, at.z, at.r
             state.unit = _power_of_two_near_inverse(norm, at.r.dtype)
             state.watch = Watch(self.plain_below(), norm, f.eps) if self.plain_below() > 0 else None
             step = state.damping.beta * at.r
-            self._propose(state, step)
+            if state.searches:
+                state.direction = step
             z_next = at.z + step
         else:
             sound = norm <= state.first_norm * (self.GROWTH * (state.taken + 1) ** -1.1)
@@ -238,21 +236,27 @@ class Secant(StepSolver):
         left_out = refused if held is None else refused | held
         pairs.push(at, state.base_z, state.base_r, state.unit, left_out)
         move = None
-        lengths = pairs.lengths() if self.fits_scale() else None
+        scale = None
+        if state.watch is not None or state.fits_scale:
+            moved, changed, along = pairs.shape()
+            scale = moved / changed if state.fits_scale else None
+        better = norm < state.best_norm
         if state.watch is not None:
-            moved, changed = lengths or pairs.lengths()
-            move = state.watch.look(norm, _norm(at.fz), pairs.along(), moved * changed)
+            move = state.watch.look(norm, at.fz_norm[:, None], along, moved * changed)
             sound = (sound | move.bears) & ~move.lost
             state.first_norm = torch.where(move.arrived, torch.maximum(state.first_norm, norm), state.first_norm)
-            damping.renew(move.sets_out)
+            damping.beta = damping.beta.masked_fill(move.sets_out, damping.initial)
+            better = (better & ~move.back) | move.arrived
             pairs.count = pairs.count.masked_fill(move.plain, 0)
-        self._keep_best(at, norm, state, move)
-        damping.fit((pairs.count == 1) & ~left_out, lengths and lengths[0] / lengths[1])
+        state.best_norm = torch.where(better, norm, state.best_norm)
+        state.best_z = torch.where(better, at.z, state.best_z)
+        state.best_r = torch.where(better, at.r, state.best_r)
+        damping.fit((pairs.count == 1) & ~left_out, scale)
         weights = self.weights(state.products, pairs, state.unit * at.r, damping.beta)
         if state.watch is not None:
-            state.watch.judge(self.gain(state.products), (state.unit * norm).square())
+            state.watch.judge(state.products["gain"], (state.unit * norm).square())
         step = damping.beta * at.r - pairs.combine(weights.to(at.r.dtype), damping.beta) / state.unit
-        accepted = sound & (_norm(step) <= self.LONGEST * norm)
+        accepted = sound & (row_norms(step)[:, None] <= self.LONGEST * norm)
         refused, start_z, start_r = ~accepted, state.best_z, state.best_r
         if move is not None:
             stays = ~move.back
@@ -264,19 +268,9 @@ class Secant(StepSolver):
         state.base_z = torch.where(accepted, at.z, start_z)
         state.base_r = torch.where(accepted, at.r, start_r)
         step = torch.where(accepted, step, damping.beta * state.base_r)
-        self._propose(state, step)
+        if state.searches:
+            state.direction = step
         return state.base_z + step
-
-    def _keep_best(self, at: Evaluation, norm: Tensor, state: SecantState, move: Move | None) -> None:
-        better = norm < state.best_norm
-        if move is not None:
-            better = (better & ~move.back) | move.arrived
-        state.best_norm = torch.where(better, norm, state.best_norm)
-        state.best_z = torch.where(better, at.z, state.best_z)
-        state.best_r = torch.where(better, at.r, state.best_r)
-
-    def _propose(self, state: SecantState, step: Tensor) -> None:
-        """Hook for a line search: remember the pending step."""
 
 
 def _power_of_two_near_inverse(norm: Tensor, dtype: torch.dtype) -> Tensor:
@@ -288,7 +282,3 @@ def _power_of_two_near_inverse(norm: Tensor, dtype: torch.dtype) -> Tensor:
     exponent = torch.frexp(norm).exponent.clamp(-most, most)
     usable = norm.isfinite() & (norm > 0)
     return torch.ldexp(torch.ones_like(norm), torch.where(usable, -exponent, 0)).to(dtype)
-
-
-def _norm(t: Tensor) -> Tensor:
-    return row_norms(t)[:, None]
