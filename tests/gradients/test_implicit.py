@@ -10,8 +10,9 @@ from torch import Tensor
 
 import deqlm
 from deqlm import Implicit, Solve, Status, Stop
+from deqlm.testing.gradients.layers import SHARP, TanhLayer, dense_gradients, wrap
 from deqlm_solvers import Solver, StepSolver
-from gradients.maps import SHARP, TanhLayer, dense_gradients, symmetric, wrap
+from gradients.maps import symmetric
 
 F64 = torch.float64
 STEP_SOLVERS = [name for name in sorted(deqlm.SOLVERS) if issubclass(deqlm.SOLVERS[name], StepSolver)]

@@ -9,7 +9,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 import deqlm
 from deqlm import DEQ, Implicit, Solve, Stop
-from gradients.maps import NAMES, TanhLayer, dense_gradients, solver_for
+from deqlm.testing.gradients.layers import TanhLayer, dense_gradients, solver_for
+from gradients.maps import NAMES
 
 F64 = torch.float64
 

@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import deqlm
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import normal, spectrum
+from deqlm.testing.solvers.rows import assert_same_rows
+from deqlm.testing.solvers.truth import true_residuals
 from deqlm_solvers import (
     SOLVERS,
     Anderson,
@@ -27,10 +31,8 @@ from deqlm_solvers import (
     Stop,
     options,
 )
-from solvers.contract import assert_same_rows, true_residuals
-from solvers.counting import Counted
 from solvers.fallback_cases import F64, GAIN, Selectable, affine
-from solvers.problems import normal, parity_chain, spectrum
+from solvers.problems import parity_chain
 
 
 @options
