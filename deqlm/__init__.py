@@ -41,6 +41,8 @@ from deqlm_solvers import (
     register_solver,
 )
 
+from deqlm import testing  # isort: skip  (needs what stands above)
+
 __all__ = [
     "DEQ",
     "GRADIENTS",
@@ -87,5 +89,6 @@ __all__ = [
     "register_gradient",
     "register_solver",
     "solve",
+    "testing",
     "within_memory",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 
@@ -29,6 +29,8 @@ from deqlm_solvers.core.kinds import require_state
 from deqlm_solvers.core.solution import OnFailure
 
 __all__ = ["DEQ"]
+
+T = TypeVar("T")
 
 
 class DEQ(nn.Module):
@@ -113,7 +115,7 @@ class DEQ(nn.Module):
         warn_of_hidden("layer", layer, stacklevel=3)
         self.layer = layer
         self.inject = make_inject(inject)
-        self.solve = Solve(solver, {"rtol": "auto"} if stop is None else stop)  # type: ignore[arg-type]
+        self.solve = Solve(solver, {"rtol": "auto"} if stop is None else stop)
         self.gradient = GRADIENTS.make(gradient)
         self.gradient.check(self.solve)
         self.failures = Failures(on_failure, failed_grad)
@@ -175,6 +177,43 @@ class DEQ(nn.Module):
             else:
                 sol = solve_rows(rowmap, self.solve, self.gradient, failures, token_mask=token_mask, cap=self.cap)
         return (sol.z, sol) if with_stats else sol.z
+
+    if TYPE_CHECKING:  # that of nn.Module takes and returns anything
+
+        @overload
+        def __call__(
+            self,
+            x: T,
+            *args: Any,
+            with_stats: Literal[False] = ...,
+            token_mask: Tensor | None = ...,
+            start: Any = ...,
+            **kwargs: Any,
+        ) -> T: ...
+
+        @overload
+        def __call__(
+            self,
+            x: T,
+            *args: Any,
+            with_stats: Literal[True],
+            token_mask: Tensor | None = ...,
+            start: Any = ...,
+            **kwargs: Any,
+        ) -> tuple[T, Solution]: ...
+
+        @overload
+        def __call__(
+            self,
+            x: T,
+            *args: Any,
+            with_stats: bool,
+            token_mask: Tensor | None = ...,
+            start: Any = ...,
+            **kwargs: Any,
+        ) -> T | tuple[T, Solution]: ...
+
+        def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def _by_chunks(self, rowmap: RowMap, failures: Failures, token_mask: Tensor | None) -> Solution:
         shapes = rowmap.rows.shapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -172,6 +173,7 @@ def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
     if scale is None:
         return None
     ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
+    ok = ok and (not isinstance(scale, int) or abs(scale) <= sys.float_info.max)
     require(ok, "scale", scale, "a number or one value per row")
     if isinstance(scale, Tensor):
         require_state(scale, "scale")
@@ -193,19 +195,7 @@ def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
 
 
 def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
+    sol = sol.replace(z=rows.result(sol.z), cost=cost)
     if rows.batch_dims == 1:
-        return sol.replace(z=rows.result(sol.z), cost=cost)
-    trace, token_steps = sol.trace, sol.token_steps
-    return sol.replace(
-        cost=cost,
-        z=rows.result(sol.z),
-        residual=rows.per_row(sol.residual),
-        relative=rows.per_row(sol.relative),
-        steps=rows.per_row(sol.steps),
-        status=rows.per_row(sol.status),
-        trace=None if trace is None else trace.reshape(trace.shape[0], *rows.batch_shape),
-        token_steps=None if token_steps is None else rows.per_row(token_steps),
-        picked=None if sol.picked is None else rows.per_row(sol.picked),
-        runaway=None if sol.runaway is None else rows.per_row(sol.runaway),
-        first=None if sol.first is None else sol.first.reshape(2, *rows.batch_shape),
-    )
+        return sol
+    return sol.map_rows(lambda t, axis: t.reshape(*t.shape[:axis], *rows.batch_shape, *t.shape[axis + 1 :]))

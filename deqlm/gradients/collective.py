@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ def refuse_collective(layer: object, solve: Solve, gradient: Gradient) -> None:
     """
     if not isinstance(layer, nn.Module) or not _several_processes():
         return
-    solves = [solve]
+    solves: list[Any] = [solve]
     if torch.is_grad_enabled():
         solves.append(getattr(gradient.for_solve(solve), "solve", None))
     if all(each.stop.is_budget for each in solves if isinstance(each, Solve)):

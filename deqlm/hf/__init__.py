@@ -20,6 +20,7 @@ from deqlm.hf.convert.authors_export import export_implicit_llm
 from deqlm.hf.convert.authors_report import ImportReport
 from deqlm.hf.convert.to_implicit import to_implicit
 from deqlm.hf.convert.upstream import from_upstream
+from deqlm.hf.generation import ImplicitGenerationMixin
 from deqlm.hf.model import ImplicitForCausalLM, ImplicitLlamaForCausalLM, ImplicitMamba2ForCausalLM
 from deqlm.hf.output import ImplicitCausalLMOutput
 from deqlm.hf.register import register
@@ -32,6 +33,7 @@ __all__ = [
     "ImplicitCausalLMOutput",
     "ImplicitConfig",
     "ImplicitForCausalLM",
+    "ImplicitGenerationMixin",
     "ImplicitLlamaConfig",
     "ImplicitLlamaForCausalLM",
     "ImplicitMamba2Config",

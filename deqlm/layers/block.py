@@ -24,6 +24,8 @@ class Mixer(Protocol):
     ``context`` holds what stays fixed within a call: the mask of real tokens, their positions, dropout masks, effective
     weights. A mixer asks it, ``context.apply(self.in_proj, z)`` or ``context.weight(self.conv1d)``, instead of its
     layers; zeros its input and output at padding by ``context.keep``; and treats None as a context that holds nothing.
+    `deqlm.testing.check_mixer` holds one to all of it.
+
     A mixer with a compiled twin makes it by ``twin(weights, build)``, see `deqlm.layers.twins.twin_of`.
 
     Attributes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from deqlm.sequence.pieces import NoiseError, refuse_noise, some_rows
 from deqlm.wrap.cuts import first_dims, some
@@ -81,7 +82,6 @@ class CausalCall:
 
         return map_tensors(select, self.inputs)
 
-    @torch.no_grad()
     def probe(self, z: Tensor, *, chunks: bool) -> None:
         """Raise unless the layer is causal on the first tokens, and with ``chunks`` its chunks equal the whole.
 
@@ -104,8 +104,11 @@ class CausalCall:
         draw = torch.Generator("cpu").manual_seed(0)
         like = {"generator": draw, "dtype": torch.float32, "device": "cpu"}
         z = torch.randn(*z.shape[:1], length, *z.shape[2:], **like).to(z)
+        # inside parametrize.cached() the first evaluation makes the weights of all, which need their graph
+        cached = bool(parametrize._cache_enabled) and torch.is_grad_enabled()
         try:
-            fault = self._fault(z, chunks=chunks)
+            with torch.set_grad_enabled(cached):
+                fault = self._fault(z, chunks=chunks)
         except NoiseError:
             raise
         except Exception as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -42,6 +43,14 @@ class Solve(Options):
 
     solver: Solver = Anderson()
     stop: Stop = Stop()
+
+    if TYPE_CHECKING:  # what the fields are made of; dataclass writes the one that runs
+
+        def __init__(
+            self,
+            solver: str | Mapping[str, Any] | Solver = ...,
+            stop: Stop | Mapping[str, Any] = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "solver", SOLVERS.make(self.solver))

@@ -9,7 +9,7 @@ from torch import Tensor
 import deqlm
 from defects.maps import F64, Map, distance, relative, residual, symmetric, tanh_map
 from deqlm import Anderson, Stop
-from solvers.counting import Counted
+from deqlm.testing.solvers.counting import Counted
 
 F32 = torch.float32
 EASY = Stop(max_iter=500, rtol=1e-5)

@@ -9,7 +9,7 @@ from torch import Tensor
 import deqlm
 from defects.maps import F64
 from deqlm import Stop
-from solvers.counting import Counted
+from deqlm.testing.solvers.counting import Counted
 
 SOLVERS = ("fixed_point", "anderson", "broyden")
 PEERS = ("fixed_point_iter", "anderson", "broyden")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from defects.maps import F64
-from solvers.counting import Counted
+from deqlm.testing.solvers.counting import Counted
 
 
 def slowly(z: Tensor) -> Tensor:

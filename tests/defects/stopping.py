@@ -11,7 +11,7 @@ from torch import Tensor
 import deqlm
 from defects.maps import F64, residual
 from deqlm import ConvergenceWarning, FixedPoint, Status, Stop
-from solvers.counting import Counted
+from deqlm.testing.solvers.counting import Counted
 
 SOLVERS = ("fixed_point", "anderson", "broyden")
 

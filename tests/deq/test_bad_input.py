@@ -67,6 +67,7 @@ def test_options_are_checked_at_construction(make, error: type[Exception], messa
             ValueError,
             r"scale must be a number or one value per row, \(2,\)",
         ),
+        (torch.zeros(2, 3), {"scale": 10**400}, ValueError, "scale must be a number or one value per row, got 1000"),
         (torch.zeros(2, 3), {"token_mask": torch.ones(3, 3).bool()}, ValueError, "token_mask must be the batch shape"),
         (torch.zeros(2, 3), {"scale": torch.eye(2).to_sparse()}, ValueError, "scale must be a dense tensor"),
         (torch.zeros(2, 3), {"scale": torch.ones(2, device="meta")}, ValueError, "scale must be a tensor that holds"),

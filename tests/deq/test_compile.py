@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 import deqlm
 from deqlm import DEQ, Stop
 from deqlm.models import AttentionOptions, LMOptions
-from gradients.maps import NAMES, solver_for
+from deqlm.testing.gradients.layers import solver_for
+from gradients.maps import NAMES
 
 TIGHT = Stop(max_iter=200, rtol=1e-6)
 pytestmark = [

@@ -36,6 +36,11 @@ def test_every_solver(solver):
     assert told(lambda z: z + 1, torch.zeros(2, 4), BRIEF, solver=solver).cause is Cause.SINGULAR
 
 
+def test_a_solution_at_zero_without_a_residual_has_no_error():
+    found = told(lambda z: 0.5 * z, torch.zeros(2, 4), solver="anderson")
+    assert found.contraction.relative_error == (0.0, 0.0)
+
+
 @pytest.mark.parametrize("solver", ["anderson", "fixed_point"])
 @pytest.mark.parametrize("size", [1e-250, 1e-200, 1e-120, 1e120, 1e200, 1e300])
 def test_float64_of_every_magnitude(size, solver):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Anderson, Implicit, Newton, NewtonKrylov, Solve, Status, Stop
-from gradients.maps import SHARP, TanhLayer, dense_gradients, symmetric, wrap
+from deqlm.testing.gradients.layers import SHARP, TanhLayer, dense_gradients, wrap
+from gradients.maps import symmetric
 
 F64 = torch.float64
 NEWTON = ["newton", "newton_krylov"]

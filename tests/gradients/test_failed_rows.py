@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import Status, Stop
-from gradients.maps import NAMES, TanhLayer, gradients, wrap
+from deqlm.testing.gradients.layers import TanhLayer, gradients, wrap
+from gradients.maps import NAMES
 
 F64 = torch.float64
 STOPS = {"tolerance": Stop(rtol=1e-6), "budget": Stop(max_iter=6, rtol=0)}

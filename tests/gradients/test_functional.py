@@ -10,7 +10,7 @@ import torch.autograd.functional as AF
 from torch import Tensor
 
 from deqlm import Gradient, Implicit, Phantom, Solve
-from gradients.maps import SHARP, TanhLayer, wrap
+from deqlm.testing.gradients.layers import SHARP, TanhLayer, wrap
 
 F64 = torch.float64
 FIRST = Implicit(solve=Solve("anderson", SHARP))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 import deqlm
 from deqlm import Implicit, Solve, Status, Stop
+from deqlm.testing.gradients.layers import SHARP, TanhLayer, dense_gradients, wrap
 from deqlm_solvers import Solver, StepSolver
-from gradients.maps import SHARP, TanhLayer, dense_gradients, symmetric, wrap
+from gradients.maps import symmetric
 
 F64 = torch.float64
 STEP_SOLVERS = [name for name in sorted(deqlm.SOLVERS) if issubclass(deqlm.SOLVERS[name], StepSolver)]
@@ -133,6 +134,19 @@ def test_tolerance_is_relative_to_the_incoming_gradient_of_each_row(norm: str, d
     assert (w[2] == 0).all()
     assert sol.adjoint.status.tolist() == [Status.CONVERGED] * 5
     torch.testing.assert_close(sol.adjoint.residual[:2], (residual / g.norm(dim=1))[:2], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_losses_near_the_ends_of_float64_take_the_same_steps(size: float) -> None:
+    A, x = symmetric([0.95, 0.5, -0.7, 0.1]), torch.randn(3, 4, dtype=F64, requires_grad=True)
+    sol = linear(A, x, Implicit())
+    plain, scaled = [], []
+    for factor, found in ((1.0, plain), (size, scaled)):
+        (w,) = torch.autograd.grad(sol.z, x, torch.full_like(x, factor), retain_graph=True)
+        found += [w / factor, sol.adjoint.steps.clone()]
+        assert sol.adjoint.converged.all()
+    torch.testing.assert_close(scaled[0], plain[0], rtol=1e-12, atol=1e-14)
+    assert torch.equal(scaled[1], plain[1])
 
 
 @pytest.mark.parametrize("name", STEP_SOLVERS)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Implicit, OneStep, Phantom, Solve, Stop
+from deqlm.testing.gradients.layers import SHARP, TanhLayer, solver_for
 from deqlm.wrap.left_behind import left_by
-from gradients.maps import SHARP, TanhLayer, solver_for
 
 F64 = torch.float64
 SHARPLY = Implicit(solve=Solve("anderson", SHARP))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Implicit, OneStep, Phantom, Solve, Unrolled
-from gradients.maps import SHARP
+from deqlm.testing.gradients.layers import SHARP
 
 F64 = torch.float64
 TOKENS = SHARP.replace(per="token")

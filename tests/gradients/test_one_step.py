@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from deqlm import OneStep, Phantom, Stop
-from gradients.maps import TanhLayer, wrap
+from deqlm.testing.gradients.layers import TanhLayer, wrap
 
 
 def test_value_and_gradient_are_those_of_one_evaluation_at_the_solved_point() -> None:

@@ -9,7 +9,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 import deqlm
 from deqlm import DEQ, Implicit, Solve, Stop
-from gradients.maps import NAMES, TanhLayer, dense_gradients, solver_for
+from deqlm.testing.gradients.layers import TanhLayer, dense_gradients, solver_for
+from gradients.maps import NAMES
 
 F64 = torch.float64
 
@@ -93,4 +94,17 @@ def test_weights_cached_while_a_solve_runs_keep_their_gradient(name: str, kind: 
     want = gradients()
     with parametrize.cached():
         got = gradients()
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("mode", ["simultaneous", deqlm.Chunked(2), "sequential", "frontier"])
+@pytest.mark.parametrize("name", ["implicit", "phantom", "one_step"])
+def test_weights_that_the_probe_of_a_causal_layer_caches_keep_their_gradient(name: str, mode: str) -> None:
+    layer = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 5)), nn.Tanh())
+    layer[0].weight = 0.5 * layer[0].weight
+    deq = DEQ(layer, causal=True, mode=mode, gradient=name, solver="fixed_point", on_failure="ignore")
+    x = torch.randn(2, 4, 5)
+    want = torch.autograd.grad(deq(x).square().sum(), list(layer.parameters()))
+    with parametrize.cached():
+        got = torch.autograd.grad(deq(x).square().sum(), list(layer.parameters()))
     torch.testing.assert_close(got, want)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import deqlm
 from deqlm import Phantom, Stop
-from gradients.maps import SHARP, TanhLayer, symmetric, wrap
+from deqlm.testing.gradients.layers import SHARP, TanhLayer, wrap
+from gradients.maps import symmetric
 
 F64 = torch.float64
 

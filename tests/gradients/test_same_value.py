@@ -8,7 +8,7 @@ from torch import Tensor
 
 import deqlm
 from deqlm import DEQ, Chunked, Gradient, OneStep, Phantom, Status, Stop
-from gradients.maps import TanhLayer, wrap
+from deqlm.testing.gradients.layers import TanhLayer, wrap
 
 F64 = torch.float64
 BUDGET = Stop(max_iter=3, rtol=0)

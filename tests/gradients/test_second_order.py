@@ -10,7 +10,7 @@ from torch import Tensor
 
 import deqlm
 from deqlm import Implicit, Solve, Stop
-from gradients.maps import TanhLayer, wrap
+from deqlm.testing.gradients.layers import TanhLayer, wrap
 
 F64 = torch.float64
 TIGHT = Stop(max_iter=400, rtol=1e-13)

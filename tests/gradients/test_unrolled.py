@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import FixedPoint, Status, Stop, Unrolled
-from gradients.maps import TanhLayer, wrap
+from deqlm.testing.gradients.layers import TanhLayer, wrap
 
 F64 = torch.float64
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from deqlm.layers import Attention, Mamba2
 
@@ -22,9 +21,3 @@ MIXERS = {
     "attention to itself": lambda **more: Attention(WIDTH, n_head=3, sliding_window=1, **more),
     "attention without rotary": lambda **more: Attention(WIDTH, n_head=3, apply_rotary=False, **more),
 }
-
-
-def inputs(mixer: nn.Module, batch: int = 3, length: int = 21, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
-    """Return z (B, L, D) and u (B, L, U)."""
-    z = torch.randn(batch, length, mixer.d_model, dtype=dtype)
-    return z, torch.randn(batch, length, mixer.d_inject, dtype=dtype)

@@ -9,7 +9,7 @@ from transformers import DynamicCache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from deqlm.layers import Attention, Block, Context, GatedMLP, KVCache, LlamaMLP, Rope, row_positions
-from layers.mixers import inputs
+from deqlm.testing.mixers.inputs import inputs
 from layers.test_mamba2 import Shifted
 
 RENAMED = {

@@ -13,8 +13,9 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from deqlm.layers import Context, GatedRMSNorm, Mamba2
 from deqlm.ops.native.library import SOURCE
+from deqlm.testing.mixers.inputs import inputs
 from deqlm_solvers.native.build import build
-from layers.mixers import F64, MIXERS, inputs
+from layers.mixers import F64, MIXERS
 
 
 class Shifted(nn.Linear):

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deqlm.layers import Attention, Block, Context, LlamaMLP, Mamba2, weight_norm_
 from deqlm.models import Backbone
 from deqlm.ops.native.library import SOURCE
+from deqlm.testing.mixers.inputs import inputs
 from deqlm_solvers.native.build import build
-from layers.mixers import F64, MIXERS, WIDTH, inputs
+from layers.mixers import F64, MIXERS, WIDTH
 
 LAYERS = build(SOURCE)
 pytestmark = pytest.mark.skipif(LAYERS.library is None, reason=LAYERS.why)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from deqlm.layers import Context
-from layers.mixers import F64, MIXERS, inputs
+from deqlm.testing.mixers.inputs import inputs
+from layers.mixers import F64, MIXERS
 from layers.test_twins import LAYERS, functions, random_cache, random_mixer
 
 pytestmark = pytest.mark.skipif(LAYERS.library is None, reason=LAYERS.why)

@@ -18,7 +18,8 @@ import deqlm
 from deqlm.layers import Context, Mamba2
 from deqlm.ops.native.library import SOURCE
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Stop
-from deqlm_solvers.native import fused, library
+from deqlm_solvers.loop import native_backend
+from deqlm_solvers.native import library
 from deqlm_solvers.native.build import build
 
 
@@ -130,7 +131,7 @@ def main(cases: int, *flags: str) -> None:
     step, layers = library.load(flags), build(SOURCE, flags)
     assert step.library is not None, step.why
     assert layers.library is not None, layers.why
-    fused.load = lambda: step
+    native_backend.load = lambda: step
     functions = layers.library.functions
     for seed in range(cases):
         draw = random.Random(seed)

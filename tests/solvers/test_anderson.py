@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deqlm.testing.solvers.counting import Counted, geometric
+from deqlm.testing.solvers.problems import exact_rows, linear, normal, tanh_layer
+from deqlm.testing.solvers.rows import assert_same_rows, same_bits
 from deqlm_solvers import Anderson, FixedPoint, Solve, Stop
 from deqlm_solvers.methods.damping import Damping
 from deqlm_solvers.methods.secant import Secant
-from solvers.contract import assert_same_rows, same_bits
-from solvers.counting import Counted, geometric
-from solvers.problems import exact_rows, linear, normal, tanh_layer
 
 
 def dense(f, z: Tensor, memory: int, damping: float, steps: int) -> list[Tensor]:

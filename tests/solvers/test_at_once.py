@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deqlm.testing.solvers.problems import normal
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import Anderson, Broyden, Deer, Fallback, FixedPoint, Newton, Solve, Stop
-from solvers.contract import assert_same_rows
-from solvers.problems import normal
 from solvers.test_compact import SOLVERS, Mixing, Rows, each
 
 AT_ONCE = Stop(max_iter=300, rtol=1e-6, compact="at_once")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import linear, normal, tanh_layer
+from deqlm.testing.solvers.rows import same_bits
 from deqlm_solvers import FixedPoint, Solve, Status, Stop
-from solvers.contract import same_bits
-from solvers.counting import Counted
-from solvers.problems import linear, normal, parity_chain, tanh_layer
+from solvers.problems import parity_chain
 
 PRESETS = [4, 24, 32]
 EPS = 0.05

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import exact_rows, linear, normal, tanh_layer
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import Broyden, Solve, Stop
-from solvers.contract import assert_same_rows
-from solvers.counting import Counted
-from solvers.problems import exact_rows, linear, normal, tanh_layer
 
 UPDATES = ["good", "bad"]
 

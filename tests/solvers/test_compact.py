@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from deqlm.testing.solvers.problems import exact_rows, normal
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, StepSolver, Stop, options
 from deqlm_solvers.loop.subset import narrowed
-from solvers.contract import assert_same_rows
-from solvers.problems import exact_rows, normal
 
 SOLVERS = {
     f"{solver.name}-{impl}": solver.replace(impl=impl)

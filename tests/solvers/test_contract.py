@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import pytest
 from torch import Tensor
 
 import deqlm_solvers.adapters  # noqa: F401 - registers the peers
+from deqlm.testing import solver_checks
+from deqlm.testing.check import Check
+from deqlm.testing.solvers import contract
+from deqlm.testing.solvers.problems import contractions
 from deqlm_solvers import (
     GUARANTEES,
     SOLVERS,
@@ -20,17 +27,31 @@ from deqlm_solvers import (
     options,
     register_solver,
 )
-from solvers import contract
-from solvers.contract import Check, cases, checks_of
-from solvers.problems import contractions
 
 
-@pytest.mark.parametrize(("name", "check", "fields"), cases(SOLVERS, SOLVERS.__getitem__))
-def test_contract(name: str, check: Check, fields: dict[str, str]):
+def cases(registry: Iterable[str], lookup: Callable[[str], type[Solver]]) -> list[Any]:
+    """Return pytest parameters of all checks of every entry; entries that cannot be loaded become skips."""
+    found = []
+    for name in registry:
+        try:
+            checks = solver_checks(lookup(name))
+        except ImportError as error:
+            found.append(pytest.param(None, marks=pytest.mark.skip(reason=str(error)), id=name))
+        else:
+            found += [pytest.param(check, id=f"{name}-{label}") for label, check in checks]
+    return found
+
+
+@pytest.mark.parametrize("check", cases(SOLVERS, SOLVERS.__getitem__))
+def test_contract(check: Check):
     try:
-        check(SOLVERS[name](**fields))
+        check()
     except ImportError as error:
         pytest.skip(str(error))
+
+
+def test_every_guarantee_has_its_checks():
+    assert contract.CHECKS.keys() == GUARANTEES.keys()
 
 
 def test_guarantees_have_known_names():
@@ -64,12 +85,10 @@ def test_a_new_entry_is_tested_for_free():
         def step(self, f: Map, at: Evaluation, state: None) -> tuple[Tensor, None]:
             return at.z + 0.75 * at.r, state
 
-    found = [case.values for case in cases(SOLVERS, SOLVERS.__getitem__)]
-    mine = [check for name, check, _ in found if name == "toy"]
-    assert len(mine) == len(checks_of(Toy)) > len(contract.ALWAYS)
-    for check in (*contract.ALWAYS, contract.known_answers, contract.lean):
-        assert check in mine
-        check(SOLVERS["toy"]())
+    mine = {case.id: case.values[0] for case in cases(SOLVERS, SOLVERS.__getitem__) if case.id.startswith("toy-")}
+    assert len(mine) == len(contract.promises(Toy)) > len(contract.ALWAYS)
+    for promise in (*contract.ALWAYS, *contract.CHECKS["known_answers"], *contract.CHECKS["lean"]):
+        mine[f"toy-{promise.__name__}"]()
 
 
 def test_an_entry_that_cannot_be_loaded_is_skipped_with_its_reason():
@@ -88,4 +107,4 @@ def test_an_undeclared_guarantee_is_not_tested():
         def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
             raise NotImplementedError
 
-    assert checks_of(Modest) == list(contract.ALWAYS)
+    assert contract.promises(Modest) == list(contract.ALWAYS)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from deqlm_solvers import GUARANTEES, Cost, Evaluation, Map, Status, StepSolver, options
+from deqlm.testing import check_solver, solver_checks
+from deqlm.testing.solvers.cost import OPERATIONS
+from deqlm_solvers import GUARANTEES, Cost, Evaluation, Map, Solver, Status, StepSolver, options
 from deqlm_solvers.loop.loop import run
-from solvers import contract
-from solvers.contract import Check, checks_of
 
 
 @options
@@ -25,6 +25,21 @@ class Right(StepSolver):
 
     def step(self, f: Map, at: Evaluation, state: Any) -> tuple[Tensor, Any]:
         return at.z + 0.75 * at.r, state
+
+
+@options
+class Boasts(Right):
+    guarantees = frozenset({"always right"})
+
+
+class HasNoOptions(Right):
+    pass
+
+
+@options
+class Raises(Right):
+    def step(self, f, at, state):
+        raise ZeroDivisionError("no step from here")
 
 
 @options
@@ -123,7 +138,7 @@ class ReadsTheDevice(Right):
 class Wasteful(Right):
     def step(self, f, at, state):
         r = at.r
-        for _ in range(max(contract.OPERATIONS.values())):
+        for _ in range(max(OPERATIONS.values())):
             r = r * 1
         return at.z + 0.75 * r, state
 
@@ -135,33 +150,89 @@ class CutsTheGraph(Right):
 
 
 CAUGHT = [
-    (MixesRows, contract.neighbours_do_not_matter),
-    (MixesRows, contract.alone_is_together),
-    (LetsNaNThrough, contract.neighbours_do_not_matter),
-    (StepsByBatchSize, contract.alone_is_together),
-    (LiesAboutResidual, contract.true_residual),
-    (ClaimsToConverge, contract.true_residual),
-    (ReturnsTheNextPoint, contract.true_residual),
-    (CallsInSecret, contract.true_counts),
-    (ForgetsCounts, contract.true_counts),
-    (StopsEarly, contract.known_answers),
-    (LooksAtCheckEvery, contract.check_every_is_bit_equal),
-    (WidensHalf, contract.half_states),
-    (EndsABudget, contract.budget),
-    (KeepsTheLastPointOfABudget, contract.budget),
-    (ReadsTheDevice, contract.budget_does_not_read_the_device),
-    (ReadsTheDevice, contract.lean),
-    (Wasteful, contract.lean),
-    (CutsTheGraph, contract.differentiable),
+    (Boasts, "declarations"),
+    (HasNoOptions, "declarations"),
+    (Raises, "true_residual"),
+    (MixesRows, "neighbours_do_not_matter"),
+    (MixesRows, "alone_is_together"),
+    (LetsNaNThrough, "neighbours_do_not_matter"),
+    (StepsByBatchSize, "alone_is_together"),
+    (LiesAboutResidual, "true_residual"),
+    (ClaimsToConverge, "true_residual"),
+    (ReturnsTheNextPoint, "true_residual"),
+    (CallsInSecret, "true_counts"),
+    (ForgetsCounts, "true_counts"),
+    (StopsEarly, "known_answers"),
+    (LooksAtCheckEvery, "check_every_is_bit_equal"),
+    (WidensHalf, "half_states"),
+    (EndsABudget, "budget"),
+    (KeepsTheLastPointOfABudget, "budget"),
+    (ReadsTheDevice, "budget_does_not_read_the_device"),
+    (ReadsTheDevice, "lean"),
+    (Wasteful, "lean"),
+    (CutsTheGraph, "differentiable"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "check"), CAUGHT, ids=lambda value: value.__name__)
-def test_wrong_solvers_are_caught(wrong: type[Right], check: Check):
-    with pytest.raises(AssertionError):
-        check(wrong())
+@pytest.mark.parametrize(("wrong", "promise"), CAUGHT)
+def test_wrong_solvers_are_caught(wrong: type[Right], promise: str):
+    check = dict(solver_checks(wrong))[promise]
+    with pytest.raises(AssertionError, match=rf"{wrong.__name__}\(\) breaks '{promise}'\n  asked: .+\n  seen: .+"):
+        check()
+
+
+def test_every_promise_is_broken_by_one_of_them():
+    apart = {"alone_agrees_with_blas"}  # broken below, by a solver that promises less
+    assert {promise for _, promise in CAUGHT} | apart == {label for label, _ in solver_checks(Right)}
+
+
+def test_the_promise_that_broke_is_named():
+    with pytest.raises(AssertionError) as caught:
+        check_solver(LiesAboutResidual)
+    assert str(caught.value).startswith(
+        "LiesAboutResidual() breaks 'true_residual'\n"
+        "  asked: The reported residual is that of the returned point and decides the status, in float32 and float64.\n"
+        "  seen: symmetric_0.9: reported tensor(["
+    )
 
 
 def test_a_right_solver_passes():
-    for check in checks_of(Right):
-        check(Right())
+    check_solver(Right)
+    check_solver(Right())
+
+
+@options
+class HonoursLittle(Solver):
+    """A whole method that respects three fields of Stop and says so."""
+
+    guarantees = frozenset({"rows", "check_every"})
+    honours = frozenset({"max_iter", "rtol", "check_every"})
+
+    def solve(self, f, z0, stop, frame):
+        return run(Right(), f, z0, stop, frame)
+
+
+def test_nothing_is_asked_that_is_not_honoured():
+    check_solver(HonoursLittle)
+
+
+@options
+class TurnsAway(StepSolver):
+    """Keeps rows apart, and leaves a rotation further with every step."""
+
+    def init(self, z: Tensor) -> Any:
+        return None
+
+    def step(self, f: Map, at: Evaluation, state: Any) -> tuple[Tensor, Any]:
+        return at.z + 2.5 * at.r, state
+
+
+def test_answers_are_asked_of_those_who_promise_them():
+    """Rows that keep apart need not converge, neither in half precision."""
+    assert TurnsAway.guarantees >= {"rows", "half"}
+    check_solver(TurnsAway)
+    eager = type("Eager", (TurnsAway,), {"guarantees": TurnsAway.guarantees | {"known_answers"}})
+    checks = dict(solver_checks(options(eager)))
+    for promise in ("known_answers", "alone_agrees_with_blas", "half_states"):
+        with pytest.raises(AssertionError, match=promise):
+            checks[promise]()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from deqlm.testing.solvers.counting import Counted, Operations, geometric, per_evaluation
+from deqlm.testing.solvers.problems import linear, tanh_layer
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solve, Solver, Stop
-from solvers.counting import Counted, Operations, geometric, per_evaluation
-from solvers.problems import linear, tanh_layer
 
 Z0 = torch.zeros(4, 16)
 ENDLESS = Stop(rtol=0, atol=1e-300)

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import normal
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import SOLVERS, Deer, FixedPoint, Frame, Solve, Status, Stop, forecast_solve
 from deqlm_solvers.loop.derivative import NoDerivativeError
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.memory.meter import MemoryMeter
 from deqlm_solvers.methods.deer.blocks import Grid, lagged_blocks
 from deqlm_solvers.methods.deer.scan import affine_scan, bidiagonal_product, damped_step, newton_step
-from solvers.contract import assert_same_rows
-from solvers.counting import Counted
 from solvers.differentiated import SineForward, SineOnce
-from solvers.problems import normal
 
 TIGHT = Stop(max_iter=100_000, rtol=1e-11, per="token")
 SIZES = {"B": st.integers(1, 3), "L": st.integers(1, 17), "D": st.integers(1, 3), "seed": st.integers(0, 99)}

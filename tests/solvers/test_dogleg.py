@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import linear, normal, tanh_layer
 from deqlm_solvers import Dogleg, Evaluation, Newton, Solve, Status, Stop, forecast_solve
 from deqlm_solvers.memory.meter import MemoryMeter
 from solvers.classics import CLASSICS, F64, generalised_rosenbrock
-from solvers.counting import Counted
-from solvers.problems import linear, normal, tanh_layer
 
 STOP = Stop(max_iter=1000, rtol=1e-8, atol=1e-8)
 

@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import deqlm
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import normal, spectrum
+from deqlm.testing.solvers.rows import assert_same_rows
+from deqlm.testing.solvers.truth import true_residuals
 from deqlm_solvers import (
     SOLVERS,
     Anderson,
@@ -27,10 +31,8 @@ from deqlm_solvers import (
     Stop,
     options,
 )
-from solvers.contract import assert_same_rows, true_residuals
-from solvers.counting import Counted
 from solvers.fallback_cases import F64, GAIN, Selectable, affine
-from solvers.problems import normal, parity_chain, spectrum
+from solvers.problems import parity_chain
 
 
 @options
@@ -88,6 +90,9 @@ def test_the_default_chain_is_that_of_the_docstring():
         (lambda: Fallback("andersen"), KeyError, "did you mean 'anderson'"),
         (lambda: Fallback(["anderson", "broyden"]), TypeError, "solver must be a name"),  # type: ignore[arg-type]
         (lambda: Fallback(solvers=()), ValueError, "solvers must be at least one solver"),
+        (lambda: Fallback(solvers="anderson"), ValueError, "solvers must be a sequence of solvers.*got 'anderson'"),
+        (lambda: Fallback(solvers={"name": "anderson"}), ValueError, "solvers must be a sequence of solvers"),
+        (lambda: Fallback(solvers=3), ValueError, "solvers must be a sequence of solvers.*got 3"),  # type: ignore[arg-type]
         (lambda: Fallback("anderson", Fallback("broyden")), ValueError, "list the members of that one"),
         (lambda: Fallback("anderson", Anderson()), ValueError, "without a repetition"),
         (lambda: Fallback("anderson", solvers=["broyden"]), TypeError, "members twice"),

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 import deqlm
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import Anderson, Fallback, FixedPoint, Newton, NewtonKrylov, Solve, Status, Stop, forecast_solve
 from deqlm_solvers.loop.derivative import NoDerivativeError
 from solvers.classics import CLASSICS, F64, generalised_rosenbrock
-from solvers.contract import assert_same_rows
-from solvers.counting import Counted
 from solvers.fallback_cases import affine
 
 STOP = Stop(max_iter=300, rtol=1e-8, atol=1e-8)

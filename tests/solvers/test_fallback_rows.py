@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 import deqlm
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import normal
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import (
     Anderson,
     Fallback,
@@ -18,10 +21,7 @@ from deqlm_solvers import (
     Status,
     Stop,
 )
-from solvers.contract import assert_same_rows
-from solvers.counting import Counted
 from solvers.fallback_cases import F64, GAIN, Selectable, affine
-from solvers.problems import normal
 
 
 def test_rows_stay_in_the_batch_when_asked_to():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from deqlm.testing.solvers.problems import linear, tanh_layer
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solve, Solver, Stop, forecast_solve
 from deqlm_solvers.native import library
-from solvers.problems import linear, tanh_layer
 
 IMPLS = ["torch", pytest.param("cpp", marks=pytest.mark.skipif(library.load().library is None, reason="not built"))]
 HUGE = 10**9

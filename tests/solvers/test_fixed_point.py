@@ -7,10 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import linear, tanh_layer
+from deqlm.testing.solvers.rows import same_bits
 from deqlm_solvers import FixedPoint, Solve, Status, Stop
-from solvers.contract import same_bits
-from solvers.counting import Counted
-from solvers.problems import linear, parity_chain, tanh_layer
+from solvers.problems import parity_chain
 
 
 @pytest.mark.parametrize("damping", [1.0, 0.8, 0.3])

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from deqlm.testing.solvers.counting import Counted, geometric, per_evaluation
+from deqlm.testing.solvers.problems import exact_rows, linear, normal, tanh_layer
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solution, Solve, Solver, Status, Stop
 from deqlm_solvers.loop.native_backend import native_bytes
 from deqlm_solvers.native import library
-from solvers.contract import assert_same_rows
-from solvers.counting import Counted, geometric, per_evaluation
-from solvers.problems import exact_rows, linear, normal, tanh_layer
 
 pytestmark = pytest.mark.skipif(library.load().library is None, reason=library.load().why)
 

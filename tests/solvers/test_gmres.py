@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from deqlm.testing.solvers.problems import normal
+from deqlm.testing.solvers.rows import same_bits
 from deqlm_solvers.linalg.gmres import BatchedGMRES, _hypotenuse
-from solvers.contract import same_bits
-from solvers.problems import normal
 
 
 def yes(rows: int) -> Tensor:

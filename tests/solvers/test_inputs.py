@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import linear, tanh_layer
+from deqlm.testing.solvers.rows import same_bits
 from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Solve, Status, StepSolver, Stop
-from solvers.contract import same_bits
-from solvers.counting import Counted
-from solvers.problems import linear, tanh_layer
 
 STEP = [name for name in SOLVERS if issubclass(SOLVERS[name], StepSolver)]
 each = pytest.mark.parametrize("name", STEP)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from deqlm.testing.solvers.problems import normal
+from deqlm.testing.solvers.rows import same_bits
 from deqlm_solvers.linalg.small_systems import finite_or_identity, push_column, push_row, solve_general, solve_leading
-from solvers.contract import same_bits
-from solvers.problems import normal
 
 
 def gram(B: int, M: int) -> Tensor:

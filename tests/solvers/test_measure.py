@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
+from deqlm.testing.solvers.problems import normal
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, Stop
 from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.loop.criterion import Criterion
-from solvers.problems import normal
 
 B, L, D = 3, 5, 2
 TOKENS = Frame(leaves=((L, D),))

@@ -52,6 +52,19 @@ def test_a_row_that_is_lost_at_the_end_is_not_called_converged():
     assert (relative[sol.converged] <= 1.2e-3).all()
 
 
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("max_iter", range(10, 26))
+def test_a_row_that_is_lost_in_the_last_evaluation_shows_its_residual_there(impl, max_iter):
+    rate = torch.tensor([[0.1], [0.5], [0.8]], dtype=torch.float64)
+    b = torch.tensor([[0.4, -0.9], [1.2, 0.3], [-0.6, 0.8]], dtype=torch.float64)
+
+    def f(z: torch.Tensor) -> torch.Tensor:
+        return rate * torch.sin(2 * z) + b + 0.5 * torch.roll(z, 1, 0).sin()
+
+    sol = Solve(Anderson(impl=impl), Stop(max_iter=max_iter, rtol=1e-3))(f, b + 1)
+    assert (sol.relative[sol.failed] > 1e-3).all()
+
+
 class Weak:
     """Rows that mix by ``weight`` times their mean: less than a probe sees, more than the tolerance allows."""
 

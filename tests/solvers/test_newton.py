@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 import deqlm
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import exact_rows, linear, normal, tanh_layer
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import Newton, Solve, Status, Stop
 from deqlm_solvers.loop.derivative import NoDerivativeError
-from solvers.contract import assert_same_rows
-from solvers.counting import Counted
 from solvers.differentiated import SineForward, SineOnce
-from solvers.problems import exact_rows, linear, normal, tanh_layer
 
 SHARP = Stop(max_iter=500, rtol=1e-12)
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import deqlm
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import exact_rows, linear, normal, tanh_layer
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import Evaluation, NewtonKrylov, Solve, Status, Stop
 from deqlm_solvers.loop.derivative import NoDerivativeError, Recorded
-from solvers.contract import assert_same_rows
-from solvers.counting import Counted
 from solvers.differentiated import SineForward, SineOnce
-from solvers.problems import exact_rows, linear, normal, tanh_layer
 
 RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 

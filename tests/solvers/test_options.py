@@ -139,6 +139,17 @@ def test_numbers_of_evaluations_are_bounded_by_what_a_machine_counts(name):
         Stop(**{name: 2**64})
 
 
+@pytest.mark.parametrize("value", [np.float64(2.0), 2**64])
+@pytest.mark.parametrize("name", ["rtol", "atol", "divergence"])
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_a_tolerance_is_a_double_of_python_whatever_it_was_given_as(name, value, impl):
+    stop = Stop(**{name: value})
+    assert type(getattr(stop, name)) is float
+    assert stop == Stop(**{name: float(value)})
+    sol = Solve(FixedPoint(impl=impl), stop)(torch.cos, torch.zeros(2, 1))
+    assert sol.converged.all()
+
+
 HOSTILE = [10**400, -(2**70), 2**64 + 3, math.nan, b"x", np.int64(3), np.bool_(True), torch.tensor(3), 1j, object()]
 
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import normal, spectrum
+from deqlm.testing.solvers.truth import true_residuals
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solve, Solver, Status, Stop
-from solvers.contract import true_residuals
-from solvers.counting import Counted
-from solvers.problems import normal, spectrum
 
 DAMPING = st.sampled_from([1.0, 0.8, 0.5, 0.1])
 MEMORY = st.integers(1, 15)

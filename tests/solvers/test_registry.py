@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
+from deqlm.testing import check_solver
 from deqlm_solvers import SOLVERS, Anderson, FixedPoint, Registry, Solve, Solver, StepSolver, options, register_solver
-from solvers.contract import checks_of
 
 
 def test_the_three_solvers_are_there():
@@ -102,8 +102,7 @@ def test_an_own_solver_is_used_by_name_alias_and_dict():
     for spec in ("mine", "my_alias", {"name": "mine", "pull": 0.7}, {"name": "my_alias", "pull": 0.7}, Mine()):
         sol = Solve(spec)(lambda z: 0.5 * z + 1, torch.zeros(2, 3))  # type: ignore[arg-type]
         assert sol.converged.all()
-    for check in checks_of(Mine):
-        check(Mine())
+    check_solver("mine")
 
 
 PLUGIN = '''

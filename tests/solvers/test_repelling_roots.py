@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import exact_rows, normal
+from deqlm.testing.solvers.rows import assert_same_rows
 from deqlm_solvers import Anderson, FixedPoint, Frame, Solve, Stop
 from deqlm_solvers.methods.plain_phase import LONGEST_WAY, Watch
 from deqlm_solvers.native import library
-from solvers.contract import assert_same_rows
-from solvers.counting import Counted
-from solvers.problems import exact_rows, normal
 
 F64 = torch.float64
 IMPLS = ["torch", pytest.param("cpp", marks=pytest.mark.skipif(library.load().library is None, reason="not built"))]

@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from deqlm.testing.solvers.problems import exact_rows, normal
+from deqlm.testing.solvers.rows import (
+    alone_agrees_with_blas,
+    alone_is_together,
+    assert_same_rows,
+    neighbours_do_not_matter,
+)
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, Stop
-from solvers.contract import alone_agrees_with_blas, alone_is_together, assert_same_rows, neighbours_do_not_matter
-from solvers.problems import exact_rows, normal, parity_chain
+from solvers.problems import parity_chain
 
 SOLVERS = {
     "damped": FixedPoint(damping=0.7, first_damping=1.0),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from deqlm.testing.solvers.problems import normal
 from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Frame, Solve, Status, StepSolver, Stop
 from deqlm_solvers.loop.runaway import Runaway, share_left
-from solvers.problems import normal
 
 IMPLS = [s(impl=impl) for s in (FixedPoint, Anderson, Broyden) for impl in ("torch", "cpp")]
 each = pytest.mark.parametrize("solver", IMPLS, ids=lambda s: f"{s.name}-{s.impl}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from deqlm.testing.solvers.counting import Counted, Operations
+from deqlm.testing.solvers.problems import exact_rows, linear, normal
+from deqlm.testing.solvers.rows import assert_same_rows, same_bits
 from deqlm_solvers import SOLVERS, FixedPoint, Solve, Status, StepSolver, Stop
-from solvers.contract import assert_same_rows, same_bits
-from solvers.counting import Counted, Operations
-from solvers.problems import exact_rows, linear, normal, parity_chain
+from solvers.problems import parity_chain
 
 GAIN = torch.tensor([0.3, 0.9, 0.95, 0.5, 0.7], dtype=torch.float64)[:, None]
 STEP = [name for name in SOLVERS if issubclass(SOLVERS[name], StepSolver)]

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import linear, spectrum
 from deqlm_solvers import SOLVERS, ConvergenceError, FixedPoint, Frame, Solve, Status, StepSolver, Stop
-from solvers.counting import Counted
-from solvers.problems import linear, parity_chain, spectrum
+from solvers.problems import parity_chain
 
 STEP = [name for name in SOLVERS if issubclass(SOLVERS[name], StepSolver)]
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.problems import linear
+from deqlm.testing.solvers.rows import assert_same_rows, same_bits
 from deqlm_solvers import FixedPoint, Frame, Solve, Status, Stop
-from solvers.contract import assert_same_rows, same_bits
-from solvers.counting import Counted
-from solvers.problems import linear
 
 
 @pytest.mark.parametrize(

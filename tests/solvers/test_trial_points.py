@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from deqlm.testing.solvers.counting import Counted
 from deqlm_solvers import SOLVERS, Solve, Status, Stop
 from deqlm_solvers.linalg.line_search import LineSearch
 from solvers.classics import generalised_rosenbrock
-from solvers.counting import Counted
 
 F64 = torch.float64
 NEWTONS = ["newton", "newton_krylov", "dogleg"]

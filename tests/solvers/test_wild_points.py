@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from deqlm.testing.solvers.counting import Counted
+from deqlm.testing.solvers.rows import assert_same_rows, same_bits
 from deqlm_solvers import Anderson, Broyden, Evaluation, Solution, Solve, Solver, Status, Stop
 from deqlm_solvers.methods.damping import FLOOR, LEAST, Damping
 from deqlm_solvers.native import library
-from solvers.contract import assert_same_rows, same_bits
-from solvers.counting import Counted
 
 F64 = torch.float64
 IMPLS = ["torch", pytest.param("cpp", marks=pytest.mark.skipif(library.load().library is None, reason="not built"))]

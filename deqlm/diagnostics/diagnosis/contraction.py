@@ -40,7 +40,7 @@ class Contraction:
         lipschitz: largest ||f(a) - f(b)|| / ||a - b|| found over pairs around the point, a hundredth of its size apart.
         kappa: ||(I - J)^-1||_2, exact for "dense", else from below.
         error: kappa times the residual: about the distance to the fixed point.
-        relative_error: error / ||z||; infinite at zero.
+        relative_error: error / ||z||; infinite at zero, but 0 where the residual is 0.
         token_radius: largest radius of the diagonal token blocks (the worst row's), for causal maps; the true
             spectral radius when every token was examined.
         tokens: how many tokens that is the maximum over.
@@ -137,7 +137,7 @@ def measure_contraction(
         lipschitz=_floats(_lipschitz(f, J, [start() for _ in range(4)] + [direction])),
         kappa=_floats(kappa),
         error=_floats(kappa * residual),
-        relative_error=_floats((kappa * residual / size).nan_to_num(torch.inf)),
+        relative_error=_floats(torch.where(residual == 0, 0.0, (kappa * residual / size).nan_to_num(torch.inf))),
         token_radius=token_radius,
         tokens=examined,
     )

@@ -16,7 +16,10 @@ from deqlm.ops.ssd.naive import naive
 __all__ = ["IMPLS", "Impl", "pick", "scan"]
 
 Impl = Literal["auto", "torch", "mamba_ssm", "naive"]
+"""How a scan is computed."""
+
 IMPLS: tuple[str, ...] = get_args(Impl)
+"""The names of `Impl`."""
 
 
 def scan(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, overload
 
 from deqlm_solvers.core.checks import suggest
 
@@ -58,6 +58,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value
+
+
+@overload
+def options(cls: T, /) -> T: ...
+
+
+@overload
+def options(*, kw_only: bool = True) -> Callable[[T], T]: ...
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

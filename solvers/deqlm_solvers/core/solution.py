@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
 import torch
@@ -94,6 +95,10 @@ class Cost:
         return ", ".join(parts) or "nothing"
 
 
+_ROWS, _ROWS_SECOND = {"row_axis": 0}, {"row_axis": 1}
+"""Metadata of a field that holds one entry per row: the axis along which they lie."""
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """A solve's result, one entry per row, on the device of the state.
@@ -131,19 +136,19 @@ class Solution:
     """
 
     z: Any
-    residual: Tensor
-    relative: Tensor
-    steps: Tensor
-    status: Tensor
+    residual: Tensor = field(metadata=_ROWS)
+    relative: Tensor = field(metadata=_ROWS)
+    steps: Tensor = field(metadata=_ROWS)
+    status: Tensor = field(metadata=_ROWS)
     cost: Cost = Cost()
     residual_of: Literal["z", "previous"] = "z"
-    trace: Tensor | None = None
-    token_steps: Tensor | None = None
+    trace: Tensor | None = field(default=None, metadata=_ROWS_SECOND)
+    token_steps: Tensor | None = field(default=None, metadata=_ROWS)
     adjoint: Adjoint | None = None
-    picked: Tensor | None = None
+    picked: Tensor | None = field(default=None, metadata=_ROWS)
     choices: tuple[str, ...] = ()
-    runaway: Tensor | None = None
-    first: Tensor | None = None
+    runaway: Tensor | None = field(default=None, metadata=_ROWS)
+    first: Tensor | None = field(default=None, metadata=_ROWS_SECOND)
     solver: Any = None
 
     @property
@@ -164,6 +169,31 @@ class Solution:
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__, **changes)
         return made
+
+    def map_rows(self, change: Callable[[Tensor, int], Tensor]) -> Self:
+        """Return the same with every field that has one entry per row changed, z left out.
+
+        Args:
+            change: called with a tensor and the axis along which its rows lie.
+        """
+        return self.replace(
+            **{
+                name: change(value, axis)
+                for name, axis in _row_axes().items()
+                if (value := getattr(self, name)) is not None
+            }
+        )
+
+    def merge_rows(self, other: Solution, merge: Callable[[Tensor, Tensor], Tensor]) -> Self:
+        """Return the same with ``merge(own, other's)`` in every field whose first axis is that of rows, z left out.
+
+        What only one of the two knows becomes None.
+        """
+        mine, theirs = (
+            {name: getattr(sol, name) for name, axis in _row_axes().items() if axis == 0} for sol in (self, other)
+        )
+        known = {name for name in mine if mine[name] is not None and theirs[name] is not None}
+        return self.replace(**{name: merge(mine[name], theirs[name]) if name in known else None for name in mine})
 
     def advice(self, kind: Status) -> str:
         """Return what to try for rows that ended ``kind``, which depends on the solver; empty where that is no failure.
@@ -397,3 +427,8 @@ def _chosen(picked: Tensor | None, choices: tuple[str, ...]) -> str:
 def _listing(rows: list[int], most: int = 8) -> str:
     shown = ", ".join(map(str, rows[:most]))
     return shown if len(rows) <= most else f"{shown}, ... {len(rows)} in all"
+
+
+@functools.cache
+def _row_axes() -> dict[str, int]:
+    return {f.name: f.metadata["row_axis"] for f in fields(Solution) if "row_axis" in f.metadata}

@@ -117,6 +117,8 @@ class Stop(Options):
         if self.patience is not None:
             whole("patience", self.patience, 1, sys.maxsize)
         number("divergence", self.divergence, "> 1", lambda d: d > 1)
+        for name in ("rtol", "atol", "divergence"):
+            _keep_as_double(self, name)
         self._refuse_ignored()
 
     @property
@@ -163,6 +165,13 @@ class Stop(Options):
         for name in names:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:  # type: ignore[attr-defined]
                 raise ValueError(f"{name}={getattr(self, name)!r} {why}")
+
+
+def _keep_as_double(stop: Stop, name: str) -> None:
+    """Make a number of another library, or an int that no tensor holds, a float of Python."""
+    value = getattr(stop, name)
+    if isinstance(value, float) or (isinstance(value, int) and value > sys.maxsize):
+        object.__setattr__(stop, name, float(value))
 
 
 @functools.lru_cache(maxsize=256)

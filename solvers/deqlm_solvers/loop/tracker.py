@@ -199,7 +199,7 @@ class RowTracker(Tracker):
         if not bool(lost.any()):
             return False
         self.active = self.active | lost
-        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self._take_back(lost)
         self.schedule.reopen(k, lost)
         self.taken_up = True
         return True
@@ -214,15 +214,13 @@ class RowTracker(Tracker):
         return torch.where(self.active[:, None], z_next, z)
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        lost = self._lost()
-        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self._take_back(self._lost())
         status = self._status()
-        now = torch.stack((self.reading.residual, self.reading.relative))
-        z, shown = self.best_z, torch.where(lost, now, self.best)
+        z, (residual, relative) = self.best_z, self.best
         if keep_last:
             sound = status < int(Status.DIVERGED)
-            z, shown = torch.where(sound[:, None], z_last, z), torch.where(sound, self.last, shown)
-        residual, relative = shown
+            z = torch.where(sound[:, None], z_last, z)
+            residual, relative = torch.where(sound, self.last, self.best)
         return Solution(
             z=z,
             residual=residual,
@@ -237,11 +235,14 @@ class RowTracker(Tracker):
         )
 
     def _lost(self) -> Tensor:
-        """Return rows that passed and no longer do, because f mixes rows and their neighbours moved.
-
-        The slack is for rounding that differs from call to call.
-        """
+        """Return rows that passed and no longer do, as f mixes rows; the slack is for rounding of another call."""
         return (self.best_ratio <= 1) & (self.reading.ratio > SLACK)
+
+    def _take_back(self, lost: Tensor) -> None:
+        """Take back that rows (B,) passed; they show what they have now."""
+        now = torch.stack((self.reading.residual, self.reading.relative))
+        self.best_ratio = self.best_ratio.masked_fill(lost, torch.inf)
+        self.best, self.last = (torch.where(lost, now, shown) for shown in (self.best, self.last))
 
     def _keep_best(
         self, k: int, tested: Tensor, reading: Residuals, ratio: Tensor, now: Tensor, z: Tensor

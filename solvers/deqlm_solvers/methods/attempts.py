@@ -150,7 +150,7 @@ class Search:
         """Merge what ``member`` found for ``rows`` into the answer."""
         assert self.probed is not None
         sol = self.sol
-        before = _pick(sol, rows)
+        before = sol.map_rows(lambda t, axis: t.index_select(axis, rows))
         new, old = _closeness(found, self.stop), _closeness(before, self.stop)
         # the earlier answer wins a tie
         better = ~before.converged & (found.converged | (new > old))
@@ -166,15 +166,11 @@ class Search:
         if sol.token_steps is not None and found.token_steps is not None:
             later = found.token_steps + before.steps[:, None]
             token_steps = merge(sol.token_steps, torch.where(found.token_steps > 0, later, 0))
-        self.found = sol.replace(
+        found = found.replace(picked=torch.full_like(found.status, index))
+        self.found = sol.merge_rows(found, merge).replace(
             z=merge(sol.z, found.z),
-            residual=merge(sol.residual, found.residual),
-            relative=merge(sol.relative, found.relative),
-            status=merge(sol.status, found.status),
             steps=sol.steps.index_add(0, rows, found.steps),
-            picked=merge(sol.picked, torch.full_like(found.status, index)),  # pyright: ignore[reportArgumentType]
             token_steps=token_steps,
-            runaway=None if sol.runaway is None or found.runaway is None else merge(sol.runaway, found.runaway),
             cost=sol.cost + cost,
         )
         if found.trace is not None:
@@ -283,15 +279,6 @@ def _restrict_snap(snap: Callable[[Tensor], Tensor], rows: Tensor, count: int) -
         return snap(every).index_select(0, rows)
 
     return snap_rows
-
-
-def _pick(sol: Solution, rows: Tensor) -> Solution:
-    """Return residuals, status and steps of ``rows`` (K,)."""
-    residual, relative, status, steps = (
-        t.index_select(0, rows) for t in (sol.residual, sol.relative, sol.status, sol.steps)
-    )
-    runaway = None if sol.runaway is None else sol.runaway.index_select(0, rows)
-    return Solution(z=None, residual=residual, relative=relative, steps=steps, status=status, runaway=runaway)
 
 
 def _closeness(sol: Solution, stop: Stop) -> Tensor:

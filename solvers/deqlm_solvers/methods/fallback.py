@@ -100,6 +100,8 @@ class Fallback(Solver):
     ) -> None:
         if members and solvers is not None:
             raise TypeError("Fallback got its members twice, by position and as solvers=")
+        listed = isinstance(solvers, Iterable) and not isinstance(solvers, str | bytes | Mapping)
+        require(solvers is None or listed, "solvers", solvers, "a sequence of solvers, such as ['anderson', 'broyden']")
         given = members or (DEFAULT if solvers is None else tuple(solvers))
         made = tuple(SOLVERS.make(member) for member in given)
         require(len(made) > 0, "solvers", made, "at least one solver")

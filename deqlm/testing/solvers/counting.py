@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deqlm.testing.check import expect
+
+__all__ = ["Counted", "Operations", "Played", "geometric", "per_evaluation"]
+
 SYNCS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::item"}
 
 
@@ -23,6 +27,7 @@ class Counted:
 
     @property
     def calls(self) -> int:
+        """How often it was called."""
         return len(self.points)
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -41,6 +46,7 @@ class Operations(TorchDispatchMode):
 
     @property
     def total(self) -> int:
+        """How many operations were counted."""
         return sum(self.names.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,7 +89,7 @@ def per_evaluation(solve: Callable[[Played, int], Any], frames: list[Tensor]) ->
         played = Played(frames)
         with Operations() as operations:
             solve(played, length)
-        assert played.calls == length, "the solve ended early, so nothing per evaluation can be told"
+        expect(played.calls == length, "a solve of {} evaluations made {}, so none can be priced", length, played.calls)
         counts.append((operations.total, operations.syncs))
     (ops_few, syncs_few), (ops_many, syncs_many) = counts
     return (ops_many - ops_few) / (many - few), (syncs_many - syncs_few) / (many - few)

@@ -1,0 +1,130 @@
+"""A mixer is causal and pure, and chunks equal the whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deqlm.testing.check import expect
+from deqlm.testing.mixers.inputs import F64, Make, by_chunks, cache_leaves, expect_close, inputs
+
+__all__ = [
+    "a_cache_is_read_and_never_written",
+    "caches_do_not_depend_on_the_chunks",
+    "chunks_equal_the_whole",
+    "finite_differences_agree",
+    "has_the_names_of_a_mixer",
+    "later_tokens_and_other_rows_change_nothing",
+    "nothing_injected_is_zero_injected",
+    "rows_of_a_cache_can_be_chosen",
+]
+
+NAMES = ("d_model", "d_inject", "forward_chunk", "empty_cache")
+
+
+def has_the_names_of_a_mixer(make: Make) -> None:
+    """It is an nn.Module with d_model, d_inject, forward_chunk and empty_cache, and z keeps shape and dtype."""
+    mixer = make()
+    expect(isinstance(mixer, nn.Module), "{} is no nn.Module", type(mixer).__name__)
+    missing = [name for name in NAMES if not hasattr(mixer, name)]
+    expect(not missing, "{} is missing", ", ".join(missing))
+    z, u = inputs(mixer.double())
+    y = mixer(z, u)
+    expect(y.shape == z.shape, "z is {}, the output {}", tuple(z.shape), tuple(y.shape))
+    expect(y.dtype == z.dtype, "z is {}, the output {}", z.dtype, y.dtype)
+
+
+def chunks_equal_the_whole(make: Make) -> None:
+    """Chunk after chunk, token by token or at once: the outputs agree to rounding."""
+    for cuts in (range(1, 21), range(3, 21, 3), (16,), (), (1, 2, 9)):
+        mixer = make().double()
+        z, u = inputs(mixer)
+        y, _ = by_chunks(mixer, z, u, cuts)
+        expect_close(y, mixer(z, u), f"chunks that end at {list(cuts)} and the whole")
+
+
+def caches_do_not_depend_on_the_chunks(make: Make) -> None:
+    """The cache after all tokens is the same, in type and value, however they were cut."""
+    mixer = make().double()
+    z, u = inputs(mixer)
+    caches = [list(cache_leaves(by_chunks(mixer, z, u, cuts)[1])) for cuts in ((1, 2, 9), ())]
+    expect(len(caches[0]) == len(caches[1]), "{} values and {}", len(caches[0]), len(caches[1]))
+    for a, b in zip(*caches, strict=True):
+        expect(type(a) is type(b), "{} and {}", type(a).__name__, type(b).__name__)
+        if isinstance(a, Tensor):
+            expect_close(a, b, "caches of chunks and of the whole")
+        else:
+            expect(a == b, "caches of chunks and of the whole: {!r} and {!r}", a, b)
+
+
+def a_cache_is_read_and_never_written(make: Make) -> None:
+    """An evaluation leaves the cache that it reads as it was, so that a second one gives the same bits."""
+    mixer = make().double()
+    z, u = inputs(mixer)
+    _, cache = by_chunks(mixer, z, u, (4,))
+    before = [t.clone() if isinstance(t, Tensor) else t for t in cache_leaves(cache)]
+    first = mixer.forward_chunk(z[:, :2], u[:, :2], cache)[0]
+    second = mixer.forward_chunk(z[:, :2], u[:, :2], cache)[0]
+    expect(torch.equal(first, second), "a second evaluation differs by {}", (first - second).abs().max())
+    for a, b in zip(cache_leaves(cache), before, strict=True):
+        same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
+        expect(same, "the cache holds {}, and held {}", a, b)
+
+
+def rows_of_a_cache_can_be_chosen(make: Make) -> None:
+    """cache.rows(index) goes on with those rows, in that order, repeated or left out."""
+    mixer = make().double()
+    z, u = inputs(mixer)
+    _, cache = mixer.forward_chunk(z[:, :9], u[:, :9], mixer.empty_cache(3))
+    rows = torch.tensor([2, 0, 2])
+    chosen = mixer.forward_chunk(z[rows, 9:], u[rows, 9:], cache.rows(rows))[0]
+    expect_close(chosen, mixer.forward_chunk(z[:, 9:], u[:, 9:], cache)[0][rows], "chosen rows and all")
+
+
+def later_tokens_and_other_rows_change_nothing(make: Make) -> None:
+    """The output at a token depends on that token, the ones before and its own row only, NaN elsewhere included."""
+    mixer = make().double()
+    z, u = inputs(mixer)
+    y = mixer(z, u)
+    z[:, 12:], u[:, 12:] = torch.randn_like(z[:, 12:]), torch.randn_like(u[:, 12:])
+    z[1], u[1] = torch.nan, torch.nan
+    rows = [0, 2]
+    changed = mixer(z, u)
+    expect_close(changed[rows, :12], y[rows, :12], "tokens before those that changed")
+    expect(not torch.allclose(changed[rows, 12:], y[rows, 12:]), "the output does not depend on z and u")
+
+
+def nothing_injected_is_zero_injected(make: Make) -> None:
+    """u=None has the bits of a u of zeros, and another u another output."""
+    mixer = make().double()
+    z, u = inputs(mixer)
+    expect(torch.equal(mixer(z), mixer(z, torch.zeros_like(u))), "u=None and u=0 differ")
+    expect(not torch.allclose(mixer(z), mixer(z, u)), "u changes nothing")
+
+
+def finite_differences_agree(make: Make) -> None:
+    """Gradcheck of a chunk for z, u and what it reads from the cache, and through the chunk that made the cache."""
+    mixer = make().double()
+    first, then = inputs(mixer, batch=2, length=3), inputs(mixer, batch=2, length=4)
+    _, cache = mixer.forward_chunk(*first, mixer.empty_cache(2))
+
+    def through(z0: Tensor, u0: Tensor, z: Tensor, u: Tensor) -> Tensor:
+        return mixer.forward_chunk(z, u, mixer.forward_chunk(z0, u0, mixer.empty_cache(2))[1])[0]
+
+    asked = [t.requires_grad_() for t in (*first, *then)]
+    expect(torch.autograd.gradcheck(through, asked, fast_mode=True), "gradcheck through two chunks fails")
+    if hasattr(cache, "_replace"):
+        _from_the_cache(mixer, cache, then)
+
+
+def _from_the_cache(mixer: nn.Module, cache: object, chunk: tuple[Tensor, Tensor]) -> None:
+    """Differentiate by the tensors of a cache that is a named tuple."""
+    fields = cache._asdict()  # type: ignore[attr-defined]
+    held = {name: t.detach().requires_grad_() for name, t in fields.items() if isinstance(t, Tensor) and t.dtype == F64}
+
+    def run(*tensors: Tensor) -> Tensor:
+        z, u, *rest = tensors
+        read = cache._replace(**dict(zip(held, rest, strict=True)))  # type: ignore[attr-defined]
+        return mixer.forward_chunk(z, u, read)[0]  # type: ignore[operator]
+
+    expect(torch.autograd.gradcheck(run, (*chunk, *held.values()), fast_mode=True), "gradcheck by the cache fails")
