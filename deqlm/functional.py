@@ -198,4 +198,4 @@ def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
     sol = sol.replace(z=rows.result(sol.z), cost=cost)
     if rows.batch_dims == 1:
         return sol
-    return sol.map_rows(lambda t, axis: t.reshape(*t.shape[:axis], *rows.batch_shape, *t.shape[axis + 1 :]))
+    return sol.map_rows(lambda t, axis: t.reshape((*t.shape[:axis], *rows.batch_shape, *t.shape[axis + 1 :])))

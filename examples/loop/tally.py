@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from deqlm_solvers import Solution
-from deqlm_solvers.core.solution import Cost
+from deqlm_solvers.core.cost import Cost
 
 __all__ = ["Tally"]
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from deqlm.testing.solvers.problems import exact_rows, normal
 from deqlm_solvers import SOLVERS, Anderson, Broyden, Evaluation, FixedPoint, Frame, Solver, Stop
 from deqlm_solvers.loop.backend import Backend, unknown
 from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.loop import ENGINES, run
 from solvers.pairwise import pairwise
-from solvers.problems import exact_rows, normal
 
 VALUES: dict[str, tuple[Any, ...]] = {
     "max_iter": (1, 7, 18),

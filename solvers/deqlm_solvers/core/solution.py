@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.status import Status
 
-__all__ = ["Adjoint", "ConvergenceError", "ConvergenceWarning", "Cost", "OnFailure", "Solution", "check_on_failure"]
+__all__ = ["Adjoint", "ConvergenceError", "ConvergenceWarning", "OnFailure", "Solution", "check_on_failure"]
 
 RUNAWAY = (
     "the state grows and the residual does not fall: a layer z + F(z), such as a pre-norm block, has no fixed point in "
@@ -51,48 +52,6 @@ class ConvergenceError(RuntimeError):
 def check_on_failure(value: str) -> None:
     """Raise ``ValueError`` unless ``value`` is one of the three policies."""
     require(value in ("warn", "raise", "ignore"), "on_failure", value, "'warn', 'raise' or 'ignore'")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a solve spent.
-
-    Attributes:
-        evaluations: calls of f, those that carry tangents or record a graph included.
-        row_evaluations: rows summed over those calls.
-        token_evaluations: token slots, padding included, summed over those rows; 0 where the state has no tokens.
-        vjps: products with the transposed Jacobian (adjoint solves).
-        jvps: products with the Jacobian; a dense one is N of them, one that the user computes is one.
-
-    Examples:
-        >>> Cost(evaluations=3, row_evaluations=6) + Cost(vjps=2)
-        Cost(evaluations=3, row_evaluations=6, token_evaluations=0, vjps=2, jvps=0)
-        >>> print(Cost(evaluations=3, row_evaluations=6, token_evaluations=96))
-        3 evaluations of f on 6 rows, 96 tokens
-    """
-
-    evaluations: int = 0
-    row_evaluations: int = 0
-    token_evaluations: int = 0
-    vjps: int = 0
-    jvps: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.evaluations + other.evaluations,
-            self.row_evaluations + other.row_evaluations,
-            self.token_evaluations + other.token_evaluations,
-            self.vjps + other.vjps,
-            self.jvps + other.jvps,
-        )
-
-    def __str__(self) -> str:
-        parts = []
-        if self.evaluations:
-            parts.append(f"{self.evaluations} evaluations of f on {self.row_evaluations} rows")
-        counts = {"tokens": self.token_evaluations, "products with J": self.jvps, "with J^T": self.vjps}
-        parts += [f"{count} {what}" for what, count in counts.items() if count]
-        return ", ".join(parts) or "nothing"
 
 
 _ROWS, _ROWS_SECOND = {"row_axis": 0}, {"row_axis": 1}
@@ -140,7 +99,7 @@ class Solution:
     relative: Tensor = field(metadata=_ROWS)
     steps: Tensor = field(metadata=_ROWS)
     status: Tensor = field(metadata=_ROWS)
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     residual_of: Literal["z", "previous"] = "z"
     trace: Tensor | None = field(default=None, metadata=_ROWS_SECOND)
     token_steps: Tensor | None = field(default=None, metadata=_ROWS)

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Frame
-from deqlm_solvers.core.solution import Cost, Solution
+from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.evaluator import Evaluator

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.dtypes import autocast_dtype, inner_dtype
 from deqlm_solvers.core.kinds import require_state
-from deqlm_solvers.core.solution import Cost
 from deqlm_solvers.core.solver import Evaluation, Map
 from deqlm_solvers.core.transforms import refuse_transforms
 from deqlm_solvers.loop.derivative import Derivatives

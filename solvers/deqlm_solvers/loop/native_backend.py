@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Frame
 from deqlm_solvers.core.native_rule import Kernel, Rule
-from deqlm_solvers.core.solution import Cost, Solution
+from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.layout import Frame
-from deqlm_solvers.core.solution import Cost, Solution
+from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop

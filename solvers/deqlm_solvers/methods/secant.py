@@ -236,18 +236,17 @@ class Secant(StepSolver):
         left_out = refused if held is None else refused | held
         pairs.push(at, state.base_z, state.base_r, state.unit, left_out)
         move = None
-        scale = None
-        if state.watch is not None or state.fits_scale:
+        scale, better = None, norm < state.best_norm
+        if state.fits_scale or state.watch is not None:
             moved, changed, along = pairs.shape()
             scale = moved / changed if state.fits_scale else None
-        better = norm < state.best_norm
-        if state.watch is not None:
-            move = state.watch.look(norm, at.fz_norm[:, None], along, moved * changed)
-            sound = (sound | move.bears) & ~move.lost
-            state.first_norm = torch.where(move.arrived, torch.maximum(state.first_norm, norm), state.first_norm)
-            damping.beta = damping.beta.masked_fill(move.sets_out, damping.initial)
-            better = (better & ~move.back) | move.arrived
-            pairs.count = pairs.count.masked_fill(move.plain, 0)
+            if state.watch is not None:
+                move = state.watch.look(norm, at.fz_norm[:, None], along, moved * changed)
+                sound = (sound | move.bears) & ~move.lost
+                state.first_norm = torch.where(move.arrived, torch.maximum(state.first_norm, norm), state.first_norm)
+                damping.beta = damping.beta.masked_fill(move.sets_out, damping.initial)
+                better = (better & ~move.back) | move.arrived
+                pairs.count = pairs.count.masked_fill(move.plain, 0)
         state.best_norm = torch.where(better, norm, state.best_norm)
         state.best_z = torch.where(better, at.z, state.best_z)
         state.best_r = torch.where(better, at.r, state.best_r)
