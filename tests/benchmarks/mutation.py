@@ -44,6 +44,7 @@ LOOP = solver_tests(
     *(
         "statuses",
         "stop",
+        "engines",
         "measure",
         "schedule",
         "runaway",
@@ -82,12 +83,17 @@ FUZZ = "fuzz/test_solves.py"
 
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "loop": (
-        files(SOLVERS, "driver", "pace", "ledger", "measure", "schedule", "counted", "narrow", "runaway"),
+        [
+            *files(f"{SOLVERS}/loop", "loop", "evaluator", "derivative", "subset", "criterion", "schedule", "runaway"),
+            *files(f"{SOLVERS}/loop", "tracker", "backend", "torch_backend", "native_backend"),
+        ],
         [*LOOP, FUZZ],
     ),
     "compiled loop": (files(f"{SOLVERS}/native", "read.h", "step.cpp"), [*LOOP, FUZZ]),
     "secant": (
-        files(SOLVERS, "secant", "anderson", "broyden", "watch", "decision", "damping", "fixed_point"),
+        files(
+            f"{SOLVERS}/methods", "secant", "anderson", "broyden", "plain_phase", "decision", "damping", "fixed_point"
+        ),
         [*SECANT, FUZZ],
     ),
     "compiled secant": (
@@ -95,15 +101,18 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         [*SECANT, FUZZ],
     ),
     "newton": (
-        files(SOLVERS, "newton", "newton_krylov", "dogleg", "dense", "line_search", "gmres", "linalg", "attempts"),
+        [
+            *files(f"{SOLVERS}/methods", "newton", "newton_krylov", "dogleg", "dense", "attempts"),
+            *files(f"{SOLVERS}/linalg", "line_search", "gmres", "small_systems"),
+        ],
         [*NEWTON, FUZZ],
     ),
     "gradients": (
         files("deqlm/gradients", "base", "implicit", "adjoint", "linear_solve", "phantom", "one_step", "unrolled"),
         GRADIENTS,
     ),
-    "rows": (files("deqlm", "rows", "trees", "cuts", "held", "noise", "buffers", "fixed_point", "failures"), ROWS),
-    "chunks and window": (files("deqlm", "chunks", "pieces", "frontier", "prefix"), TOKENS),
+    "rows": (files("deqlm/wrap", "rows", "trees", "cuts", "held", "replay", "buffers", "turns", "failures"), ROWS),
+    "chunks and window": (files("deqlm/sequence", "chunks", "pieces", "frontier", "prefix"), TOKENS),
 }
 
 
