@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from deqlm.hf import ImplicitConfig, ImplicitForCausalLM, to_implicit
+from deqlm.cli.main import main
+from deqlm.hf import ImplicitConfig, ImplicitForCausalLM, export_implicit_llm, to_implicit
 from deqlm.models import MixerOptions
 from deqlm_solvers import options
 from models.shift import Counted, Shift
@@ -72,6 +75,19 @@ def test_its_first_block_sees_the_embeddings_as_it_did():
     ours, theirs = made.lm.backbone.layers[0], explicit.lm.backbone.layers[0]
     got = ours.mixer(ours.norm(torch.zeros_like(e)), made.lm.backbone.project(e))
     torch.testing.assert_close(got, theirs.mixer(theirs.norm(e)), rtol=1e-12, atol=1e-12)
+
+
+def test_the_authors_have_no_such_model():
+    with pytest.raises(ValueError, match=r"that of an implicit Mamba2 or Llama .* got 'ImplicitCounted"):
+        export_implicit_llm(ImplicitCounted(ImplicitCountedConfig(**TINY)))
+
+
+def test_info_reads_every_family_of_the_list(monkeypatch, tmp_path, capsys):
+    module = sys.modules["deqlm.hf.register"]
+    monkeypatch.setattr(module, "FAMILIES", (*module.FAMILIES, (ImplicitCountedConfig, ImplicitCounted)))
+    ImplicitCountedConfig(**TINY).save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["flops_per_token"]["evaluation"] > 0
 
 
 def test_a_mixer_that_does_not_say_where_its_input_enters_starts_by_xavier():
