@@ -31,8 +31,8 @@ def rms_norms(t: Tensor) -> Tensor:
     """Return the l2 norms along the last dimension over the root of its length, float64.
 
     Examples:
-        >>> rms_norms(torch.tensor([[3.0, -3.0, 3.0]])).item()
-        3.0
+        >>> rms_norms(torch.tensor([[2.0, -2.0, 2.0, -2.0]])).item()
+        2.0
     """
     return row_norms(t) / math.sqrt(max(1, t.shape[-1]))
 
