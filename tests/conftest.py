@@ -23,6 +23,11 @@ torch.set_num_threads(1)
 _EXACT = {"deadline": None, "print_blob": True}
 hypothesis.settings.register_profile("dev", max_examples=30, **_EXACT)
 hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, database=None, **_EXACT)
+# that something fails is enough there, and the smallest example takes long
+_PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+hypothesis.settings.register_profile(
+    "mutation", max_examples=50, derandomize=True, database=None, phases=_PHASES, **_EXACT
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from importlinter.cli import lint_imports
 
-from benchmarks.mutation import PARTS
+from benchmarks.mutated import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXEMPT = ("models", "hf", "layers", "ops", "compare/full")
-"""Modules that are built on the default device like those of torch, and the programs that measure."""
+EXEMPT = ("models", "hf", "layers", "ops", "comparison/full", "testing")
+"""Modules that are built on the default device like those of torch, programs that measure, and checks of plug-ins,
+which set and put back the defaults."""
 
 FACTORIES = {"zeros", "ones", "empty", "full", "eye", "linspace", "rand", "randn", "tensor"}
 """Take the default device, and the default dtype for floating-point values."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import deqlm
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential
+from deqlm.sequence.prefix import Prefix
 from deqlm_solvers import FixedPoint, Status, Stop
 
 WIDTH, LENGTH = 5, 11
@@ -69,14 +71,17 @@ def test_modes_find_the_same_point_and_gradient(layer, mode):
         torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
 
 
-def test_a_window_goes_by_mode_name_and_honours_a_mask(layer):
+@pytest.mark.parametrize(
+    "mode", [{"name": "frontier", "window": 3}, Chunked(3, start="previous"), Sequential(start="previous")], ids=str
+)
+def test_modes_honour_a_mask(layer, mode):
     x = inputs()
     mask = torch.arange(LENGTH)[None] < torch.tensor([LENGTH, 7, 4])[:, None]
     with torch.no_grad():
-        want = wrap(layer, "simultaneous")(x)
-        got, sol = wrap(layer, {"name": "frontier", "window": 3})(x, token_mask=mask, with_stats=True)
+        want = wrap(layer, "simultaneous")(x, token_mask=mask)
+        got, sol = wrap(layer, mode)(x, token_mask=mask, with_stats=True)
     assert sol.converged.all()
-    torch.testing.assert_close(got[mask], want[mask], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
 def test_the_bill_of_a_layer_without_chunks_holds_the_prefix(layer):
@@ -166,3 +171,64 @@ def test_tokens_that_run_away_do_not_converge():
             _, sol = deq(x, with_stats=True)
         assert sol.status.tolist() == [Status.DIVERGED] * 2, mode
         assert sol.runaway.all()
+
+
+def test_a_row_has_run_away_where_one_chunk_has():
+    class Late(nn.Module):
+        """Tokens from the third on drift, those before contract."""
+
+        def forward(self, z):
+            late = torch.arange(z.shape[1])[:, None] >= 2
+            return torch.where(late, z + 1 + 0.1 * torch.tanh(z), 0.5 * z)
+
+    deq = deqlm.DEQ(
+        Late(),
+        causal=True,
+        mode=Chunked(2),
+        solver="fixed_point",
+        stop=Stop(max_iter=400, rtol=1e-2),
+        on_failure="ignore",
+    )
+    with torch.no_grad():
+        _, sol = deq(torch.ones(2, 4, 3, dtype=torch.float64), with_stats=True)
+    assert sol.status.tolist() == [Status.DIVERGED] * 2
+    assert sol.runaway.all()
+
+
+def test_one_token_that_no_longer_passes_fails_its_row():
+    prefix = Prefix(3, 4, 2, Stop(), torch.tensor([[True] * 4, [True] * 4, [True, True, True, False]]))
+    prefix.review(np.array([[0.5, 1.1, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 2.0]]), 0, 4)
+    assert prefix.status.tolist() == [Status.MAX_ITER, Status.CONVERGED, Status.CONVERGED]
+
+
+def test_the_first_step_of_every_token_has_its_own_damping():
+    """From 0 half a step leads to .5, and a whole one to 1, where f stays."""
+    x = torch.zeros(2, 5, 1, dtype=torch.float64)
+    solver = FixedPoint(damping=1.0, first_damping=0.5)
+    with torch.no_grad():
+        z, sol = wrap(torch.ones_like, Frontier(2), solver=solver)(x, with_stats=True)
+    assert (z == 1).all()
+    assert (sol.token_steps == 3).all()
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.95])
+def test_a_token_is_frozen_where_its_error_is_within_tolerance(rate):
+    """Not its residual alone, which is 1 - rate times its error."""
+    x = torch.zeros(1, 4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        z, sol = wrap(lambda z: rate * z + 1, Frontier(2), stop=Stop(max_iter=300, rtol=1e-3))(x, with_stats=True)
+    assert sol.converged.all()
+    error = rate * (z * (1 - rate) - 1).abs().amax()
+    assert 1e-7 < error <= 1.001e-3
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_rows_wait_where_there_are_more_of_them_than_tokens(layer, compact):
+    x, gain = inputs(12, 3), torch.linspace(0.05, 1, 12, dtype=torch.float64)[:, None, None]
+    stop = EXACT.replace(compact=compact)
+    with torch.no_grad():
+        want = wrap(layer, "simultaneous", stop=stop)(x, gain)
+        z, sol = wrap(layer, Frontier(1), stop=stop)(x, gain, with_stats=True)
+    assert sol.converged.all()
+    assert len(set(sol.steps.tolist())) > 3, "rows are done at different evaluations"
+    torch.testing.assert_close(z, want, rtol=1e-10, atol=1e-10)

@@ -112,6 +112,8 @@ def test_calls_agree_whatever_the_clock_says(monkeypatch):
     how = Solve(deq.solve.solver, deq.solve.stop.replace(per="token"))
     known = sizes_of(deq.layer, (how, 2, x.shape[2:], x.dtype, x.device, torch.get_num_threads(), False), 400)
     assert len(known.chunks) >= 3, "the calls have noted their chunks"
+    noted = [chunk.evaluations for chunks in known.chunks.values() for chunk in chunks]
+    assert all(0 < evaluations <= max(seen) for evaluations in noted)
 
 
 @torch.no_grad()

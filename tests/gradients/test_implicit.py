@@ -136,6 +136,19 @@ def test_tolerance_is_relative_to_the_incoming_gradient_of_each_row(norm: str, d
     torch.testing.assert_close(sol.adjoint.residual[:2], (residual / g.norm(dim=1))[:2], rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_losses_near_the_ends_of_float64_take_the_same_steps(size: float) -> None:
+    A, x = symmetric([0.95, 0.5, -0.7, 0.1]), torch.randn(3, 4, dtype=F64, requires_grad=True)
+    sol = linear(A, x, Implicit())
+    plain, scaled = [], []
+    for factor, found in ((1.0, plain), (size, scaled)):
+        (w,) = torch.autograd.grad(sol.z, x, torch.full_like(x, factor), retain_graph=True)
+        found += [w / factor, sol.adjoint.steps.clone()]
+        assert sol.adjoint.converged.all()
+    torch.testing.assert_close(scaled[0], plain[0], rtol=1e-12, atol=1e-14)
+    assert torch.equal(scaled[1], plain[1])
+
+
 @pytest.mark.parametrize("name", STEP_SOLVERS)
 def test_any_step_solver_solves_the_adjoint(name: str) -> None:
     layer = TanhLayer(6, size=0.8)

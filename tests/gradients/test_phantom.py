@@ -84,9 +84,10 @@ def test_many_steps_do_not_help_where_the_damped_map_expands() -> None:
 
 @pytest.mark.parametrize("slope", [0.9, 0.2, -0.7])
 @pytest.mark.parametrize("damping", [0.5, 0.8, 1.0])
-def test_growth_is_exact_where_there_is_one_eigenvalue(slope: float, damping: float) -> None:
+@pytest.mark.parametrize("steps", [2, 4])
+def test_growth_is_exact_where_there_is_one_eigenvalue(slope: float, damping: float, steps: int) -> None:
     stop = Stop(max_iter=2, rtol=0)
-    deq = deqlm.DEQ(lambda z: slope * z, solver="fixed_point", gradient=Phantom(4, damping), stop=stop)
+    deq = deqlm.DEQ(lambda z: slope * z, solver="fixed_point", gradient=Phantom(steps, damping), stop=stop)
     sol = deq(torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=F64, requires_grad=True), with_stats=True)[1]
     want = abs(1 - damping + damping * slope)
     if want < 1e-6:

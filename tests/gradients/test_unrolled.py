@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import deqlm
-from deqlm import FixedPoint, Stop, Unrolled
+from deqlm import FixedPoint, Status, Stop, Unrolled
 from deqlm.testing.gradients.layers import TanhLayer, wrap
 
 F64 = torch.float64
@@ -97,6 +97,21 @@ def test_last_iterate_and_its_residual_even_where_an_earlier_one_was_better() ->
     assert best.residual == best.trace.min()
     assert best.residual < sol.residual
     assert sol.status.tolist() == [deqlm.Status.MAX_ITER]
+
+
+def test_a_row_that_diverges_returns_its_best_point() -> None:
+    gain = torch.tensor([[0.5], [-30.0]], dtype=F64)
+    sol = deqlm.solve(
+        lambda z: gain * z + 1,
+        torch.zeros(2, 1, dtype=F64),
+        solver="fixed_point",
+        gradient="unrolled",
+        stop=Stop(max_iter=40, rtol=1e-6),
+        on_failure="ignore",
+    )
+    assert sol.status.tolist() == [Status.CONVERGED, Status.DIVERGED]
+    assert sol.z[1].item() == 0
+    assert sol.residual[1].item() == 1
 
 
 def test_budget_reports_the_residual_of_the_point_before() -> None:

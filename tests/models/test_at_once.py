@@ -79,7 +79,9 @@ def test_the_bill_is_steps_commits_and_probes(model, mode, batch, length, solver
         out = model(embeddings=e, mode=mode)
     sol = out.solution
     assert sol.converged.all()
-    assert sol.cost.row_evaluations == int(sol.steps.sum()) + bill.rows
+    beyond = sol.cost.row_evaluations - int(sol.steps.sum()) - bill.rows
+    # of the few evaluations that `Auto` tries all tokens for, those left may not repay the price of leaving
+    assert beyond == 0 or (isinstance(mode, Auto) and 0 < beyond <= 2 * batch)
     model.no_grad = Solve(solver, stop.replace(compact=False))
     whole = model(embeddings=e, mode=mode)
     torch.testing.assert_close(out.logits, whole.logits, rtol=1e-7, atol=1e-8)

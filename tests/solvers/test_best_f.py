@@ -155,3 +155,20 @@ def test_check_every_is_bit_equal_with_an_early_stop():
         other = Solve(FixedPoint(), stop.replace(check_every=every))(problem.f, problem.z0())
         assert same_bits(other.z, plain.z)
         assert same_bits(other.steps, plain.steps)
+
+
+def test_a_residual_that_equals_the_tolerance_does_not_pass():
+    f, z0 = (lambda z: 0.5 * z + 1), torch.zeros(1, 1, dtype=torch.float64)
+    stop = Stop(max_iter=5, rtol=1e-9, keep="best_f")
+    fifth = Solve(FixedPoint(), stop)(f, z0).relative.item()
+    sol = Solve(FixedPoint(), stop.replace(max_iter=50, rtol=fifth))(f, z0)
+    assert sol.converged.all()
+    assert sol.steps.tolist() == [6]
+
+
+def test_a_residual_that_equals_the_tolerance_marks_no_runaway():
+    """Rows are at 1, 100 and 140 times their start; only from a point within tolerance on a residual has to halve."""
+    steps = iter([1.0, 99.0, 40.0])
+    stop = Stop(max_iter=3, rtol=99 / (100 + 1e-9), keep="best_f")
+    sol = Solve(FixedPoint(), stop)(lambda z: z + next(steps), torch.zeros(1, 1, dtype=torch.float64))
+    assert sol.status.tolist() == [Status.DIVERGED]

@@ -126,6 +126,14 @@ def test_a_singular_row_goes_downhill():
     assert sol.trace[1, 0] < sol.trace[0, 0]
 
 
+def test_a_row_without_a_jacobian_stays_where_it_is():
+    """The root of |z| has none at 0."""
+    z0 = torch.tensor([[0.0], [2.0]], dtype=F64)
+    sol = Solve("dogleg", Stop(max_iter=60, rtol=1e-8))(lambda z: 1 + 0.5 * z.abs().sqrt(), z0)
+    assert sol.converged.tolist() == [False, True]
+    assert sol.z[0].item() == 0
+
+
 def test_counts_are_those_of_a_counting_map():
     system = CLASSICS[0]
     for max_iter in (4, 10, 31, 300):

@@ -129,6 +129,16 @@ def test_a_map_that_mixes_rows_is_not_narrowed_and_the_answer_is_true(hide, chai
     assert sol.cost.row_evaluations == sum(f.seen) - 8
 
 
+def test_of_answers_that_all_fail_the_nearest_is_kept_where_rows_mix():
+    gain = torch.linspace(0.5, 0.99, 8, dtype=F64)
+    f = lambda z: gain * z.flip(0) + 1  # noqa: E731
+    stop, z0 = Stop(max_iter=6, rtol=1e-12), torch.zeros(2, 8, dtype=F64)
+    first, sol = (Solve(s, stop)(f, z0) for s in ("fixed_point", Fallback("fixed_point", "anderson")))
+    assert not sol.converged.any()
+    assert sol.picked.tolist() == [1, 1]
+    assert (sol.residual < first.residual).all()
+
+
 def test_scale_mask_and_leaves_go_with_the_rows():
     """A row among others ends as it does alone, with its own scale, mask and tokens."""
     b = normal(1, 4, 12)

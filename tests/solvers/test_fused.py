@@ -239,6 +239,28 @@ def test_the_best_point_is_kept_where_the_residual_grows():
         assert_agree(plain, fused, 1e-5)
 
 
+def test_a_row_that_runs_away_is_tested_as_often():
+    """From 20 on the residual is within tolerance by the size alone, and grows: no rate says when it will pass."""
+    f = lambda z: z + torch.where(z < 20, 1.0, 0.03 * z * (z / 20) ** 0.02)  # noqa: E731
+    stop = Stop(max_iter=60, rtol=0.05, test_every="auto", trace=True)
+    plain, fused = both(FixedPoint(), stop, f, torch.zeros(1, 1, dtype=torch.float64))
+    assert plain.status.tolist() == [Status.DIVERGED]
+    assert plain.trace is not None
+    assert not plain.trace[30:].isnan().any()
+    assert_agree(plain, fused, 1e-12)
+
+
+@pytest.mark.parametrize("test_every", [1, 3, "auto"])
+def test_rows_that_mix_are_taken_up_when_all_are_done(test_every):
+    rate = torch.tensor([[0.05], [0.9], [0.3]], dtype=torch.float64)
+    f = lambda z: rate * z + 1 + 0.1 * z.mean(0, keepdim=True)  # noqa: E731
+    stop = Stop(max_iter=600, rtol=1e-6, test_every=test_every)
+    plain, fused = both(FixedPoint(), stop, f, torch.zeros(3, 4, dtype=torch.float64))
+    assert plain.steps[0] > 100, "long after its neighbours had moved"
+    assert plain.cost == fused.cost
+    assert_agree(plain, fused, 1e-12)
+
+
 def test_the_workspace_is_what_was_forecast():
     for solver in (FixedPoint(), Anderson(), Broyden(), Broyden(line_search="armijo")):
         kernel = solver.kernel()

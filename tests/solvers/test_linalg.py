@@ -96,3 +96,9 @@ def test_matrices_that_are_not_finite_become_the_identity():
     assert same_bits(out[0], matrix[0])
     assert same_bits(out[1], torch.eye(4, dtype=torch.float64))
     assert same_bits(out[2], torch.eye(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_an_unknown_that_overflows_is_zero(sign):
+    matrix = torch.diag(torch.tensor([1e-300, 1.0], dtype=torch.float64))[None]
+    assert general(matrix, torch.tensor([[sign * 1e300, 2.0]], dtype=torch.float64)).tolist() == [[0.0, 2.0]]

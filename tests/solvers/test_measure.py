@@ -312,3 +312,9 @@ def test_a_row_norm_is_that_of_a_loop():
     strange = torch.tensor([[torch.inf, 1.0], [torch.nan, 1.0], [0.0, 0.0], [1e308, 1e308]], dtype=torch.float64)
     assert row_norms(strange)[:3].nan_to_num(7.0, posinf=8.0).tolist() == [8.0, 7.0, 0.0]
     assert row_norms(torch.zeros(2, 0, dtype=torch.float64)).tolist() == [0.0, 0.0]
+
+
+def test_a_scale_takes_no_part_in_a_graph():
+    fz, z = states()
+    scale = torch.ones(B, dtype=torch.float64, requires_grad=True)
+    assert not reading(Stop(), Frame(scale=scale), fz, z).ratio.requires_grad

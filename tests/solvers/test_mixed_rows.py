@@ -16,16 +16,32 @@ def mixing(z: torch.Tensor) -> torch.Tensor:
     return RATE * z + (1 - RATE) * TARGET + 0.1 * z.mean(0, keepdim=True)
 
 
+@pytest.mark.parametrize("impl", ["torch", "auto"])
 @pytest.mark.parametrize("solver", [FixedPoint(), Anderson(), Broyden()], ids=lambda s: s.name)
 @pytest.mark.parametrize("test_every", [1, 3, "auto"])
-def test_converged_is_true_for_all_rows_at_once(solver, test_every):
+def test_converged_is_true_for_all_rows_at_once(solver, test_every, impl):
     stop = Stop(max_iter=600, rtol=1e-6, test_every=test_every)
-    sol = Solve(solver, stop)(mixing, torch.zeros(3, 4, dtype=torch.float64))
+    sol = Solve(solver.replace(impl=impl), stop)(mixing, torch.zeros(3, 4, dtype=torch.float64))
     fz = mixing(sol.z)
     relative = (fz - sol.z).norm(dim=1) / fz.norm(dim=1)
     assert (relative[sol.converged] <= 1.05 * 1e-6).all()
     if solver.name == "fixed_point":
         assert sol.converged.all()
+
+
+def test_a_solver_is_told_when_rows_are_taken_up():
+    """What it has learnt since they were done is of neighbours that moved."""
+    points = []
+
+    class Told(FixedPoint):
+        def renew(self, z, state):
+            points.append(z.clone())
+            return super().renew(z, state)
+
+    sol = Solve(Told(), Stop(max_iter=600, rtol=1e-6))(mixing, torch.zeros(3, 4, dtype=torch.float64))
+    assert sol.converged.all()
+    assert points
+    assert all(z.shape == sol.z.shape for z in points)
 
 
 def test_a_row_that_is_lost_at_the_end_is_not_called_converged():

@@ -12,7 +12,7 @@ import deqlm
 from deqlm.testing.solvers.counting import Counted
 from deqlm.testing.solvers.problems import exact_rows, linear, normal, tanh_layer
 from deqlm.testing.solvers.rows import assert_same_rows
-from deqlm_solvers import NewtonKrylov, Solve, Status, Stop
+from deqlm_solvers import Evaluation, NewtonKrylov, Solve, Status, Stop
 from deqlm_solvers.loop.derivative import NoDerivativeError, Recorded
 from solvers.differentiated import SineForward, SineOnce
 
@@ -224,6 +224,27 @@ def test_restarts_bring_a_small_space_further():
         assert ((sol.z - problem.truth).norm(dim=1) <= 2 * problem.kappa * problem.tolerance(1e-9)).all()
         steps[solver] = int(sol.steps.max())
     assert steps[NewtonKrylov(krylov=60)] < min(list(steps.values())[:2])
+
+
+@pytest.mark.parametrize("size", [2.0**20, 2.0**-20])
+def test_restarts_do_not_depend_on_the_unit(size):
+    problem, solver = linear("symmetric", 0.95, B=3, N=60), NewtonKrylov(krylov=6, restarts=3)
+    stop = Stop(max_iter=400, rtol=1e-9)
+    want = Solve(solver, stop)(problem.f, problem.z0())
+    got = Solve(solver, stop)(lambda z: size * problem.f(z / size), problem.z0())
+    assert got.steps.tolist() == want.steps.tolist()
+    assert got.cost.jvps == want.cost.jvps
+
+
+def test_forcing_terms_are_kept_from_falling_too_fast():
+    """.9 times the square of a tenth, but .9 eta^2 of the last one while that is above .1."""
+    solver, r = NewtonKrylov(forcing=0.9), torch.ones(1, 4, dtype=torch.float64)
+    state, found = solver.init(r), []
+    for k in range(4):
+        at = Evaluation(torch.zeros_like(r), 0.1**k * r)
+        solver._arrive(torch.ones(1, 1, dtype=torch.bool), at, state)
+        found.append(state.eta.item())
+    assert found == pytest.approx([0.729, 0.9 * 0.729**2, 0.9 * (0.9 * 0.729**2) ** 2, 0.009])
 
 
 def test_a_smaller_forcing_term_needs_fewer_points():

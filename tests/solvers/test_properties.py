@@ -83,7 +83,9 @@ def test_converged_means_converged(solver, problem, stop, dtype):
     assert (sol.converged != sol.failed).all()
     assert not (sol.status == Status.BUDGET).any()
     assert (sol.steps[sol.status == Status.MAX_ITER] == stop.max_iter).all()
-    assert sol.trace is None or sol.trace.shape == (seen.calls, len(z0))
+    looks = 0 if sol.trace is None else seen.calls - len(sol.trace)
+    assert 0 <= looks <= int(len(z0) > 1)
+    assert sol.trace is None or sol.trace.shape[1:] == (len(z0),)
     assert str(sol)
 
 

@@ -158,6 +158,23 @@ def test_a_way_ends_where_it_has_arrived():
     assert not watch.look(column(0.6), column(7.0), -ONE, ONE).plain.item()
 
 
+@pytest.mark.parametrize(("size", "arrives"), [(2.0, True), (1.7, False)])
+def test_a_way_has_arrived_only_where_it_is_as_near_as_before(size, arrives):
+    """||r|| / ||f(z)|| was .5 at best."""
+    watch = mixing()
+    watch.look(column(0.1), column(0.2), ONE, ONE)
+    watch.look(column(2.0), column(3.0), ONE, ONE)
+    assert watch.look(column(0.9), column(size), -ONE, ONE).arrived.item() is arrives
+
+
+@pytest.mark.parametrize(("norm", "plain"), [(0.7, True), (0.71, False)])
+def test_mixing_that_gains_nothing_ends_where_the_residual_falls(norm, plain):
+    watch = mixing()
+    for _ in range(3):
+        watch.judge(0 * ONE, ONE)
+    assert watch.look(column(norm), column(2.0), -ONE, ONE).plain.item() is plain
+
+
 def test_a_way_is_lost_where_the_residual_explodes_and_no_other_is_taken():
     watch = mixing()
     watch.look(column(0.1), column(0.2), ONE, ONE)

@@ -89,19 +89,21 @@ def test_a_residual_that_vanishes_with_the_map_is_stalled_with_the_hint_to_set_a
     assert "rows 0, 1" in sol.summary()
 
 
-def test_with_patience_too():
-    sol = Solve(FixedPoint(), Stop(patience=10))(lambda z: 0.9 * z, torch.ones(2, 3, dtype=torch.float64))
+@pytest.mark.parametrize("impl", ["torch", "auto"])
+def test_with_patience_too(impl):
+    sol = Solve(FixedPoint(impl=impl), Stop(patience=10))(lambda z: 0.9 * z, torch.ones(2, 3, dtype=torch.float64))
     assert (sol.status == Status.STALLED).all()
     assert (sol.steps == 11).all(), "the first evaluation is progress, ten more are not"
 
 
-def test_slow_progress_is_progress():
+@pytest.mark.parametrize("impl", ["torch", "auto"])
+def test_slow_progress_is_progress(impl):
     """10 % every eleven evaluations is enough for patience=20 and not for patience=3."""
     f = lambda z: 0.99 * z + 1  # noqa: E731
     z0 = torch.zeros(1, 1, dtype=torch.float64)
-    enough = Solve(FixedPoint(), Stop(max_iter=2000, rtol=1e-6, patience=20))(f, z0)
+    enough = Solve(FixedPoint(impl=impl), Stop(max_iter=2000, rtol=1e-6, patience=20))(f, z0)
     assert enough.converged.all()
-    short = Solve(FixedPoint(), Stop(max_iter=2000, rtol=1e-6, patience=3))(f, z0)
+    short = Solve(FixedPoint(impl=impl), Stop(max_iter=2000, rtol=1e-6, patience=3))(f, z0)
     assert (short.status == Status.STALLED).all()
 
 

@@ -103,6 +103,21 @@ def test_a_search_ends_early_unless_its_trials_are_wild():
     assert trials[1.0] <= 10 < trials[math.nan] <= 13
 
 
+def test_a_trial_is_shortened_to_the_minimum_of_the_parabola():
+    """From ||r||^2 = 1 with slope -2 to 4 at length 1: the least value is at 1 / 5."""
+    search = searching()
+    search.judge(ALL, column(2.0))
+    assert search.length.item() == pytest.approx(0.2)
+
+
+def test_a_walk_is_judged_by_where_it_began():
+    """A row that walks from a residual of 100 may go on with one of 500."""
+    search = searching()
+    search.fail(ALL, column(100.0))
+    search.take_plain_step(ALL)
+    assert search.judge(ALL, column(500.0))[0]
+
+
 @pytest.mark.parametrize("slope", [0.5, 3.0, 1e3, 1e8])
 def test_a_plain_step_never_grows_the_residual_tenfold(slope):
     """Where ||r|| grows by ``slope`` times the length, one shorter step is enough; the next plain step is as long."""

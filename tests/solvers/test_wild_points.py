@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deqlm.testing.solvers.counting import Counted
 from deqlm.testing.solvers.rows import assert_same_rows, same_bits
-from deqlm_solvers import Anderson, Broyden, Solution, Solve, Solver, Status, Stop
+from deqlm_solvers import Anderson, Broyden, Evaluation, Solution, Solve, Solver, Status, Stop
 from deqlm_solvers.methods.damping import FLOOR, LEAST, Damping
 from deqlm_solvers.native import library
 
@@ -137,6 +137,14 @@ def test_a_damping_that_the_user_set_is_never_raised():
     damping.settle(torch.full((2, 1), torch.nan, dtype=F64), torch.tensor([[True], [False]]))
     torch.testing.assert_close(damping.beta, torch.tensor([[0.0025], [0.01]]))
     torch.testing.assert_close(damping.limit, torch.tensor([[0.01], [0.01]]))
+
+
+@pytest.mark.parametrize(("excess", "refused"), [(1.0, False), (1 + 1e-15, True)])
+def test_a_residual_at_the_very_limit_is_acceptable(excess, refused):
+    solver, z = Broyden(), torch.zeros(1, 1, dtype=F64)
+    _, state = solver.step(z.clone, Evaluation(z, z + 1), solver.init(z))  # type: ignore[arg-type]
+    solver.step(z.clone, Evaluation(z, z + solver.GROWTH * 2**-1.1 * excess), state)  # type: ignore[arg-type]
+    assert state.damping.restarted.item() is refused
 
 
 def test_a_refused_restart_is_repeated_once_and_then_spent():

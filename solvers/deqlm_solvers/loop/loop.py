@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 
 import torch
@@ -77,8 +78,9 @@ def choose_backend(method: Method, evaluator: Evaluator, stop: Stop, frame: Fram
     Raises:
         ValueError: the engine was asked for by name and declines.
     """
-    method = method.fitted(z.shape[1], stop.max_iter)
     impl = getattr(method, "impl", "torch")
+    fit = method.fitted if method.kernel() is None else functools.partial(_fitted, method)
+    method = fit(z.shape[1], stop.max_iter)
     for name, engine in ENGINES.items():
         if impl not in ("auto", name):
             continue
@@ -88,3 +90,9 @@ def choose_backend(method: Method, evaluator: Evaluator, stop: Stop, frame: Fram
         if impl == name:
             raise ValueError(f"impl={name!r} is not possible here: {why}; use impl='auto' or 'torch'")
     return TorchBackend(method, evaluator, stop, frame, z)
+
+
+@functools.lru_cache(maxsize=64)
+def _fitted(method: Method, unknowns: int, max_iter: int) -> Method:
+    """Return `StepSolver.fitted`, made once, of a method that engines know, whose options are numbers and names."""
+    return method.fitted(unknowns, max_iter)
