@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from importlinter.cli import lint_imports
 
+from benchmarks.mutated import PARTS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 TOP_LEVEL = {
@@ -89,7 +91,7 @@ def test_only_trees_knows_pytrees():
     assert found <= {ROOT / "deqlm/wrap/trees.py"}
 
 
-def test_only_the_driver_holds_the_loop():
+def test_one_file_holds_the_loop():
     looping = set()
     for file in python_files("deqlm", "solvers/deqlm_solvers", "examples"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -98,6 +100,12 @@ def test_only_the_driver_holds_the_loop():
                 if "max_iter" in ast.unparse(head):
                     looping.add(file)
     assert looping == {ROOT / "solvers/deqlm_solvers/loop/loop.py"}
+
+
+def test_mutants_are_planted_in_files_that_exist_and_judged_by_tests_that_do():
+    named = [*(file for files, _ in PARTS.values() for file in files)]
+    named += [f"tests/{test}" for _, tests in PARTS.values() for test in tests]
+    assert not [name for name in named if not (ROOT / name).is_file()]
 
 
 def ignored(path: Path) -> bool:

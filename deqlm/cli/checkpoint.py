@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["has_tokenizer", "hugging_face", "read_config"]
 
-FAMILIES = ("implicit_mamba2", "implicit_llama")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -55,15 +54,21 @@ def read_config(directory: str | Path) -> ImplicitConfig:
             f"{file} is of the paper's authors; deqlm.hf.import_implicit_llm makes our model of it, to be saved"
         )
     family = keys.get("model_type")
-    if family not in FAMILIES:
-        raise UserError(f"{file} is of a {family!r} model; known families: {', '.join(FAMILIES)}")
-    hf = hugging_face()
-    cls = {"implicit_mamba2": hf.ImplicitMamba2Config, "implicit_llama": hf.ImplicitLlamaConfig}[family]
+    known = _families()
+    if family not in known:
+        raise UserError(f"{file} is of a {family!r} model; known families: {', '.join(known)}")
     try:
-        return cls.from_pretrained(folder, local_files_only=True)
+        return known[family].from_pretrained(folder, local_files_only=True)
     except (TypeError, ValueError, KeyError, OSError) as error:
         text = error.args[0] if error.args else error
         raise UserError(f"{file}: {text}") from error
+
+
+def _families() -> dict[str, type[ImplicitConfig]]:
+    hugging_face()
+    from deqlm.hf.register import FAMILIES
+
+    return {config.model_type: config for config, _ in FAMILIES}
 
 
 def has_tokenizer(directory: str | Path) -> bool:

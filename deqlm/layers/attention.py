@@ -103,6 +103,18 @@ class Attention(nn.Module):
         none = next(self.parameters()).new_zeros(batch, self.n_kv_head, 0, self.head_dim)
         return KVCache(none, none)
 
+    def flops(self, context: int) -> int:
+        """Return what a token computes beside the linear layers, on top of a cache of ``context`` tokens: 4 T D.
+
+        Scores and their sum, over itself and all that it sees before it, T tokens.
+        """
+        seen = context + 1 if self.sliding_window is None else min(context + 1, self.sliding_window)
+        return 4 * seen * self.n_head * self.head_dim
+
+    def input_weight(self) -> Tensor:
+        """Return the map from a state to what an injected input is added to, queries, keys and values: (U, D)."""
+        return torch.cat([layer.weight for layer in (self.wq, self.wk, self.wv)])
+
     def _run(
         self, z: Tensor, u: Tensor | None, cache: KVCache | None, context: Context | None
     ) -> tuple[Tensor, KVCache]:

@@ -26,6 +26,11 @@ class Mixer(Protocol):
     layers; zeros its input and output at padding by ``context.keep``; and treats None as a context that holds nothing.
     `deqlm.testing.check_mixer` holds one to all of it.
 
+    Two more methods are asked for by those who need them. `deqlm.models.model_cost` asks ``flops(context)``: what a
+    token computes beside the linear layers, on top of a cache of so many tokens; a product and its sum count 2.
+    `deqlm.hf.to_implicit` asks ``input_weight()``: the map W (U, D) from a state to what ``u`` is added to, so that the
+    output at the state 0 with W v injected is that at v with nothing injected.
+
     A mixer with a compiled twin makes it by ``twin(weights, build)``, see `deqlm.layers.twins.twin_of`.
 
     Attributes:

@@ -174,6 +174,18 @@ class Mamba2(nn.Module):
         state = weight.new_zeros(batch, self.nheads, self.headdim, self.d_state, dtype=wide(weight.dtype))
         return Mamba2Cache(window, state)
 
+    def flops(self, context: int) -> int:
+        """Return what a token computes beside the linear layers: convolution and scan, whatever lies before it.
+
+        2 C W for C channels by W taps, and 5 H P N + 2 H P (decay, outer product and sum for the new state, product
+        with C, skip).
+        """
+        return 2 * self.conv_dim * self.d_conv + self.d_ssm * (5 * self.d_state + 2)
+
+    def input_weight(self) -> Tensor:
+        """Return the map from a state to what an injected input is added to: (U, D)."""
+        return self.in_proj.weight
+
     def _run(
         self, z: Tensor, u: Tensor | None, cache: Mamba2Cache | None, context: Context | None
     ) -> tuple[Tensor, Mamba2Cache]:

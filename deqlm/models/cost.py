@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from deqlm.layers import Attention, Block, Mamba2
+from deqlm.layers import Block
 from deqlm.layers.weight_norm import NormedLinear
 from deqlm.models.options import LMOptions
 from deqlm_solvers.core.checks import whole
@@ -50,9 +50,9 @@ class ModelCost:
 def model_cost(options: LMOptions, *, context: int = 0) -> ModelCost:
     """Return parameters and FLOPs of the model that ``options`` make; one block is made, on the device "meta".
 
-    One token on top of a cache of T tokens costs, per block, 2 per weight of its linear layers; of a Mamba2 also 2 C W
-    for the convolution of C channels by W taps, and 5 H P N + 2 H P for the scan (decay, outer product and sum for the
-    new state, product with C, skip); of attention also 4 (T + 1) D for scores and sums.
+    One token on top of a cache of T tokens costs, per block, 2 per weight of its linear layers, and what its mixer's
+    ``flops(T)`` says (`deqlm.layers.Mixer`): of a Mamba2 2 C W for the convolution of C channels by W taps, and
+    5 H P N + 2 H P for the scan; of attention 4 D for each token that is seen, for scores and sums.
 
     Args:
         options: of the model.
@@ -60,7 +60,7 @@ def model_cost(options: LMOptions, *, context: int = 0) -> ModelCost:
 
     Raises:
         ValueError: ``context`` is no whole number >= 0.
-        TypeError: a mixer whose cost is not known.
+        TypeError: a mixer without ``flops``.
 
     Examples:
         >>> from deqlm.models import preset
@@ -96,9 +96,8 @@ def _products(module: nn.Module) -> int:
 
 def _mixing(mixer: nn.Module, context: int) -> int:
     """Return what a mixer computes for one token beside its linear layers."""
-    if isinstance(mixer, Attention):
-        return 4 * (context + 1) * mixer.n_head * mixer.head_dim
-    if isinstance(mixer, Mamba2):
-        scan = mixer.d_ssm * (5 * mixer.d_state + 2)
-        return 2 * mixer.conv_dim * mixer.d_conv + scan
-    raise TypeError(f"the cost of a {type(mixer).__name__} is not known; known are Attention and Mamba2")
+    if not hasattr(mixer, "flops"):
+        raise TypeError(
+            f"the cost of a {type(mixer).__name__} is not known: give it flops(context), see deqlm.layers.Mixer"
+        )
+    return mixer.flops(context)  # type: ignore[operator]

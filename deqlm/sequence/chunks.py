@@ -262,7 +262,8 @@ def _joined(parts: list[Solution], z: Tensor) -> Solution:
     by_token = [part.token_steps for part in parts if part.token_steps is not None]
     runaway = [part.runaway for part in parts if part.runaway is not None]
     status = worst("status")
-    return parts[0].replace(
+    # made anew: what nobody said how to join is unknown of the whole, and not that of the first chunk
+    return Solution(
         z=z,
         residual=worst("residual"),
         relative=worst("relative"),
@@ -271,8 +272,7 @@ def _joined(parts: list[Solution], z: Tensor) -> Solution:
         cost=Cost(),
         trace=torch.cat(traces) if traces else None,
         token_steps=torch.cat(by_token, dim=1) if by_token else None,
-        picked=None,
-        choices=(),
+        residual_of=parts[0].residual_of,
         runaway=None if not runaway else torch.stack(runaway).any(0) & (status == int(Status.DIVERGED)),
-        first=None,
+        solver=parts[0].solver,
     )

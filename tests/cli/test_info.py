@@ -18,6 +18,7 @@ OPTIONS = {
     "llama": LMOptions(
         vocab_size=11, d_model=16, n_layer=3, mixer=AttentionOptions(n_head=4, n_kv_head=2), d_hidden=24
     ),
+    "window": LMOptions(vocab_size=11, d_model=16, n_layer=1, mixer=AttentionOptions(n_head=2, sliding_window=3)),
     "twin": LMOptions(vocab_size=11, d_model=16, n_layer=2, mixer=Mamba2Options(headdim=8), d_hidden=8, implicit=False),
     "bias": LMOptions(vocab_size=11, d_model=16, n_layer=1, mixer=AttentionOptions(n_head=2), head_bias=True),
 }

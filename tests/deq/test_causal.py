@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,9 +11,10 @@ from torch import Tensor, nn
 import deqlm
 from deqlm import DEQ
 from deqlm.sequence.causal import CausalCall
+from deqlm.sequence.chunks import _joined
 from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
 from deqlm.wrap.inject import Add
-from deqlm_solvers import FixedPoint, Stop
+from deqlm_solvers import FixedPoint, Solution, Stop
 
 WIDTH, LENGTH = 6, 11
 MODES = [Simultaneous(), Sequential(), Chunked(3), Chunked(LENGTH)]
@@ -286,3 +289,15 @@ def test_the_probe_is_made_where_the_state_is() -> None:
     call = CausalCall(Strict(ValueError), Add(), (x, (), {}), x.shape, x.device)
     with torch.device("meta"):
         call.probe(torch.zeros_like(x), chunks=True)
+
+
+def test_a_statistic_that_chunks_cannot_join_is_unknown_of_the_whole():
+    @dataclass(frozen=True, eq=False)
+    class Later(Solution):
+        drift: Tensor | None = None
+
+    one, count = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.int64)
+    parts = [Later(one, one, one, count, count.to(torch.int8), drift=one) for _ in range(2)]
+    joined = _joined(parts, one)
+    assert joined.steps.tolist() == [2, 2]
+    assert getattr(joined, "drift", None) is None

@@ -56,6 +56,12 @@ class Right(nn.Module):
     def drop(self, y, context):
         return context.apply(self.dropout, y)
 
+    def flops(self, context):
+        return 2 * self.d_model
+
+    def input_weight(self):
+        return self.in_proj.weight
+
     def empty_cache(self, batch):
         weight = next(iter(self.out_proj.parameters()))
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -121,6 +127,16 @@ class InjectsOfItself(Right):
 class IgnoresWhatIsInjected(Right):
     def read(self, z, u, context):
         return super().read(z, None, context)
+
+
+class CountsDown(Right):
+    def flops(self, context):
+        return 100 - context
+
+
+class SwapsItsInput(Right):
+    def input_weight(self):
+        return self.in_proj.weight.T
 
 
 class CutsTheGraph(Right):
@@ -192,6 +208,8 @@ CAUGHT = [
     (MixesRows, "later_tokens_and_other_rows_change_nothing"),
     (InjectsOfItself, "nothing_injected_is_zero_injected"),
     (IgnoresWhatIsInjected, "nothing_injected_is_zero_injected"),
+    (CountsDown, "says_its_cost_and_where_input_enters"),
+    (SwapsItsInput, "says_its_cost_and_where_input_enters"),
     (CutsTheGraph, "finite_differences_agree"),
     (ReadsPadding, "padding_changes_no_real_token"),
     (CountsPadding, "padding_changes_no_real_token"),

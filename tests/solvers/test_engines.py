@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from deqlm.testing.solvers.problems import exact_rows, normal
-from deqlm_solvers import SOLVERS, Anderson, Broyden, Evaluation, FixedPoint, Frame, Solver, Stop
+from deqlm_solvers import SOLVERS, Anderson, Broyden, Evaluation, FixedPoint, Frame, Solve, Solver, Stop
+from deqlm_solvers.core.norms import NORMS
 from deqlm_solvers.loop.backend import Backend, unknown
 from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.loop import ENGINES, run
@@ -97,6 +98,7 @@ def test_all_fields_of_a_stop_have_values_here():
     pairs = {(a, str(v[a]), b, str(v[b])) for v in COMBINATIONS for a, b in combinations(VALUES, 2)}
     assert len(pairs) == sum(len(VALUES[a]) * len(VALUES[b]) for a, b in combinations(VALUES, 2))
     assert any(stop.rtol > 0 and stop.atol > 0 for stop in stops())
+    assert set(NORMS) <= set(VALUES["norm"])
 
 
 @pytest.mark.filterwarnings("ignore:rtol=")
@@ -125,6 +127,19 @@ def test_an_engine_declines_a_value_that_it_does_not_name(engine: type[Backend],
     method = Anderson(impl="auto")
     with torch.no_grad():
         assert f"Stop({field}='another')" in engine.declines(method, later, Frame(), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("per", ["row", "token", "leaf"])
+def test_a_norm_is_one_entry_of_a_table(per: str, monkeypatch):
+    """Torch operations measure by it at once, in rows, tokens and leaves; an engine that was not told declines."""
+    monkeypatch.setitem(NORMS, "max", lambda t: t.abs().amax(-1).double())
+    stop, layout = Stop(rtol=1e-6, norm="max", per=per), Frame(leaves=((4, 3),))  # type: ignore[arg-type]
+    sol = Solve(Anderson(), stop)(lambda z: torch.tanh(0.5 * z + 1), torch.zeros(2, 12, dtype=torch.float64), layout)
+    largest = (torch.tanh(0.5 * sol.z + 1) - sol.z).abs().amax(1)
+    assert sol.converged.all()
+    torch.testing.assert_close(sol.residual, largest, rtol=1e-9, atol=1e-15)
+    with pytest.raises(ValueError, match=r"it does not know Stop\(norm='max'\)"):
+        Solve(Anderson(impl="cpp"), stop)(lambda z: 0.5 * z, torch.ones(2, 12), layout)
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)

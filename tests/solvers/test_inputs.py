@@ -379,3 +379,17 @@ def test_a_map_that_marks_its_argument(name):
         assert torch.allclose(sol.z, torch.tensor(2.0), rtol=1e-3)
         assert not sol.z.requires_grad
         assert not z0.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_rule_sees_states_of_16_bits_in_float32(dtype: torch.dtype):
+    seen = set()
+
+    class Watching(FixedPoint):
+        def step(self, f, at, state):
+            seen.add((at.z.dtype, at.fz.dtype, at.r.dtype))
+            return super().step(f, at, state)
+
+    sol = Solve(Watching(), Stop(max_iter=5, rtol=1e-2))(lambda z: 0.5 * z + 1, torch.zeros(2, 3, dtype=dtype))
+    assert seen == {(torch.float32,) * 3}
+    assert sol.z.dtype == dtype

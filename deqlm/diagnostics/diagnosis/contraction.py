@@ -12,7 +12,7 @@ from torch import Tensor
 from deqlm.diagnostics.diagnosis.jacobian import Jacobian
 from deqlm.diagnostics.diagnosis.krylov import arnoldi, dense, eigenvalue_size, largest_gain, smallest_gain
 from deqlm_solvers import Map
-from deqlm_solvers.loop.criterion import row_norms
+from deqlm_solvers.core.norms import row_norms
 
 __all__ = ["Contraction", "measure_contraction"]
 

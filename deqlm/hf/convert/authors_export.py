@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 from deqlm.gradients import Implicit, Phantom
-from deqlm.hf.config import ImplicitConfig, ImplicitMamba2Config
+from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.convert.authors_keys import FAMILIES, Keys
 from deqlm.hf.convert.authors_names import theirs
 from deqlm.hf.convert.authors_options import translate
@@ -67,6 +67,8 @@ def _others(kept: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
 def _config(config: ImplicitConfig) -> dict[str, Any]:
     require(config.labels == "shifted", "labels", config.labels, f"'shifted' {WORDS}")
     mamba = isinstance(config, ImplicitMamba2Config)
+    ok = mamba or isinstance(config, ImplicitLlamaConfig)
+    require(ok, "the configuration", type(config).__name__, f"that of an implicit Mamba2 or Llama {WORDS}")
     kind = next(name for name, family in FAMILIES.items() if family == ("mamba2" if mamba else "llama"))
     backbone = {
         "block_type": "mamba2" if mamba else "transformer",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deqlm.hf.model import ImplicitForCausalLM
 from deqlm.hf.solving import DeqOptions
-from deqlm.layers import Attention, Block
+from deqlm.layers import Block
 from deqlm.layers.weight_norm import Normed
 from deqlm.models import ImplicitLM
 from deqlm_solvers.core.checks import require
@@ -51,6 +51,7 @@ def to_implicit(
 
     Raises:
         ValueError: an implicit model, or an unknown ``injection``.
+        TypeError: a mixer without ``input_weight`` (`deqlm.layers.Mixer`), which "first_block" asks for.
 
     Reference:
         M. Schoene et al. (2025), Implicit language models are RNNs, ICML.
@@ -70,10 +71,12 @@ def to_implicit(
     made: Any = type(model)(config)
     made.to(device=model.device, dtype=model.dtype)
     _copy(model.lm, made.lm)
-    weight = _input_projection(cast(Block, model.lm.backbone.layers[0]))
+    into: Any = made.lm.backbone.injection
     if injection == "xavier":
-        nn.init.xavier_normal_(weight)
-    _set_weight(made.lm.backbone.injection, weight)
+        weight = nn.init.xavier_normal_(torch.empty_like(into.weight))
+    else:
+        weight = _input_projection(cast(Block, model.lm.backbone.layers[0]))
+    _set_weight(into, weight)
     return made.train(model.training)
 
 
@@ -101,7 +104,10 @@ def _set_weight(layer: Any, weight: Tensor) -> None:
 
 def _input_projection(block: Block) -> Tensor:
     """Return the map from the normalised embeddings to the input projections of a block, (U, D)."""
-    mixer = block.mixer
-    layers = (mixer.wq, mixer.wk, mixer.wv) if isinstance(mixer, Attention) else (mixer.in_proj,)
-    scale: Any = block.norm.weight
-    return torch.cat([layer.weight for layer in layers]) * scale
+    mixer, scale = block.mixer, cast(Any, block.norm.weight)
+    if not hasattr(mixer, "input_weight"):
+        raise TypeError(
+            f"where the input of a {type(mixer).__name__} enters is not known: give it input_weight(), see "
+            "deqlm.layers.Mixer, or use injection='xavier'"
+        )
+    return mixer.input_weight() * scale

@@ -17,6 +17,7 @@ __all__ = [
     "later_tokens_and_other_rows_change_nothing",
     "nothing_injected_is_zero_injected",
     "rows_of_a_cache_can_be_chosen",
+    "says_its_cost_and_where_input_enters",
 ]
 
 NAMES = ("d_model", "d_inject", "forward_chunk", "empty_cache")
@@ -100,6 +101,22 @@ def nothing_injected_is_zero_injected(make: Make) -> None:
     z, u = inputs(mixer)
     expect(torch.equal(mixer(z), mixer(z, torch.zeros_like(u))), "u=None and u=0 differ")
     expect(not torch.allclose(mixer(z), mixer(z, u)), "u changes nothing")
+
+
+def says_its_cost_and_where_input_enters(make: Make) -> None:
+    """A flops(context) never falls with the context; an input_weight() is the W with mixer(0, W v) = mixer(v)."""
+    mixer = make().double()
+    if hasattr(mixer, "flops"):
+        counts = [mixer.flops(context) for context in (0, 1, 9)]
+        rising = all(type(n) is int and n >= 0 for n in counts) and counts == sorted(counts)
+        expect(rising, "flops of a past of 0, 1 and 9 tokens are {}", counts)
+    if hasattr(mixer, "input_weight"):
+        z, _ = inputs(mixer)
+        weight, want = mixer.input_weight(), (mixer.d_inject, mixer.d_model)
+        expect(
+            tuple(weight.shape) == want, "input_weight() is {}, and (d_inject, d_model) {}", tuple(weight.shape), want
+        )
+        expect_close(mixer(torch.zeros_like(z), z @ weight.T), mixer(z), "v injected by its weight and v as the state")
 
 
 def finite_differences_agree(make: Make) -> None:

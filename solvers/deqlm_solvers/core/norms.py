@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["row_norms"]
+__all__ = ["NORMS", "rms_norms", "row_norms"]
 
 
 def row_norms(t: Tensor) -> Tensor:
@@ -22,3 +25,17 @@ def row_norms(t: Tensor) -> Tensor:
     top = torch.linalg.vector_norm(t, ord=torch.inf, dim=-1)
     exponent = torch.where(top.isfinite(), torch.frexp(top).exponent, 0).clamp(-1000, 1000).double()
     return torch.ldexp(torch.linalg.vector_norm(torch.ldexp(t, -exponent[..., None]), dim=-1), exponent)
+
+
+def rms_norms(t: Tensor) -> Tensor:
+    """Return the l2 norms along the last dimension over the root of its length, float64.
+
+    Examples:
+        >>> rms_norms(torch.tensor([[2.0, -2.0, 2.0, -2.0]])).item()
+        2.0
+    """
+    return row_norms(t) / math.sqrt(max(1, t.shape[-1]))
+
+
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {"l2": row_norms, "rms": rms_norms}
+"""The norms that `Stop` knows by name."""

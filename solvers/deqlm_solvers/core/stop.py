@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from deqlm_solvers.core.checks import number, require, whole
+from deqlm_solvers.core.norms import NORMS
 from deqlm_solvers.core.options import Options, options
 
 __all__ = ["Stop"]
@@ -98,7 +99,8 @@ class Stop(Options):
         if self.rtol != "auto":
             number("rtol", self.rtol, f"{rule}, or 'auto'", lambda t: math.isfinite(t) and t >= 0)
         if isinstance(self.norm, str):
-            require(self.norm in ("l2", "rms"), "norm", self.norm, "'l2', 'rms' or a sequence of weights")
+            known = ", ".join(map(repr, NORMS))
+            require(self.norm in NORMS, "norm", self.norm, f"{known} or a sequence of weights")
         else:
             rule = "'l2', 'rms', or weights that are finite and >= 0, at least one of them > 0"
             require(isinstance(self.norm, Sequence) and not isinstance(self.norm, bytes), "norm", self.norm, rule)

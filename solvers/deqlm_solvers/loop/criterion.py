@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.layout import Frame
-from deqlm_solvers.core.norms import row_norms
+from deqlm_solvers.core.norms import NORMS, row_norms
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.stop import Stop
 
@@ -65,6 +65,7 @@ class Criterion:
             self.floor = stop.atol * (self.unit if stop.per == "row" else self.unit[:, None])
         if frame.scale is not None and stop.keep == "best_f":
             raise ValueError("scale is not used with keep='best_f'")
+        self.measure = NORMS[stop.norm] if isinstance(stop.norm, str) else row_norms
         self.weights = self._weights(z) if isinstance(stop.norm, tuple) else None
         self.mask = None
         if stop.per == "token":
@@ -110,20 +111,17 @@ class Criterion:
         if self.weights is not None:
             t = t * self.weights
         if self.stop.per == "row":
-            norm = row_norms(t)
-            return norm / math.sqrt(max(1, t.shape[1])) if self.stop.norm == "rms" else norm
+            return self.measure(t)
         parts = self._split(t)
         if self.stop.per == "leaf":
             sizes = [math.prod(shape) for shape in self.leaves]
-            by_leaf = [row_norms(p.reshape(t.shape[0], n)) for p, n in zip(parts, sizes, strict=True)]
-            if self.stop.norm == "rms":
-                by_leaf = [norm / math.sqrt(max(1, n)) for norm, n in zip(by_leaf, sizes, strict=True)]
-            return torch.stack(by_leaf, dim=1)
+            return torch.stack(
+                [self.measure(p.reshape(t.shape[0], n)) for p, n in zip(parts, sizes, strict=True)], dim=1
+            )
         by_token = [p.movedim(1 + self.token_axis, 1) for p in parts]
         by_token = [p.reshape(*p.shape[:2], math.prod(p.shape[2:])) for p in by_token]
         joined = by_token[0] if len(by_token) == 1 else torch.cat(by_token, dim=2)
-        norm = row_norms(joined)
-        return norm / math.sqrt(max(1, joined.shape[2])) if self.stop.norm == "rms" else norm
+        return self.measure(joined)
 
     def _split(self, t: Tensor) -> list[Tensor]:
         if len(self.leaves) == 1:

@@ -18,7 +18,7 @@ __all__ = ["StepSolver"]
 class StepSolver(Solver):
     """An update rule: it proposes the next point, and does not loop, stop, log or count.
 
-    The driver evaluates f at each proposed point, tests it, freezes finished rows and asks for the next. What `step`
+    The loop evaluates f at each proposed point, tests it, freezes finished rows and asks for the next. What `step`
     does to a row may depend on nothing but that row.
 
     Class attributes:

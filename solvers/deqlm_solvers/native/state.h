@@ -9,8 +9,8 @@ namespace {
 
 constexpr int LANES = 8;             // rows whose small systems are factored together
 constexpr int BLOCK = 1024;          // float sums are carried over to double after so many terms
-constexpr double SMALLEST = 1e-270;  // as in measure.py
-constexpr double SLACK = 1.05;       // as in ledger.py
+constexpr double SMALLEST = 1e-270;  // as in criterion.py
+constexpr double SLACK = 1.05;       // as in tracker.py
 constexpr double LEAST_SAFE = 1e-150;  // norms between these are sums of squares that neither vanish nor overflow
 constexpr double MOST_SAFE = 1e150;
 constexpr double FALLEN = 0.5;  // as in runaway.py, with the next six

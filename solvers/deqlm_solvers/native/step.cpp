@@ -1,5 +1,5 @@
 // One evaluation of a solve on the CPU in one call: residuals, norms, tests, best points, update, freezing.
-// The torch code in ledger.py, fixed_point.py, secant.py, anderson.py and broyden.py is the reference for every line here.
+// The torch code in tracker.py, fixed_point.py, secant.py, anderson.py and broyden.py is the reference for every line here.
 // Rows share nothing, so neither threads nor the other rows of a batch can change a row's bits.
 
 #include <cmath>
