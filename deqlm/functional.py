@@ -17,7 +17,7 @@ from deqlm.wrap.failures import Failures
 from deqlm.wrap.held import Held
 from deqlm.wrap.memory_cap import MemoryCap, OnCap
 from deqlm.wrap.rows import RowMap, Rows
-from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Solver, Stop
+from deqlm_solvers import Cost, Layout, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.core.checks import explain_options, require
 from deqlm_solvers.core.kinds import require_state
 from deqlm_solvers.core.solution import OnFailure
@@ -121,32 +121,32 @@ def solve_rows(
     how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:
         tokens = _tokens(how.stop, rows)
-    frame = Frame(
+    layout = Layout(
         leaves=rows.row_shapes,
         batch_dims=rows.batch_dims,
         scale=_scale(scale, rows),
         token_mask=None if token_mask is None else _token_mask(token_mask, rows),
-        snap=rows.snap if len(set(rows.dtypes)) > 1 else None,
+        round=rows.round if len(set(rows.dtypes)) > 1 else None,
     )
     if cap is not None:
-        how, gradient = cap.apply(how, gradient.for_solve(how), rows, frame)
+        how, gradient = cap.apply(how, gradient.for_solve(how), rows, layout)
     failures = failures.of(f)
     z0 = rows.z0
-    if frame.token_mask is not None and (masked := Criterion(how.stop, frame, z0).masked) is not None:
+    if layout.token_mask is not None and (masked := Criterion(how.stop, layout, z0).masked) is not None:
         f.held = Held(masked, z0)
         z0 = f.held.point(z0)
     if torch.is_grad_enabled():
         if parametrize._cache_enabled:
             # inside parametrize.cached() the first evaluation makes the weights of all, and the solver's has no graph
             f(z0)
-        sol = gradient.attach(how, f, z0, frame, failures)
+        sol = gradient.attach(how, f, z0, layout, failures)
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = gradient.settle(_inferring(f), how(_inferring(f), z0, frame), failures)
+            sol = gradient.settle(_inferring(f), how(_inferring(f), z0, layout), failures)
         failures.report(sol, how.stop)
     else:
-        sol = gradient.settle(f, how(f, z0, frame), failures)
+        sol = gradient.settle(f, how(f, z0, layout), failures)
         failures.report(sol, how.stop)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))

@@ -13,7 +13,7 @@ from deqlm.deq import DEQ
 from deqlm.diagnostics.unchanged import unchanged
 from deqlm.wrap.rows import RowMap
 from deqlm.wrap.trees import first_tensor
-from deqlm_solvers import Forecast, Frame, Solve, forecast_solve
+from deqlm_solvers import Forecast, Layout, Solve, forecast_solve
 from deqlm_solvers.core.sizes import show_bytes
 from deqlm_solvers.memory.meter import MemoryMeter
 
@@ -97,14 +97,14 @@ def forecast_memory(deq: DEQ, x: Any, *args: Any, token_mask: Tensor | None = No
         f, _ = shared.on_rows(x, args, kwargs)
         evaluation, graph, product = _probe(f)
         rows = f.rows
-    frame = Frame(
+    layout = Layout(
         leaves=rows.row_shapes,
         batch_dims=rows.batch_dims,
         token_mask=None if token_mask is None else token_mask.reshape(rows.count, -1),
-        snap=rows.snap if len(set(rows.dtypes)) > 1 else None,
+        round=rows.round if len(set(rows.dtypes)) > 1 else None,
     )
     size: dict[str, Any] = {"rows": rows.count, "unknowns": sum(rows.sizes), "dtype": rows.dtype, "device": rows.device}
-    forward = forecast_solve(deq.solve, **size, frame=frame, leaving=rows.batch_dims == 1)
+    forward = forecast_solve(deq.solve, **size, layout=layout, leaving=rows.batch_dims == 1)
     how = getattr(deq.gradient.for_solve(deq.solve), "solve", None)
     backward = forecast_solve(how, **size) if isinstance(how, Solve) else None
     graphs = deq.gradient.graphs(deq.solve.stop)

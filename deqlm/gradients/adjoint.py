@@ -10,7 +10,7 @@ from torch import Tensor
 from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
 from deqlm.gradients.pull_back import pull_back
 from deqlm.wrap.held import Held
-from deqlm_solvers import Adjoint, Cost, Frame, Map, Solution, Solve, Status
+from deqlm_solvers import Adjoint, Cost, Layout, Map, Solution, Solve, Status
 from deqlm_solvers.core.transforms import refuse_transforms
 from deqlm_solvers.loop.criterion import warn_below_floor
 
@@ -26,7 +26,7 @@ class System:
     Attributes:
         how: solver and stop.
         rescue: whether rows that fail are solved again by GMRES.
-        frame: leaves, batch dimensions and token mask of the rows.
+        layout: leaves, batch dimensions and token mask of the rows.
         held: unknowns that are constants of the map, or None.
         narrow: whether f computes in float16.
         fz: f at the point, (B, N), with its graph.
@@ -36,7 +36,7 @@ class System:
 
     how: Solve
     rescue: bool
-    frame: Frame
+    layout: Layout
     held: Held | None
     narrow: bool
     fz: Tensor
@@ -58,7 +58,7 @@ class System:
         system = LinearSystem(
             product=self._plain() if plain else self._transposed,
             g=torch.where(lost[:, None], 0.0, rhs),
-            frame=self.frame,
+            layout=self.layout,
             narrow=self.narrow or g.dtype == torch.float16,
         )
         sol = solve_cotangent(self.how, system, rescue=self.rescue)

@@ -12,7 +12,7 @@ from deqlm.gradients.base import Gradient, register_gradient
 from deqlm.wrap.graph import begin, depends, reaches_leaf
 from deqlm.wrap.left_behind import left_by
 from deqlm.wrap.rows import RowMap
-from deqlm_solvers import Adjoint, Anderson, Frame, Map, Newton, NewtonKrylov, Solve, Solver, StepSolver, Stop, options
+from deqlm_solvers import Adjoint, Anderson, Layout, Map, Newton, NewtonKrylov, Solve, Solver, StepSolver, Stop, options
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
 from deqlm_solvers.methods.dense import DenseSolver
@@ -101,7 +101,7 @@ class Implicit(Gradient):
         return 2 if self.second_order else 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
-        forward, frame = (f.solved_by if isinstance(f, RowMap) else None) or (None, Frame())
+        forward, layout = (f.solved_by if isinstance(f, RowMap) else None) or (None, Layout())
         source = begin(z)
         fz = f(source)
         if not reaches_leaf(fz, beyond=source):
@@ -111,7 +111,7 @@ class Implicit(Gradient):
         system = System(
             how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
             rescue=self.solve == "auto",
-            frame=Frame(leaves=frame.leaves, batch_dims=frame.batch_dims, token_mask=frame.token_mask),
+            layout=Layout(leaves=layout.leaves, batch_dims=layout.batch_dims, token_mask=layout.token_mask),
             held=f.held if isinstance(f, RowMap) else None,
             narrow=computed == torch.float16,
             fz=fz,

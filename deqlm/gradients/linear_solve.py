@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deqlm_solvers import Cost, Frame, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
+from deqlm_solvers import Cost, Layout, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.linalg.gmres import BatchedGMRES
@@ -31,13 +31,13 @@ class LinearSystem:
     Attributes:
         product: w -> A w, linear, in the dtype of g.
         g: right-hand side, finite.
-        frame: what rows stand for.
+        layout: what rows stand for.
         narrow: whether products are computed in float16, whose range is small.
     """
 
     product: Map
     g: Tensor
-    frame: Frame
+    layout: Layout
     narrow: bool = False
 
     def matrix(self) -> Tensor:
@@ -150,12 +150,12 @@ def _by_steps(solve: Solve, system: LinearSystem) -> Solution:
     """Solve by the steps of a solver; the tolerance of a row is absolute, in units of ||g||."""
     scaled, solver, stop = _Scaled.of(system), solve.solver, solve.stop
     g = scaled.g
-    frame = system.frame
+    layout = system.layout
     if stop.per == "row":
-        frame = Frame(unit=scaled.unit)
+        layout = Layout(atol_scale=scaled.unit)
         if not stop.is_budget:
             stop = stop.replace(rtol=0.0, atol=stop.rtol)
-    sol = Solve(solver, stop)(lambda w: system.product(w) + g, g, frame)
+    sol = Solve(solver, stop)(lambda w: system.product(w) + g, g, layout)
     residual = sol.residual / scaled.unit if stop.per == "row" else sol.relative
     return sol.replace(residual=residual, z=torch.ldexp(sol.z, scaled.power))
 
@@ -191,7 +191,7 @@ def _joined(stop: Stop, system: LinearSystem) -> Solution:
     one = LinearSystem(
         product=lambda w: system.product(w.reshape(shape)).reshape(1, -1),
         g=system.g.reshape(1, -1),
-        frame=Frame(),
+        layout=Layout(),
     )
     row = _by_gmres(stop.replace(per="row", token_dim=1), one)
     scaled = _Scaled.of(system)
@@ -262,7 +262,7 @@ class _Scaled:
         relative = residual / self.unit
         passed = residual <= torch.clamp_min(stop.rtol * self.unit, floor)
         if stop.per != "row":
-            reading = Criterion(stop, self.system.frame, w)(Evaluation(w, w + r))
+            reading = Criterion(stop, self.system.layout, w)(Evaluation(w, w + r))
             relative, passed = reading.relative, reading.ratio <= 1
         status = torch.where(passed, int(Status.CONVERGED), int(Status.STALLED))
         if stop.is_budget:

@@ -10,7 +10,7 @@ from deqlm.gradients.base import Gradient, nothing, register_gradient
 from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
-from deqlm_solvers import Adjoint, Frame, Map, Solution, Solve, StepSolver, Stop, options
+from deqlm_solvers import Adjoint, Layout, Map, Solution, Solve, StepSolver, Stop, options
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.loop.loop import run
 
@@ -66,8 +66,8 @@ class Unrolled(Gradient):
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         raise TypeError("gradient 'unrolled' differentiates the forward solve; it cannot connect a solved point")
 
-    def attach(self, solve: Solve, f: RowMap, z0: Tensor, frame: Frame, failures: Failures) -> Solution:
-        sol = self._run(solve, f, z0, frame)
+    def attach(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
+        sol = self._run(solve, f, z0, layout)
         failures.report(sol, solve.stop)
         bad = failures.bad_rows(sol, solve.stop)
         if bad is None:
@@ -75,15 +75,15 @@ class Unrolled(Gradient):
         if bool(bad.all()):
             return sol.replace(z=nothing(f, sol.z.detach()), adjoint=failures.adjoint())
         start = z0.index_select(0, healthy_source(bad))
-        again = self._run(solve, f.without(bad, start), start, frame)
+        again = self._run(solve, f.without(bad, start), start, layout)
         z = torch.where(bad[:, None], sol.z.detach(), again.z)
         return sol.replace(z=z, cost=sol.cost + again.cost, adjoint=failures.adjoint())
 
-    def _run(self, solve: Solve, f: Map, z0: Tensor, frame: Frame) -> Solution:
+    def _run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
         solver = solve.solver
         assert isinstance(solver, StepSolver)
         if self.checkpoint and isinstance(f, RowMap):
             f.settle(z0)
         step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
-        sol = run(solver, step, z0, solve.stop, frame, graph=True).replace(solver=solver)
+        sol = run(solver, step, z0, solve.stop, layout, graph=True).replace(solver=solver)
         return sol if sol.z.requires_grad else sol.replace(z=nothing(f, sol.z))

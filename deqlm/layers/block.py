@@ -31,7 +31,7 @@ class Mixer(Protocol):
     `deqlm.hf.to_implicit` asks ``input_weight()``: the map W (U, D) from a state to what ``u`` is added to, so that the
     output at the state 0 with W v injected is that at v with nothing injected.
 
-    A mixer with a compiled twin makes it by ``twin(weights, build)``, see `deqlm.layers.twins.twin_of`.
+    A mixer with a compiled twin makes it by ``twin(weights, build)``, see `deqlm.layers.compiled.twin_of`.
 
     Attributes:
         d_model: width D of the state.

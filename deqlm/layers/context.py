@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from deqlm.layers.compiled import twin_of, unhooked
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.rope import Rope, row_positions
-from deqlm.layers.twins import twin_of, unhooked
 from deqlm.layers.weight_norm import Normed, NormedLinear
 from deqlm.ops.checks import require
 from deqlm.ops.native.library import Build

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from deqlm.layers.cache import Mamba2Cache
+from deqlm.layers.compiled import unhooked
 from deqlm.layers.context import NOTHING, Context
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.norm import GatedRMSNorm
-from deqlm.layers.twins import unhooked
 from deqlm.ops import ssd
 from deqlm.ops.checks import require, whole
 from deqlm.ops.inner import InnerParameters, InnerSizes, inner
 from deqlm.ops.native.library import Build
-from deqlm.ops.native.mamba2 import Inner, fuse_inner
+from deqlm.ops.native.mamba2 import CompiledMamba2, compile_mamba2
 from deqlm.ops.precision import wide
 
 __all__ = ["Mamba2"]
@@ -193,7 +193,7 @@ class Mamba2(nn.Module):
         projected = context.apply(self.in_proj, context.keep(z))
         self._check(projected, u, cache)
         window, state = (None, None) if cache is None else cache
-        twin: Inner | None = context.twins.get(self)
+        twin: CompiledMamba2 | None = context.twins.get(self)
         takes = twin is not None and twin.takes(projected, u, context.mask, window, state)
         if takes and not torch.is_grad_enabled():
             y, window, state = twin(projected, u, context.mask, window, state)  # type: ignore[misc]
@@ -222,7 +222,7 @@ class Mamba2(nn.Module):
             require(False, "window", tuple(window), f"of shape {want}")
 
     @torch.no_grad()
-    def twin(self, weights: Mapping[nn.Module, Tensor], build: Build) -> Inner | None:
+    def twin(self, weights: Mapping[nn.Module, Tensor], build: Build) -> CompiledMamba2 | None:
         """Return the compiled twin of all between the projections, with the parameters of now, or None.
 
         Args:
@@ -233,7 +233,7 @@ class Mamba2(nn.Module):
         skipped = norm is None or (unhooked(norm, GatedRMSNorm) and norm.groups == self.ngroups)
         if self.impl != "auto" or not skipped or type(self) is not Mamba2:
             return None
-        return fuse_inner(build, self._sizes(), self._parameters_of(lambda layer: weights.get(layer, layer.weight)))
+        return compile_mamba2(build, self._sizes(), self._parameters_of(lambda layer: weights.get(layer, layer.weight)))
 
     def _sizes(self) -> InnerSizes:
         norm = self._own_norm()

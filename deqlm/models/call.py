@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deqlm.layers import Context
 from deqlm.models.backbone import Backbone
-from deqlm.sequence.pieces import refuse_noise
+from deqlm.sequence.chunk_evaluator import refuse_noise
 from deqlm.wrap.replay import Replay
 from deqlm_solvers.core.checks import require
 
@@ -115,7 +115,7 @@ def chunk_forward(backbone: Backbone, z: Tensor, u: Tensor, cache: Any, context:
 
 
 class BackboneChunk:
-    """A `deqlm.sequence.pieces.ChunkMap`: a backbone on some tokens of a call.
+    """A `deqlm.sequence.chunk_evaluator.ChunkMap`: a backbone on some tokens of a call.
 
     Args:
         replay: `chunk_forward` of the backbone.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deqlm.sequence.pieces import NoiseError, refuse_noise, some_rows
+from deqlm.sequence.chunk_evaluator import NoiseError, refuse_noise, some_rows
 from deqlm.wrap.cuts import first_dims, some
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.replay import Replay
@@ -158,7 +158,7 @@ class CausalCall:
 
 
 class LayerChunk:
-    """A `deqlm.sequence.pieces.ChunkMap` of a user's layer.
+    """A `deqlm.sequence.chunk_evaluator.ChunkMap` of a user's layer.
 
     Args:
         replay: its ``forward_chunk``, or the layer itself.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
-__all__ = ["FIRST", "Sizes", "sizes_of"]
+__all__ = ["FIRST", "ChunkSizeTuner", "sizes_of"]
 
 FIRST = 16
 """Tokens of the first chunks, and of all where nothing can be found out."""
@@ -27,7 +27,7 @@ class Chunk(NamedTuple):
 
 
 @dataclass(eq=False)
-class Sizes:
+class ChunkSizeTuner:
     """What chunks of each size have taken, and which size comes next.
 
     The price of a size is the least seconds per evaluation among its chunks, times their mean evaluations, over its
@@ -44,7 +44,7 @@ class Sizes:
         warm: whether a chunk was solved before.
 
     Examples:
-        >>> sizes = Sizes(most=100)
+        >>> sizes = ChunkSizeTuner(most=100)
         >>> for first, end in sizes.cuts(500):
         ...     tokens = end - first
         ...     sizes.note(tokens, seconds=(4 + tokens) * (1 + tokens / 20), evaluations=4 + tokens)
@@ -105,15 +105,15 @@ def _price(size: int, chunks: list[Chunk]) -> float:
     return each * fmean(chunk.evaluations for chunk in chunks) / size
 
 
-_known: weakref.WeakKeyDictionary[Any, dict[Hashable, Sizes]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Any, dict[Hashable, ChunkSizeTuner]] = weakref.WeakKeyDictionary()
 
 
-def sizes_of(owner: object, circumstances: Hashable, most: int) -> Sizes:
+def sizes_of(owner: object, circumstances: Hashable, most: int) -> ChunkSizeTuner:
     """Return what is known for ``owner``, a layer or model, in these circumstances, kept for as long as it lives.
 
     What cannot be referred to weakly has nothing kept.
     """
     try:
-        return _known.setdefault(owner, {}).setdefault(circumstances, Sizes(most))
+        return _known.setdefault(owner, {}).setdefault(circumstances, ChunkSizeTuner(most))
     except TypeError:
-        return Sizes(most)
+        return ChunkSizeTuner(most)

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from deqlm.functional import solve_rows
 from deqlm.gradients import Gradient, Unrolled
-from deqlm.sequence.chunk_size import FIRST, Sizes, sizes_of
-from deqlm.sequence.frontier import Slide, check_slide
+from deqlm.sequence.chunk_evaluator import ChunkEvaluator, ChunkMap, layout_of
+from deqlm.sequence.chunk_size import FIRST, ChunkSizeTuner, sizes_of
+from deqlm.sequence.frontier import WindowSolve, check_slide
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Mode, Simultaneous, StartOf
-from deqlm.sequence.pieces import ChunkMap, Piece, frame_of
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.memory_cap import MemoryCap
 from deqlm.wrap.rows import RowMap, Rows
-from deqlm_solvers import Cost, Frame, Map, Solution, Solve, Status, StepSolver, Stop, options
+from deqlm_solvers import Cost, Layout, Map, Solution, Solve, Status, StepSolver, Stop, options
 from deqlm_solvers.core.checks import require
 
 __all__ = ["Committed", "per_token", "solve_chunks"]
@@ -120,7 +120,7 @@ def solve_chunks(
         # no row leaves and nothing is committed: f itself does
         return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
     walk = _walk(mode, chunk, shape, cache, commit)
-    if isinstance(walk, Slide):
+    if isinstance(walk, WindowSolve):
         check_slide(how)
     elif _timed(mode) and not how.stop.is_budget:
         walk.sizes = sizes_of(owner, _circumstances(how, f.rows), how.stop.max_iter)
@@ -132,11 +132,13 @@ def solve_chunks(
 
 def _walk(
     mode: Mode, chunk: Callable[[int, int], ChunkMap], shape: torch.Size, cache: Any, commit: bool
-) -> Walk | Slide:
+) -> ChunkedSolve | WindowSolve:
     if isinstance(mode, Frontier):
-        return Slide(chunk, mode.window, shape, cache, commit)  # type: ignore[attr-defined]
+        return WindowSolve(chunk, mode.window, shape, cache, commit)  # type: ignore[attr-defined]
     cuts = (Chunked(FIRST) if _timed(mode) else mode).cuts(shape[1])
-    return Walk(chunk, cuts, shape, cache, commit, mode.start, tries_whole=isinstance(mode, Auto) and len(cuts) > 1)
+    return ChunkedSolve(
+        chunk, cuts, shape, cache, commit, mode.start, tries_whole=isinstance(mode, Auto) and len(cuts) > 1
+    )
 
 
 def _timed(mode: Mode) -> bool:
@@ -151,7 +153,7 @@ def _circumstances(how: Solve, rows: Rows) -> tuple[Any, ...]:
 
 
 @dataclass(eq=False)
-class Walk:
+class ChunkedSolve:
     """The way of one call along its tokens, and what it has left so far.
 
     Attributes:
@@ -173,7 +175,7 @@ class Walk:
     commit: bool
     start: StartOf = "zero"
     tries_whole: bool = False
-    sizes: Sizes | None = None
+    sizes: ChunkSizeTuner | None = None
     outputs: list[Tensor] = field(default_factory=list)
     _spent: list[int] = field(default_factory=lambda: [0, 0, 0])
     _products: Cost = field(default_factory=Cost)
@@ -184,30 +186,30 @@ class Walk:
         """Evaluations of chunks, those that commit included, and products with their Jacobians."""
         return self._products + Cost(*self._spent)
 
-    def go(self, how: Solve, z0: Tensor, frame: Frame) -> Solution:
+    def go(self, how: Solve, z0: Tensor, layout: Layout) -> Solution:
         """Solve every chunk from its part of ``z0`` (B, N), committing in between; return them joined."""
         if not self.tries_whole:
-            return self._along(self.cuts, how, z0, frame)
+            return self._along(self.cuts, how, z0, layout)
         before = self.cache
         short = how.stop.replace(max_iter=min(how.stop.max_iter, Auto.TRIED))
-        whole = self._along([(0, self.shape[1])], Solve(how.solver, short), z0, frame)
+        whole = self._along([(0, self.shape[1])], Solve(how.solver, short), z0, layout)
         if bool(whole.converged.all()):
             return whole
         self.cache = before
         self.outputs.clear()
-        sol = self._along(self.cuts, how, whole.z, replace(frame, first=whole.first))
+        sol = self._along(self.cuts, how, whole.z, replace(layout, first=whole.first))
         return sol.replace(steps=sol.steps + whole.steps)
 
-    def _along(self, cuts: Iterable[tuple[int, int]], how: Solve, z0: Tensor, frame: Frame) -> Solution:
+    def _along(self, cuts: Iterable[tuple[int, int]], how: Solve, z0: Tensor, layout: Layout) -> Solution:
         start = z0.reshape(self.shape)
         solved, points = [], []
         for first, end in cuts:
             begun, before = time.perf_counter(), self._spent[0]
             part = start[:, first:end]
             if points and self.start == "previous":
-                part = _after(points[-1], part, frame.token_mask, first, end)
-            piece = Piece(self.chunk(first, end), self.cache, part.shape, self._spent, self._apart)
-            sol = how.solver.solve(piece, part.flatten(1), how.stop, frame_of(frame, first, end))
+                part = _after(points[-1], part, layout.token_mask, first, end)
+            piece = ChunkEvaluator(self.chunk(first, end), self.cache, part.shape, self._spent, self._apart)
+            sol = how.solver.solve(piece, part.flatten(1), how.stop, layout_of(layout, first, end))
             if self.commit or end < self.shape[1]:
                 y, self.cache = piece.commit(sol.z)
                 self.outputs.append(y)
@@ -235,11 +237,11 @@ class ByChunks(Solve):
         walk: the way along the tokens.
     """
 
-    walk: Walk | Slide
+    walk: ChunkedSolve | WindowSolve
 
-    def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
+    def __call__(self, f: Map, z0: Tensor, layout: Layout | None = None) -> Solution:
         with torch.no_grad():
-            return self.walk.go(self, z0, frame or Frame()).replace(solver=self.solver)
+            return self.walk.go(self, z0, layout or Layout()).replace(solver=self.solver)
 
 
 def _after(points: Tensor, start: Tensor, mask: Tensor | None, first: int, end: int) -> Tensor:

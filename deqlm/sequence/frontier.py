@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.sequence.pieces import ChunkMap, Piece
-from deqlm.sequence.prefix import Prefix
-from deqlm_solvers import Cost, FixedPoint, Frame, Solution, Solve, Stop
+from deqlm.sequence.chunk_evaluator import ChunkEvaluator, ChunkMap
+from deqlm.sequence.frozen_prefix import FrozenPrefix
+from deqlm_solvers import Cost, FixedPoint, Layout, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.loop.criterion import Criterion
-from deqlm_solvers.loop.subset import narrowed
+from deqlm_solvers.loop.subset import subset
 
-__all__ = ["Slide", "check_slide"]
+__all__ = ["WindowSolve", "check_slide"]
 
 
 def check_slide(how: Solve) -> None:
@@ -36,8 +36,8 @@ def check_slide(how: Solve) -> None:
 
 
 @dataclass(eq=False)
-class Slide:
-    """The way of one call along its tokens in a sliding window; see `deqlm.sequence.modes.Frontier` and `Prefix`.
+class WindowSolve:
+    """The way of one call along its tokens in a sliding window; see `deqlm.sequence.modes.Frontier` and `FrozenPrefix`.
 
     An evaluation takes the tokens from the first that is not committed to the end of the farthest window, of the rows
     that do not wait; tokens outside of their row's window keep their points.
@@ -60,7 +60,7 @@ class Slide:
     commit: bool
     outputs: list[Tensor] = field(default_factory=list)
     _spent: list[int] = field(default_factory=lambda: [0, 0, 0])
-    _pieces: dict[Any, Piece] = field(default_factory=dict)
+    _pieces: dict[Any, ChunkEvaluator] = field(default_factory=dict)
     _measures: dict[int, Criterion] = field(default_factory=dict)
     _leave: bool = True
     _waited: bool = False
@@ -71,17 +71,17 @@ class Slide:
         """Evaluations, those that commit and the one that probes whether rows may wait outside included."""
         return Cost(*self._spent)
 
-    def go(self, how: Solve, z0: Tensor, frame: Frame) -> Solution:
+    def go(self, how: Solve, z0: Tensor, layout: Layout) -> Solution:
         """Solve from ``z0`` (B, N); every token's point is that of the evaluation that froze it."""
         batch, length = self.shape[:2]
         inner = inner_dtype(z0.dtype)
         z = z0.reshape(batch, length, z0.shape[1] // length).to(inner, copy=True)
-        prefix = Prefix(batch, length, self.window, how.stop, frame.token_mask)
+        prefix = FrozenPrefix(batch, length, self.window, how.stop, layout.token_mask)
         solver: FixedPoint = how.solver  # type: ignore[assignment]
         self._leave = bool(how.stop.compact)
         while True:
             if (low := prefix.committable()) > prefix.base:
-                self._commit(z[:, prefix.base : low].to(z0.dtype), prefix, low, how.stop, frame)
+                self._commit(z[:, prefix.base : low].to(z0.dtype), prefix, low, how.stop, layout)
                 prefix.base = low
             if prefix.base == length:
                 break
@@ -95,7 +95,7 @@ class Slide:
             here = part.to(inner) if kept is None else part.index_select(0, kept).to(inner)
             at = Evaluation(here.reshape(fz.shape), fz.to(inner))
             r = at.r.reshape(here.shape)
-            readings = torch.stack(self._measure(end - first, how.stop, frame, point).groups(at)).cpu().numpy()
+            readings = torch.stack(self._measure(end - first, how.stop, layout, point).groups(at)).cpu().numpy()
             if kept is None and len(rows) < batch:
                 readings = readings[:, rows]
             moves, fresh = prefix.take(readings, rows, first, end)
@@ -126,7 +126,7 @@ class Slide:
         index = torch.from_numpy(rows).to(point.device)
         if not whole.apart:
             fz = whole(point)
-            self._leave = narrowed(whole, index, point, fz) is not None
+            self._leave = subset(whole, index, point, fz) is not None
             return fz, None
         key = (first, end, rows.tobytes())
         if key not in self._pieces:
@@ -136,14 +136,14 @@ class Slide:
         self._waited = True
         return self._pieces[key](point.index_select(0, index)), index
 
-    def _piece(self, first: int, end: int) -> Piece:
+    def _piece(self, first: int, end: int) -> ChunkEvaluator:
         if (first, end) not in self._pieces:
             shape = torch.Size((self.shape[0], end - first, *self.shape[2:]))
-            made = Piece(self.chunk(first, end), self.cache, shape, self._spent, self._apart)
+            made = ChunkEvaluator(self.chunk(first, end), self.cache, shape, self._spent, self._apart)
             self._pieces = {(first, end): made}
         return self._pieces[first, end]
 
-    def _commit(self, z: Tensor, prefix: Prefix, low: int, stop: Stop, frame: Frame) -> None:
+    def _commit(self, z: Tensor, prefix: FrozenPrefix, low: int, stop: Stop, layout: Layout) -> None:
         """Commit tokens up to ``low``, at their points ``z`` (B, l, N); look at all rows where some had waited."""
         first, commits = prefix.base, low < self.shape[1] or self.commit
         if not commits and not self._waited:
@@ -154,18 +154,18 @@ class Slide:
             # rows were tested while others were elsewhere, and the map may mix rows more weakly than a probe sees
             inner = inner_dtype(z.dtype)
             at = Evaluation(point.to(inner), y.reshape(point.shape).to(inner))
-            ratios = self._measure(low - first, stop, frame, point).groups(at)[2]
+            ratios = self._measure(low - first, stop, layout, point).groups(at)[2]
             prefix.review(ratios.cpu().numpy(), first, low)
         if commits:
             self.cache = cache
             self.outputs.append(y)
         self._pieces = {}
 
-    def _measure(self, length: int, stop: Stop, frame: Frame, point: Tensor) -> Criterion:
+    def _measure(self, length: int, stop: Stop, layout: Layout, point: Tensor) -> Criterion:
         if length not in self._measures:
-            assert frame.leaves is not None
-            shapes = ((length, *frame.leaves[0][1:]),)
-            self._measures[length] = Criterion(stop, replace(frame, leaves=shapes, token_mask=None), point)
+            assert layout.leaves is not None
+            shapes = ((length, *layout.leaves[0][1:]),)
+            self._measures[length] = Criterion(stop, replace(layout, leaves=shapes, token_mask=None), point)
         return self._measures[length]
 
     def _mask(self, chosen: Any, rows: Any, kept: Tensor | None, z: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from deqlm.wrap.rows import Rows
-from deqlm_solvers import Frame, Options, Solve
+from deqlm_solvers import Layout, Options, Solve
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.sizes import read_bytes, show_bytes
 from deqlm_solvers.memory.forecast import Forecast, forecast_solve
@@ -40,7 +40,7 @@ class MemoryCap:
             return None
         return cls(read_bytes("memory_cap", memory_cap), on_cap)  # type: ignore[arg-type]
 
-    def apply(self, solve: Solve, gradient: G, rows: Rows, frame: Frame) -> tuple[Solve, G]:
+    def apply(self, solve: Solve, gradient: G, rows: Rows, layout: Layout) -> tuple[Solve, G]:
         """Return the forward solve and the gradient method, each with a history that fits.
 
         Raises:
@@ -49,7 +49,7 @@ class MemoryCap:
         known: dict[str, Any] = {"cap": self.limit, "on_cap": self.on_cap, "device": rows.device}
         unknowns = sum(rows.sizes)
         leaving = rows.batch_dims == 1
-        solve = within_memory(solve, rows.count, unknowns, rows.dtype, frame=frame, leaving=leaving, **known)
+        solve = within_memory(solve, rows.count, unknowns, rows.dtype, layout=layout, leaving=leaving, **known)
         backward = getattr(gradient, "solve", None)
         if torch.is_grad_enabled() and isinstance(backward, Solve):
             fitting = within_memory(backward, rows.count, unknowns, rows.dtype, what="backward solve", **known)
@@ -67,7 +67,7 @@ def within_memory(
     cap: int | str,
     on_cap: OnCap = "refuse",
     device: torch.device | str = "cpu",
-    frame: Frame | None = None,
+    layout: Layout | None = None,
     leaving: bool = False,
     what: str = "solve",
 ) -> Solve:
@@ -79,7 +79,7 @@ def within_memory(
         unknowns: N.
         dtype: of the state.
         device: where the solve will run.
-        frame: leaves, tokens and mask, as for `forecast_solve`.
+        layout: leaves, tokens and mask, as for `forecast_solve`.
         leaving: finished rows may leave the batch, as for `forecast_solve`.
         cap: bytes, or a text such as "2GiB".
         on_cap: "refuse" raises; "shorten" takes the largest ``memory`` that fits, with a warning.
@@ -103,7 +103,7 @@ def within_memory(
     require(on_cap in ("refuse", "shorten"), "on_cap", on_cap, "'refuse' or 'shorten'")
 
     def told(how: Solve) -> Forecast:
-        return forecast_solve(how, rows, unknowns, dtype, device=device, frame=frame, leaving=leaving)
+        return forecast_solve(how, rows, unknowns, dtype, device=device, layout=layout, leaving=leaving)
 
     forecast = told(solve)
     if forecast.total is None:

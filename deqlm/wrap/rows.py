@@ -15,7 +15,7 @@ from torch import Tensor
 from deqlm.wrap.cuts import first_dims, healthy_source, some, spared
 from deqlm.wrap.held import Held
 from deqlm.wrap.trees import describe, in_order, map_tensors, structure_hint, tree_flatten, tree_unflatten
-from deqlm_solvers import Frame, Solve
+from deqlm_solvers import Layout, Solve
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.kinds import memory_format, require_state
 from deqlm_solvers.core.transforms import refuse_tracing
@@ -140,7 +140,7 @@ class Rows:
         pairs = zip(leaves, self.formats, strict=True)
         return tree_unflatten([t.contiguous(memory_format=how) if how else t for t, how in pairs], spec)
 
-    def snap(self, z: Tensor) -> Tensor:
+    def round(self, z: Tensor) -> Tensor:
         """Return rows (B, N) rounded to what the dtypes of the leaves hold."""
         return self.pack(self.unpack(z))
 
@@ -173,7 +173,7 @@ class RowMap:
         owner: the layer or function of the user that f evaluates, which may leave tensors somewhere, or None.
 
     Attributes:
-        solved_by: how a solved point was found, solve and frame, for the gradient method that connects it; None
+        solved_by: how a solved point was found, solve and layout, for the gradient method that connects it; None
             elsewhere.
     """
 
@@ -198,7 +198,7 @@ class RowMap:
         self.fixed = fixed
         self.held = held
         self.owner = owner
-        self.solved_by: tuple[Solve, Frame] | None = None
+        self.solved_by: tuple[Solve, Layout] | None = None
         self._counter = [0, 0]
 
     @property
@@ -233,7 +233,7 @@ class RowMap:
         return rows.pack(fz)
 
     def narrow(self, rows: Tensor) -> RowMap | None:
-        """Return the map on ``rows`` (K,) alone; see `deqlm_solvers.loop.subset.NarrowMap`.
+        """Return the map on ``rows`` (K,) alone; see `deqlm_solvers.loop.subset.SubsetMap`.
 
         Inputs whose first dimension is that of the batch are taken to be per row; where one is not, the caller's probe
         finds it out.

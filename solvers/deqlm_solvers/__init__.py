@@ -1,7 +1,7 @@
 """Solvers for z = f(z) on rows (B, N) of torch tensors. Knows no layers, no autograd policy, no trees."""
 
 from deqlm_solvers.core.cost import Cost
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import Options, options
 from deqlm_solvers.core.registry import Registry
 from deqlm_solvers.core.solution import Adjoint, ConvergenceError, ConvergenceWarning, Solution
@@ -37,7 +37,7 @@ __all__ = [
     "Fallback",
     "FixedPoint",
     "Forecast",
-    "Frame",
+    "Layout",
     "Map",
     "Newton",
     "NewtonKrylov",

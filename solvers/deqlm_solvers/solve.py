@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import Options, options
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import SOLVERS, Map, Solver
@@ -72,20 +72,20 @@ class Solve(Options):
                     f"solver {self.solver.name!r} cannot honour Stop({name}={value!r}); fields it honours: {known}"
                 )
 
-    def __call__(self, f: Map, z0: Tensor, frame: Frame | None = None) -> Solution:
+    def __call__(self, f: Map, z0: Tensor, layout: Layout | None = None) -> Solution:
         """Solve z = f(z) from ``z0`` (B, N), without a graph.
 
         Args:
             f: maps (B, N) to (B, N), same dtype and device.
             z0: start, floating point; never written to.
-            frame: leaves, tokens, scale and mask of the rows; None for plain rows.
+            layout: leaves, tokens, scale and mask of the rows; None for plain rows.
 
         Raises:
             TypeError, ValueError: a bad start, or an f that changes shape, dtype or device or works in place.
         """
         if self.stop.rtol == "auto":
-            return self.resolve(z0)(f, z0, frame)
-        return self.solver.solve(f, z0, self.stop, frame or Frame()).replace(solver=self.solver)
+            return self.resolve(z0)(f, z0, layout)
+        return self.solver.solve(f, z0, self.stop, layout or Layout()).replace(solver=self.solver)
 
     def resolve(self, z0: Tensor, *dtypes: torch.dtype) -> Self:
         """Return the solve with a number for ``rtol="auto"``; self where it has one.

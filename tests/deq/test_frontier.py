@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import deqlm
+from deqlm.sequence.frozen_prefix import FrozenPrefix
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential
-from deqlm.sequence.prefix import Prefix
 from deqlm_solvers import FixedPoint, Status, Stop
 
 WIDTH, LENGTH = 5, 11
@@ -196,7 +196,7 @@ def test_a_row_has_run_away_where_one_chunk_has():
 
 
 def test_one_token_that_no_longer_passes_fails_its_row():
-    prefix = Prefix(3, 4, 2, Stop(), torch.tensor([[True] * 4, [True] * 4, [True, True, True, False]]))
+    prefix = FrozenPrefix(3, 4, 2, Stop(), torch.tensor([[True] * 4, [True] * 4, [True, True, True, False]]))
     prefix.review(np.array([[0.5, 1.1, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 2.0]]), 0, 4)
     assert prefix.status.tolist() == [Status.MAX_ITER, Status.CONVERGED, Status.CONVERGED]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import deqlm
 from deqlm.layers import Attention
-from deqlm.sequence.chunk_size import FIRST, Sizes, sizes_of
+from deqlm.sequence.chunk_size import FIRST, ChunkSizeTuner, sizes_of
 from deqlm.sequence.modes import Chunked
 from deqlm_solvers import FixedPoint, Solve, Stop
 
@@ -21,7 +21,7 @@ SIZES = [2**k for k in range(10)]
 
 def learned(seconds, evaluations, most=10**6, length=512, calls=6):
     """Return what is chosen after some calls, for evaluations of so many ``seconds``, and so many of them."""
-    sizes = Sizes(most)
+    sizes = ChunkSizeTuner(most)
     for _ in range(calls):
         for first, end in sizes.cuts(length):
             count = evaluations(end - first)
@@ -65,7 +65,7 @@ def test_known_answers(seconds, evaluations, best):
 
 
 def test_one_slow_chunk_changes_nothing():
-    sizes = Sizes(most=100)
+    sizes = ChunkSizeTuner(most=100)
     for number, (first, end) in enumerate(sizes.cuts(500)):
         size = end - first
         sizes.note(size, seconds=(4 + size) * (20 + size) + (1e6 if number == 1 else 0), evaluations=4 + size)

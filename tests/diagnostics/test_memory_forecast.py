@@ -11,7 +11,7 @@ from torch import Tensor
 
 import deqlm
 from deqlm import SOLVERS, Anderson, Broyden, Fallback, FixedPoint, Solve, Solver, Stop, forecast_solve, within_memory
-from deqlm_solvers import Frame
+from deqlm_solvers import Layout
 from deqlm_solvers.memory.meter import MemoryMeter
 
 N = 4096
@@ -57,7 +57,7 @@ CASES = [
     for stop in STOPS
 ]
 """Every pair; the slow half is left to continuous integration."""
-FRAMES = {"token": Frame(leaves=((64, 64),)), "leaf": Frame(leaves=((64, 32), (2048,)))}
+FRAMES = {"token": Layout(leaves=((64, 64),)), "leaf": Layout(leaves=((64, 32), (2048,)))}
 
 
 class Slow:
@@ -74,7 +74,7 @@ class Slow:
         return Slow(self.u.index_select(0, rows), self.slopes, self.meter)
 
 
-def measured(solve: Solve, rows: int, dtype: torch.dtype, frame: Frame | None = None, leaving: bool = False) -> int:
+def measured(solve: Solve, rows: int, dtype: torch.dtype, layout: Layout | None = None, leaving: bool = False) -> int:
     meter = MemoryMeter(most=400)
     u = torch.ones(rows, 1, dtype=dtype)
     if leaving:
@@ -83,7 +83,7 @@ def measured(solve: Solve, rows: int, dtype: torch.dtype, frame: Frame | None = 
     z0 = torch.zeros(rows, N, dtype=dtype)
     with warnings.catch_warnings(), meter:
         warnings.simplefilter("ignore")  # rtol below what a dtype resolves
-        solve(f if leaving else f.watched, z0, frame)
+        solve(f if leaving else f.watched, z0, layout)
     return meter.peak
 
 
@@ -100,7 +100,7 @@ def possible(solver: Solver, stop: Stop) -> Solve:
 @pytest.mark.parametrize(("name", "stop"), CASES)
 def test_forecast_is_what_a_counter_sees(name: str, stop: str) -> None:
     solve = possible(STEP_SOLVERS[name], STOPS[stop])
-    forecast = forecast_solve(solve, 3, N, frame=FRAMES.get(stop))
+    forecast = forecast_solve(solve, 3, N, layout=FRAMES.get(stop))
     assert forecast.total == pytest.approx(measured(solve, 3, torch.float32, FRAMES.get(stop)), rel=0.05)
     assert sum(forecast.parts.values()) == forecast.total
 

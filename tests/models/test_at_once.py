@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deqlm
+from deqlm.sequence.chunk_evaluator import ChunkEvaluator
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
-from deqlm.sequence.pieces import Piece
 from deqlm_solvers import Anderson, FixedPoint, Solve, Stop
 from deqlm_solvers.loop.evaluator import Evaluator
 from models.families import BLOCKS, VOCAB, contract, make
@@ -32,7 +32,7 @@ class Bill:
 
     def __init__(self, patch, window):
         self.rows = 0
-        commit, narrow = Piece.commit, Piece.narrow
+        commit, narrow = ChunkEvaluator.commit, ChunkEvaluator.narrow
 
         def committing(piece, z):
             before = piece.spent[1]
@@ -53,8 +53,8 @@ class Bill:
             return widen(counted, z)
 
         patch.setattr(Evaluator, "widen", widening)
-        patch.setattr(Piece, "commit", committing)
-        patch.setattr(Piece, "narrow", narrowing)
+        patch.setattr(ChunkEvaluator, "commit", committing)
+        patch.setattr(ChunkEvaluator, "narrow", narrowing)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deqlm
+from deqlm.sequence.frozen_prefix import PASSES
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
-from deqlm.sequence.prefix import PASSES
 from deqlm_solvers import FixedPoint, Solve, Status, Stop
 from models.families import BLOCKS, VOCAB, contract, make
 

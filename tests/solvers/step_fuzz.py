@@ -17,7 +17,7 @@ from torch import Tensor
 import deqlm
 from deqlm.layers import Context, Mamba2
 from deqlm.ops.native.library import SOURCE
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Stop
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Layout, Solve, Stop
 from deqlm_solvers.loop import native_backend
 from deqlm_solvers.native import library
 from deqlm_solvers.native.build import build
@@ -70,20 +70,20 @@ def map_of(draw: random.Random, b: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def solve_rows(draw: random.Random) -> None:
-    """Solve with a frame: tokens, leaves, masks, scales."""
+    """Solve with a layout: tokens, leaves, masks, scales."""
     rows, tokens, width = shape_of(draw)
     dtype, unknowns = draw.choice([torch.float32, torch.float64]), tokens * width
     b = torch.randn(rows, unknowns, dtype=dtype)
     stop = stop_of(draw, unknowns)
     leaves = ((unknowns // 2,), (unknowns - unknowns // 2,)) if stop.per == "leaf" else ((tokens, width),)
     masks = stop.per == "token" and draw.random() < 0.5
-    frame = Frame(
+    layout = Layout(
         leaves=leaves,
         token_mask=torch.rand(rows, tokens) > 0.4 if masks else None,
         scale=torch.rand(rows, dtype=torch.float64) if draw.random() < 0.3 and not stop.is_budget else None,
         unit=torch.rand(rows, dtype=torch.float64) if draw.random() < 0.3 and stop.atol else None,
     )
-    Solve(solver_of(draw), stop)(map_of(draw, b), torch.zeros_like(b), frame)
+    Solve(solver_of(draw), stop)(map_of(draw, b), torch.zeros_like(b), layout)
 
 
 def solve_leaving(draw: random.Random) -> None:

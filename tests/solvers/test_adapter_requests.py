@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deqlm_solvers import SOLVERS, Frame, Solve, Status, Stop
+from deqlm_solvers import SOLVERS, Layout, Solve, Status, Stop
 from solvers.adapter_cases import (
     LEAST,
     NAMES,
@@ -69,7 +69,7 @@ def test_unsupported_requests_raise_at_the_solve(name: str) -> None:
         with pytest.raises(ValueError, match="rtol and atol must be one of them 0"):
             Solve(name, Stop(rtol=1e-3, atol=1e-3))(f, z0)
         with pytest.raises(ValueError, match="scale must be None"):
-            Solve(name)(f, z0, Frame(scale=torch.ones(3)))
+            Solve(name)(f, z0, Layout(scale=torch.ones(3)))
     assert f.calls == 0
 
 
@@ -135,8 +135,8 @@ def test_trace_is_the_residual_of_every_evaluation(name: str) -> None:
 def test_norm_scale_and_leaves(name: str) -> None:
     f, _ = linear(0.5)
     z0 = torch.zeros(3, 6, dtype=torch.float64)
-    frame = Frame(leaves=((2,), (4,)), scale=torch.full((3,), 100.0))
-    loose = Solve(name, Stop(max_iter=200, norm="rms", per="leaf"))(f, z0, frame)
+    layout = Layout(leaves=((2,), (4,)), scale=torch.full((3,), 100.0))
+    loose = Solve(name, Stop(max_iter=200, norm="rms", per="leaf"))(f, z0, layout)
     assert loose.converged.all()
     r = (f.f(loose.z) - loose.z).split([2, 4], dim=1)
     rms = torch.stack([p.square().mean(1).sqrt() for p in r], dim=1).amax(1)
@@ -148,9 +148,9 @@ def test_norm_scale_and_leaves(name: str) -> None:
 @each_scipy
 def test_tokens(name: str) -> None:
     f, _ = linear(0.5)
-    frame = Frame(leaves=((3, 2),), token_mask=torch.tensor([[True, True, False]] * 3))
+    layout = Layout(leaves=((3, 2),), token_mask=torch.tensor([[True, True, False]] * 3))
     stop = Stop(max_iter=200, per="token", trace=True)
-    sol = Solve(name, stop)(f, torch.zeros(3, 6, dtype=torch.float64), frame)
+    sol = Solve(name, stop)(f, torch.zeros(3, 6, dtype=torch.float64), layout)
     assert sol.converged.all()
     r, fz = (f.f(sol.z) - sol.z).view(3, 3, 2), f.f(sol.z).view(3, 3, 2)
     assert (r.norm(dim=2)[:, :2] <= 1e-4 * fz.norm(dim=2)[:, :2]).all()

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from deqlm.testing.solvers.problems import exact_rows, normal
 from deqlm.testing.solvers.rows import assert_same_rows
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, StepSolver, Stop, options
-from deqlm_solvers.loop.subset import narrowed
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Layout, Solve, Status, StepSolver, Stop, options
+from deqlm_solvers.loop.subset import subset
 
 SOLVERS = {
     f"{solver.name}-{impl}": solver.replace(impl=impl)
@@ -106,10 +106,10 @@ def test_tokens_masks_and_scales_leave_with_their_rows(solver: StepSolver):
     b, gain = one_hard_row()
     mask = torch.ones(B, 6, dtype=torch.bool)
     mask[:, 4:] = False
-    frame = Frame(leaves=((6, 100),), token_mask=mask, scale=torch.rand(B, dtype=torch.float64))
+    layout = Layout(leaves=((6, 100),), token_mask=mask, scale=torch.rand(B, dtype=torch.float64))
     stop = Stop(max_iter=300, rtol=1e-6, per="token")
-    left = Solve(solver, stop)(Rows(b, gain), torch.zeros_like(b), frame)
-    stayed = Solve(solver, stop.replace(compact=False))(Rows(b, gain), torch.zeros_like(b), frame)
+    left = Solve(solver, stop)(Rows(b, gain), torch.zeros_like(b), layout)
+    stayed = Solve(solver, stop.replace(compact=False))(Rows(b, gain), torch.zeros_like(b), layout)
     assert_same_rows(left, slice(None), stayed, slice(None))
     assert torch.equal(left.token_steps, stayed.token_steps)
 
@@ -145,8 +145,8 @@ def test_the_probe_sees_a_difference():
     b, gain = one_hard_row()
     z, rows = torch.rand_like(b), torch.tensor([1, 5])
     for f, possible in ((Rows(b, gain), True), (Mixing(b, gain), False), (Capturing(b, gain), False)):
-        assert (narrowed(f, rows, z, f(z)) is not None) is possible
-    assert narrowed(exact_rows(b, gain), rows, z, z) is None
+        assert (subset(f, rows, z, f(z)) is not None) is possible
+    assert subset(exact_rows(b, gain), rows, z, z) is None
 
 
 @each

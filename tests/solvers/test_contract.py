@@ -17,7 +17,7 @@ from deqlm_solvers import (
     GUARANTEES,
     SOLVERS,
     Evaluation,
-    Frame,
+    Layout,
     Map,
     Solution,
     Solve,
@@ -104,7 +104,7 @@ def test_an_entry_that_cannot_be_loaded_is_skipped_with_its_reason():
 def test_an_undeclared_guarantee_is_not_tested():
     @options
     class Modest(Solver):
-        def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+        def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
             raise NotImplementedError
 
     assert contract.promises(Modest) == list(contract.ALWAYS)

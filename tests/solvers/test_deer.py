@@ -13,7 +13,7 @@ from torch import Tensor
 from deqlm.testing.solvers.counting import Counted
 from deqlm.testing.solvers.problems import normal
 from deqlm.testing.solvers.rows import assert_same_rows
-from deqlm_solvers import SOLVERS, Deer, FixedPoint, Frame, Solve, Status, Stop, forecast_solve
+from deqlm_solvers import SOLVERS, Deer, FixedPoint, Layout, Solve, Status, Stop, forecast_solve
 from deqlm_solvers.loop.derivative import NoDerivativeError
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.memory.meter import MemoryMeter
@@ -26,8 +26,8 @@ SIZES = {"B": st.integers(1, 3), "L": st.integers(1, 17), "D": st.integers(1, 3)
 few = settings(max_examples=8)
 
 
-def frame(L: int, D: int, mask: Tensor | None = None) -> Frame:
-    return Frame(leaves=((L, D),), token_mask=mask)
+def layout(L: int, D: int, mask: Tensor | None = None) -> Layout:
+    return Layout(leaves=((L, D),), token_mask=mask)
 
 
 def shifted(z: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def test_a_linear_map_that_sees_one_token_back_takes_one_step(colours):
     B, L, D = 2, 9, 3
     blocks, u = random_blocks(B, L, D, 5), normal(6, B, L, D)
     f = Counted(on_rows(lambda z: z - bidiagonal_product(blocks.to(z), z) + u.to(z), L, D))
-    sol = Solve(Deer(colours=colours), TIGHT)(f, torch.zeros(B, L * D, dtype=torch.float64), frame(L, D))
+    sol = Solve(Deer(colours=colours), TIGHT)(f, torch.zeros(B, L * D, dtype=torch.float64), layout(L, D))
     assert sol.converged.all()
     assert (sol.steps == 2).all()
     assert sol.cost.jvps == (L if colours is None else 2) * D
@@ -127,7 +127,7 @@ def test_a_linear_causal_map_takes_at_most_a_step_per_token_and_lag(lags):
     A = torch.tril(normal(7, L, L)).kron(torch.ones(D, D, dtype=torch.float64)) * 0.2
     u = normal(8, 3, L * D)
     z0 = torch.zeros(3, L * D, dtype=torch.float64)
-    sol = Solve(Deer(lags=lags, damping=0.0), TIGHT.replace(rtol=1e-8))(lambda z: z @ A.to(z).T + u, z0, frame(L, D))
+    sol = Solve(Deer(lags=lags, damping=0.0), TIGHT.replace(rtol=1e-8))(lambda z: z @ A.to(z).T + u, z0, layout(L, D))
     assert sol.converged.all()
     assert (sol.steps <= 1 + -(-L // (lags + 1))).all()
     truth = torch.linalg.solve(torch.eye(L * D, dtype=torch.float64) - A, u.T).T
@@ -139,8 +139,8 @@ def test_a_linear_causal_map_takes_at_most_a_step_per_token_and_lag(lags):
 def test_it_equals_the_step_by_step_answer(B, L, D, seed, wide):
     f = running(B, L, D, seed) if wide else rnn(B, L, D, seed)
     z0 = torch.zeros(B, L * D, dtype=torch.float64)
-    by_steps = Solve(FixedPoint(damping=0.5), TIGHT)(f, z0, frame(L, D))
-    sol = Solve(Deer(colours=None if wide else 2), TIGHT)(f, z0, frame(L, D))
+    by_steps = Solve(FixedPoint(damping=0.5), TIGHT)(f, z0, layout(L, D))
+    sol = Solve(Deer(colours=None if wide else 2), TIGHT)(f, z0, layout(L, D))
     if by_steps.converged.all():
         assert sol.converged.all(), sol.summary()
         assert (sol.z - by_steps.z).abs().max() <= 1e-8
@@ -149,8 +149,8 @@ def test_it_equals_the_step_by_step_answer(B, L, D, seed, wide):
 def test_steps_grow_more_slowly_than_tokens():
     for L in (16, 64):
         f, z0 = rnn(2, L, 3, seed=1, own=0.0), torch.zeros(2, L * 3, dtype=torch.float64)
-        sol = Solve(Deer(colours=2), TIGHT)(f, z0, frame(L, 3))
-        plain = Solve(FixedPoint(), TIGHT)(f, z0, frame(L, 3))
+        sol = Solve(Deer(colours=2), TIGHT)(f, z0, layout(L, 3))
+        plain = Solve(FixedPoint(), TIGHT)(f, z0, layout(L, 3))
         assert sol.converged.all()
         assert plain.steps.max() >= 0.35 * L
         assert sol.steps.max() <= 6
@@ -167,7 +167,7 @@ def test_a_broken_or_singular_row_leaves_the_others_bit_equal(damping):
 
     def solve(f: Callable[[Tensor], Tensor]):
         z0 = torch.zeros(B, L * D, dtype=torch.float64)
-        return Solve(Deer(colours=2, damping=damping), TIGHT.replace(max_iter=12 * 5))(f, z0, frame(L, D))
+        return Solve(Deer(colours=2, damping=damping), TIGHT.replace(max_iter=12 * 5))(f, z0, layout(L, D))
 
     plain = solve(make(u))
     assert plain.converged.all()
@@ -196,7 +196,7 @@ def test_what_stands_at_padding_does_not_matter():
 
     z0 = torch.zeros(2, L * D, dtype=torch.float64)
     want, sol = (
-        Solve(Deer(), TIGHT)(make(v), z0, frame(L, D, mask)) for v in (u.masked_fill(~mask[..., None], 0), hidden)
+        Solve(Deer(), TIGHT)(make(v), z0, layout(L, D, mask)) for v in (u.masked_fill(~mask[..., None], 0), hidden)
     )
     assert sol.converged.all()
     assert torch.equal(sol.z.reshape(2, L, D)[mask], want.z.reshape(2, L, D)[mask])
@@ -207,7 +207,7 @@ def test_what_stands_at_padding_does_not_matter():
 @pytest.mark.parametrize("rtol", [1e-11, 0.0])
 def test_products_are_paid_for(max_iter, rtol):
     f = Counted(running(1, 8, 3))
-    sol = Solve(Deer(damping=0.0), Stop(max_iter=max_iter, rtol=rtol))(f, torch.zeros(1, 24).double(), frame(8, 3))
+    sol = Solve(Deer(damping=0.0), Stop(max_iter=max_iter, rtol=rtol))(f, torch.zeros(1, 24).double(), layout(8, 3))
     assert sol.cost.evaluations == f.calls
     points = int(sol.steps.max())
     assert sol.cost.jvps in (24 * points, 24 * (points - 1))
@@ -216,7 +216,7 @@ def test_products_are_paid_for(max_iter, rtol):
 
 def test_too_few_evaluations_for_a_step_are_refused():
     with pytest.raises(ValueError, match=r"max_iter must be >= 27, 3 evaluations and 24 .* of width 3"):
-        Solve(Deer(), Stop(max_iter=25))(running(1, 8, 3), torch.zeros(1, 24), frame(8, 3))
+        Solve(Deer(), Stop(max_iter=25))(running(1, 8, 3), torch.zeros(1, 24), layout(8, 3))
 
 
 def test_a_map_that_sees_later_tokens_is_refused_and_named():
@@ -224,12 +224,12 @@ def test_a_map_that_sees_later_tokens_is_refused_and_named():
     smooth = on_rows(lambda z: 0.3 * z + 0.2 * z.roll(-2, dims=1), L, D)
     z0 = torch.ones(2, L * D)
     with pytest.raises(ValueError, match=r"causal map.* token 3 of row 0 changes with token 5"):
-        Solve(Deer(), TIGHT.replace(rtol=1e-4))(smooth, z0, frame(L, D))
-    sol = Solve(Deer(probe=False), TIGHT.replace(rtol=1e-4))(smooth, z0, frame(L, D))
+        Solve(Deer(), TIGHT.replace(rtol=1e-4))(smooth, z0, layout(L, D))
+    sol = Solve(Deer(probe=False), TIGHT.replace(rtol=1e-4))(smooth, z0, layout(L, D))
     assert sol.converged.all(), "whatever the blocks are, the residual that is tested is the true one"
     mask = torch.tensor([[True] * 5 + [False], [True] * 6])
     with pytest.raises(ValueError, match="token 2 of row 0 changes with token 4"):
-        Solve(Deer(), TIGHT.replace(rtol=1e-4))(smooth, z0, frame(L, D, mask))
+        Solve(Deer(), TIGHT.replace(rtol=1e-4))(smooth, z0, layout(L, D, mask))
 
 
 def test_blocks_of_the_user_replace_products():
@@ -238,11 +238,11 @@ def test_blocks_of_the_user_replace_products():
     u = normal(4, B, L, D)
     f = on_rows(lambda z: z - bidiagonal_product(given, z) + u, L, D)
     z0 = torch.zeros(B, L * D, dtype=torch.float64)
-    sol = Solve(Deer(blocks=lambda z: given, damping=0.0), Stop(rtol=1e-11))(f, z0, frame(L, D))
+    sol = Solve(Deer(blocks=lambda z: given, damping=0.0), Stop(rtol=1e-11))(f, z0, layout(L, D))
     assert (sol.steps == 2).all()
     assert (sol.cost.evaluations, sol.cost.jvps) == (3, 1)
     with pytest.raises(ValueError, match=r"blocks\(z\) must be \(lags \+ 1, B, L, D, D\) = \(2, 2, 12, 3, 3\), got"):
-        Solve(Deer(blocks=lambda z: given[0]))(f, z0, frame(L, D))
+        Solve(Deer(blocks=lambda z: given[0]))(f, z0, layout(L, D))
     with pytest.raises(TypeError, match="no plain form"):
         Deer(blocks=lambda z: given).to_dict()
 
@@ -279,7 +279,7 @@ def held(solve: Solve, f: Callable[[Tensor], Tensor], B: int, L: int, D: int, in
 
     z0 = torch.zeros(B, L * D, dtype=torch.float64)
     with meter:
-        solve(f if inside else outside, z0, frame(L, D))
+        solve(f if inside else outside, z0, layout(L, D))
     return meter.peak
 
 
@@ -288,15 +288,15 @@ def test_the_forecast_is_near_what_is_held_and_the_cap_names_both():
     exact = Deer(damping=0.0)
     for deer, B, L, D in ((Deer(colours=2), 1, 32, 16), (exact, 2, 32, 8), (exact.replace(lags=0), 1, 32, 8)):
         solve, f = Solve(deer, TIGHT.replace(rtol=1e-6)), steep(B, L, D) if deer.damping else rnn(B, L, D)
-        told = forecast_solve(solve, B, L * D, torch.float64, frame=frame(L, D)).total
+        told = forecast_solve(solve, B, L * D, torch.float64, layout=layout(L, D)).total
         assert told is not None
-        solve(f, torch.zeros(B, L * D, dtype=torch.float64), frame(L, D))
+        solve(f, torch.zeros(B, L * D, dtype=torch.float64), layout(L, D))
         most = held(solve, f, B, L, D, inside=True)
         assert held(solve, f, B, L, D, inside=False) <= told
         assert told <= (1.2 if deer.damping else 1.0) * most
     with pytest.raises(MemoryError, match=r"64 tokens of width 8: \d+\.\d MiB is above memory_cap=1\.0 MiB"):
-        Solve(Deer(memory_cap="1MiB"), TIGHT)(rnn(1, 64, 8), torch.zeros(1, 512), frame(64, 8))
-    assert Solve(Deer(colours=2, memory_cap="4MiB"), TIGHT)(rnn(1, 64, 8), torch.zeros(1, 512).double(), frame(64, 8))
+        Solve(Deer(memory_cap="1MiB"), TIGHT)(rnn(1, 64, 8), torch.zeros(1, 512), layout(64, 8))
+    assert Solve(Deer(colours=2, memory_cap="4MiB"), TIGHT)(rnn(1, 64, 8), torch.zeros(1, 512).double(), layout(64, 8))
 
 
 def test_options():
@@ -312,12 +312,12 @@ def test_options():
         with pytest.raises(ValueError, match=message):
             Deer(**bad)
     with pytest.raises(ValueError, match="one tensor for 'deer'"):
-        Solve(Deer())(lambda z: z, torch.zeros(1, 4), Frame(leaves=((2,), (2,))))
+        Solve(Deer())(lambda z: z, torch.zeros(1, 4), Layout(leaves=((2,), (2,))))
     with pytest.raises(ValueError, match="token_dim must be 1 for 'deer'"):
-        Solve(Deer(), Stop(per="token", token_dim=2))(lambda z: z, torch.zeros(1, 4), frame(2, 2))
+        Solve(Deer(), Stop(per="token", token_dim=2))(lambda z: z, torch.zeros(1, 4), layout(2, 2))
 
 
 def test_nothing_to_solve():
     for B, L, D in ((0, 3, 2), (2, 0, 2), (2, 3, 0)):
-        sol = Solve(Deer(), Stop())(lambda z: 0.5 * z, torch.zeros(B, L * D), frame(L, D))
+        sol = Solve(Deer(), Stop())(lambda z: 0.5 * z, torch.zeros(B, L * D), layout(L, D))
         assert sol.z.shape == (B, L * D)

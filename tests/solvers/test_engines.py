@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deqlm.testing.solvers.problems import exact_rows, normal
-from deqlm_solvers import SOLVERS, Anderson, Broyden, Evaluation, FixedPoint, Frame, Solve, Solver, Stop
+from deqlm_solvers import SOLVERS, Anderson, Broyden, Evaluation, FixedPoint, Layout, Solve, Solver, Stop
 from deqlm_solvers.core.norms import NORMS
 from deqlm_solvers.loop.backend import Backend, unknown
 from deqlm_solvers.loop.criterion import Criterion
@@ -68,22 +68,22 @@ def rows() -> tuple[Any, torch.Tensor]:
     return exact_rows(b, gain), torch.zeros_like(b)
 
 
-def frame_of(stop: Stop) -> Frame:
-    return Frame(leaves=LEAVES.get(stop.per), batch_dims=stop.token_dim if stop.per == "token" else 1)
+def layout_of(stop: Stop) -> Layout:
+    return Layout(leaves=LEAVES.get(stop.per), batch_dims=stop.token_dim if stop.per == "token" else 1)
 
 
 def compare(method: Solver, engine: str, stop: Stop) -> bool:
     """Hold an engine against torch operations; say whether it took the solve."""
     f, z0 = rows()
-    frame = frame_of(stop)
+    layout = layout_of(stop)
     asked = method.replace(impl=engine)
     with torch.no_grad():
-        why = ENGINES[engine].declines(asked.fitted(12, stop.max_iter), stop, frame, z0)
+        why = ENGINES[engine].declines(asked.fitted(12, stop.max_iter), stop, layout, z0)
     if why:
         with pytest.raises(ValueError, match="is not possible here"):
-            run(asked, f, z0, stop, frame)
+            run(asked, f, z0, stop, layout)
         return False
-    truth, sol = run(method.replace(impl="torch"), f, z0, stop, frame), run(asked, f, z0, stop, frame)
+    truth, sol = run(method.replace(impl="torch"), f, z0, stop, layout), run(asked, f, z0, stop, layout)
     assert torch.equal(sol.status, truth.status), stop
     assert torch.equal(sol.steps, truth.steps), stop
     assert torch.allclose(sol.z, truth.z, rtol=1e-7, atol=1e-7), stop
@@ -126,14 +126,14 @@ def test_an_engine_declines_a_value_that_it_does_not_name(engine: type[Backend],
     object.__setattr__(later, field, "another")
     method = Anderson(impl="auto")
     with torch.no_grad():
-        assert f"Stop({field}='another')" in engine.declines(method, later, Frame(), torch.zeros(1, 3))
+        assert f"Stop({field}='another')" in engine.declines(method, later, Layout(), torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("per", ["row", "token", "leaf"])
 def test_a_norm_is_one_entry_of_a_table(per: str, monkeypatch):
     """Torch operations measure by it at once, in rows, tokens and leaves; an engine that was not told declines."""
     monkeypatch.setitem(NORMS, "max", lambda t: t.abs().amax(-1).double())
-    stop, layout = Stop(rtol=1e-6, norm="max", per=per), Frame(leaves=((4, 3),))  # type: ignore[arg-type]
+    stop, layout = Stop(rtol=1e-6, norm="max", per=per), Layout(leaves=((4, 3),))  # type: ignore[arg-type]
     sol = Solve(Anderson(), stop)(lambda z: torch.tanh(0.5 * z + 1), torch.zeros(2, 12, dtype=torch.float64), layout)
     largest = (torch.tanh(0.5 * sol.z + 1) - sol.z).abs().amax(1)
     assert sol.converged.all()
@@ -145,10 +145,10 @@ def test_a_norm_is_one_entry_of_a_table(per: str, monkeypatch):
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def test_an_engine_declines_what_a_layout_may_hold_later(engine: type[Backend]):
     @dataclass(frozen=True, eq=False)
-    class Later(Frame):
+    class Later(Layout):
         weights: torch.Tensor | None = None
 
-    assert "weights=of shape (2,)" in unknown("Frame", Later(weights=torch.ones(2)), engine.knows_frame)
+    assert "weights=of shape (2,)" in unknown("Layout", Later(weights=torch.ones(2)), engine.knows_layout)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

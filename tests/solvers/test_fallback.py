@@ -21,7 +21,7 @@ from deqlm_solvers import (
     Broyden,
     Fallback,
     FixedPoint,
-    Frame,
+    Layout,
     Map,
     Solution,
     Solve,
@@ -54,8 +54,8 @@ class Humble(Solver):
 
     honours = frozenset({"max_iter", "rtol"})
 
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
-        return FixedPoint().solve(f, z0, stop, frame)
+    def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
+        return FixedPoint().solve(f, z0, stop, layout)
 
 
 def test_members_are_names_dicts_and_objects():

@@ -16,7 +16,7 @@ from deqlm_solvers import (
     Anderson,
     Fallback,
     FixedPoint,
-    Frame,
+    Layout,
     Solve,
     Status,
     Stop,
@@ -148,7 +148,7 @@ def test_scale_mask_and_leaves_go_with_the_rows():
     stop = Stop(max_iter=40, rtol=1e-6, per="token", trace=True)
     solver = Fallback(FixedPoint(damping=0.9), "anderson", "broyden")
     sol = Solve(solver, stop)(
-        lambda z: gain * z + b, torch.zeros_like(b), Frame(leaves=((4, 3),), scale=scale, token_mask=mask)
+        lambda z: gain * z + b, torch.zeros_like(b), Layout(leaves=((4, 3),), scale=scale, token_mask=mask)
     )
     assert sol.picked is not None
     assert sol.token_steps is not None
@@ -156,15 +156,15 @@ def test_scale_mask_and_leaves_go_with_the_rows():
     assert len(set(sol.picked.tolist())) > 1, "the test needs rows that fall back"
     for i in range(4):
         own = slice(i, i + 1)
-        frame = Frame(leaves=((4, 3),), scale=scale[own], token_mask=mask[own])
-        alone = Solve(solver, stop)(lambda z, own=own: gain[own] * z + b[own], torch.zeros_like(b[own]), frame)
+        layout = Layout(leaves=((4, 3),), scale=scale[own], token_mask=mask[own])
+        alone = Solve(solver, stop)(lambda z, own=own: gain[own] * z + b[own], torch.zeros_like(b[own]), layout)
         assert_same_rows(sol, own, alone, slice(None))
         assert alone.token_steps is not None
         assert torch.equal(sol.token_steps[own], alone.token_steps)
         assert alone.picked == sol.picked[i]
     fell_back = sol.picked > 0
     first = Solve(solver.solvers[0], stop)(
-        lambda z: gain * z + b, torch.zeros_like(b), Frame(leaves=((4, 3),), scale=scale, token_mask=mask)
+        lambda z: gain * z + b, torch.zeros_like(b), Layout(leaves=((4, 3),), scale=scale, token_mask=mask)
     )
     late = sol.token_steps > first.steps[:, None]
     assert late[mask & fell_back[:, None]].all(), "counted on from the attempts before"

@@ -15,7 +15,7 @@ from torch import Tensor
 from deqlm.testing.solvers.counting import Counted, geometric, per_evaluation
 from deqlm.testing.solvers.problems import exact_rows, linear, normal, tanh_layer
 from deqlm.testing.solvers.rows import assert_same_rows
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solution, Solve, Solver, Status, Stop
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Layout, Solution, Solve, Solver, Status, Stop
 from deqlm_solvers.loop.native_backend import native_bytes
 from deqlm_solvers.native import library
 
@@ -56,8 +56,8 @@ STOPS = {
 rules = pytest.mark.parametrize("solver", RULES.values(), ids=RULES)
 
 
-def both(solver: Solver, stop: Stop, f, z0: Tensor, frame: Frame | None = None) -> tuple[Solution, Solution]:
-    return tuple(Solve(solver.replace(impl=impl), stop)(f, z0, frame) for impl in ("torch", "cpp"))  # type: ignore
+def both(solver: Solver, stop: Stop, f, z0: Tensor, layout: Layout | None = None) -> tuple[Solution, Solution]:
+    return tuple(Solve(solver.replace(impl=impl), stop)(f, z0, layout) for impl in ("torch", "cpp"))  # type: ignore
 
 
 def assert_agree(plain: Solution, fused: Solution, slack: float, late: int = 0) -> None:
@@ -91,7 +91,7 @@ def test_it_does_what_the_torch_operations_do(solver: Solver, name: str):
         pytest.skip("one weight per unknown")
     b, gain = five_rows()
     leaves = {"token": ((4, 3),), "leaf": ((7,), (5,))}.get(stop.per)
-    plain, fused = both(solver, stop, exact_rows(b, gain), torch.zeros_like(b), Frame(leaves=leaves))
+    plain, fused = both(solver, stop, exact_rows(b, gain), torch.zeros_like(b), Layout(leaves=leaves))
     assert_agree(plain, fused, 1e-7)
 
 
@@ -146,16 +146,16 @@ def test_any_shape_and_memory(B, N, memory, seed, radius, rule):
 @pytest.mark.parametrize("name", ["picard", "mixing", "bad"])
 def test_tokens_behind_other_dimensions_masks_and_scales(per: str, name: str):
     b, gain = five_rows()
-    frame = Frame(leaves=((2, 2, 3),), scale=torch.linspace(0, 2, 5, dtype=torch.float64))
+    layout = Layout(leaves=((2, 2, 3),), scale=torch.linspace(0, 2, 5, dtype=torch.float64))
     stop = Stop(max_iter=80, rtol=1e-6, per=per)
     if per == "token":
         mask = torch.tensor([[True, False]]).repeat(5, 1)
         mask[0] = False
-        frame = Frame(leaves=((2, 2, 3),), token_mask=mask, scale=frame.scale)
+        layout = Layout(leaves=((2, 2, 3),), token_mask=mask, scale=layout.scale)
         stop = stop.replace(token_dim=2)
         b[:, 3:6] = torch.nan
         b[:, 9:] = torch.nan
-    plain, fused = both(RULES[name], stop, exact_rows(b, gain), torch.zeros_like(b), frame)
+    plain, fused = both(RULES[name], stop, exact_rows(b, gain), torch.zeros_like(b), layout)
     assert_agree(plain, fused, 1e-7)
 
 
@@ -164,7 +164,11 @@ def test_a_unit_of_its_own_for_every_row(name: str):
     b, gain = five_rows()
     unit = torch.tensor([1.0, 1e-3, 1e3, 1.0, 1e-2], dtype=torch.float64)
     plain, fused = both(
-        RULES[name], Stop(max_iter=100, rtol=0, atol=1e-6), exact_rows(b, gain), torch.zeros_like(b), Frame(unit=unit)
+        RULES[name],
+        Stop(max_iter=100, rtol=0, atol=1e-6),
+        exact_rows(b, gain),
+        torch.zeros_like(b),
+        Layout(atol_scale=unit),
     )
     assert_agree(plain, fused, 1e-8)
     done = plain.converged
@@ -263,7 +267,7 @@ def test_rows_that_mix_are_taken_up_when_all_are_done(test_every):
 
 def test_the_workspace_is_what_was_forecast():
     for solver in (FixedPoint(), Anderson(), Broyden(), Broyden(line_search="armijo")):
-        kernel = solver.kernel()
+        kernel = solver.native_rule()
         assert kernel is not None
         one = native_bytes(kernel, Stop(), 4, 5000, torch.float32)
         two = native_bytes(kernel, Stop(max_iter=10_000), 4, 5000, torch.float32)
@@ -341,10 +345,10 @@ def test_lazy_views_are_what_they_stand_for(solver):
 
     assert f(torch.zeros(3, 4, dtype=torch.float64)).is_neg()
     start = torch.randn(3, 4, dtype=torch.complex128).conj().imag
-    frame = Frame(scale=torch.complex(torch.zeros(3).double(), -torch.ones(3).double()).conj().imag)
+    layout = Layout(scale=torch.complex(torch.zeros(3).double(), -torch.ones(3).double()).conj().imag)
     for z0 in (start, torch.zeros(3, 4, dtype=torch.float64)):
         stop = Stop(rtol=1e-8)
-        one, other = (Solve(solver(impl=impl), stop)(f, z0, frame) for impl in ("cpp", "torch"))
+        one, other = (Solve(solver(impl=impl), stop)(f, z0, layout) for impl in ("cpp", "torch"))
         assert one.converged.all()
         assert torch.allclose(one.z, other.z, rtol=1e-7)
         assert torch.allclose(f(one.z), one.z, rtol=1e-6)
@@ -352,13 +356,13 @@ def test_lazy_views_are_what_they_stand_for(solver):
 
 DEVICE = """
 import torch
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Stop
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Layout, Solve, Stop
 torch.set_default_device("meta")
 z0 = torch.zeros(3, 6, device="cpu")
 for solver in (FixedPoint, Anderson, Broyden):
     for impl in ("torch", "cpp"):
         for stop in (Stop(trace=True, patience=9), Stop(per="token", test_every="auto"), Stop(rtol=0, max_iter=3)):
-            sol = Solve(solver(impl=impl), stop)(lambda z: 0.5 * z.cos() + 1, z0, Frame(leaves=((3, 2),)))
+            sol = Solve(solver(impl=impl), stop)(lambda z: 0.5 * z.cos() + 1, z0, Layout(leaves=((3, 2),)))
             assert sol.z.device.type == "cpu" and sol.status.device.type == "cpu" and not sol.failed.any()
 """
 

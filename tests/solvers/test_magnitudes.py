@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, Stop
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Layout, Solve, Status, Stop
 
 TURN = torch.tensor([[0.0, -1.5], [1.5, 0.0]])
 METHODS = [Anderson(), Broyden(), Broyden(update="bad")]
@@ -62,7 +62,7 @@ def test_what_f_makes_of_masked_tokens_reaches_nobody(solver, pad):
         return z.reshape(2, 12)
 
     stop = Stop(per="token", rtol=1e-6)
-    sol = Solve(solver, stop)(f, torch.zeros(2, 12), Frame(leaves=((4, 3),), token_mask=mask))
+    sol = Solve(solver, stop)(f, torch.zeros(2, 12), Layout(leaves=((4, 3),), token_mask=mask))
     assert sol.converged.all()
     assert (sol.z.view(2, 4, 3)[~mask] == 0).all()
     assert sol.z.isfinite().all()
@@ -71,13 +71,13 @@ def test_what_f_makes_of_masked_tokens_reaches_nobody(solver, pad):
 @pytest.mark.parametrize("scale", [-1.0, torch.nan, torch.inf])
 def test_a_scale_must_be_finite_and_not_negative(scale):
     with pytest.raises(ValueError, match="scale must be finite and >= 0"):
-        Solve()(lambda z: 0.5 * z, torch.ones(2, 3), Frame(scale=torch.tensor([1.0, scale])))
+        Solve()(lambda z: 0.5 * z, torch.ones(2, 3), Layout(scale=torch.tensor([1.0, scale])))
 
 
 def test_a_scale_is_refused_where_it_would_be_ignored():
     stop = Stop(keep="best_f")
     with pytest.raises(ValueError, match="scale is not used with keep='best_f'"):
-        Solve(FixedPoint(), stop)(lambda z: 0.5 * z, torch.ones(2, 3), Frame(scale=torch.ones(2)))
+        Solve(FixedPoint(), stop)(lambda z: 0.5 * z, torch.ones(2, 3), Layout(scale=torch.ones(2)))
 
 
 def test_a_solve_in_inference_mode():

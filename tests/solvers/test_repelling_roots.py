@@ -11,8 +11,8 @@ from torch import Tensor
 from deqlm.testing.solvers.counting import Counted
 from deqlm.testing.solvers.problems import exact_rows, normal
 from deqlm.testing.solvers.rows import assert_same_rows
-from deqlm_solvers import Anderson, FixedPoint, Frame, Solve, Stop
-from deqlm_solvers.methods.plain_phase import LONGEST_WAY, Watch
+from deqlm_solvers import Anderson, FixedPoint, Layout, Solve, Stop
+from deqlm_solvers.methods.plain_phase import LONGEST_WAY, PlainPhase
 from deqlm_solvers.native import library
 
 F64 = torch.float64
@@ -101,7 +101,7 @@ def test_the_compiled_step_goes_the_same_way(name):
     runs = []
     for impl in ("torch", "cpp"):
         seen = Counted(f)
-        Solve(Anderson(impl=impl), Stop(max_iter=10, rtol=0))(seen, z0.double(), Frame())
+        Solve(Anderson(impl=impl), Stop(max_iter=10, rtol=0))(seen, z0.double(), Layout())
         runs.append(torch.stack(seen.points))
     torch.testing.assert_close(*runs, rtol=1e-3, atol=1e-4)
 
@@ -113,9 +113,9 @@ def column(*values: float) -> Tensor:
 ONE = column(1.0)
 
 
-def mixing(norm: float = 1.0, size: float = 2.0, eps: float = 0.0) -> Watch:
+def mixing(norm: float = 1.0, size: float = 2.0, eps: float = 0.0) -> PlainPhase:
     """Return a watch whose row has left plain steps, at the given residual and scale."""
-    watch = Watch(0.45, ONE, eps)
+    watch = PlainPhase(0.45, ONE, eps)
     watch.look(column(norm), column(size), ONE, ONE)
     assert not watch.move.plain.item()
     return watch

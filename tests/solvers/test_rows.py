@@ -12,7 +12,7 @@ from deqlm.testing.solvers.rows import (
     assert_same_rows,
     neighbours_do_not_matter,
 )
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Solve, Status, Stop
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Layout, Solve, Status, Stop
 from solvers.problems import parity_chain
 
 SOLVERS = {
@@ -75,17 +75,17 @@ def test_every_measure_keeps_rows_apart(name, fields):
     b = normal(1, 4, 12)
     gain = torch.tensor([[0.9], [0.3], [0.95], [0.6]], dtype=torch.float64)
     leaves = ((6, 2),) if fields.get("per") == "token" else ((6,), (3, 2))
-    frame = Frame(leaves=leaves)
+    layout = Layout(leaves=leaves)
     stop = Stop(max_iter=200, rtol=1e-6, **fields)
-    plain = Solve(name, stop)(exact_rows(b, gain), torch.zeros_like(b), frame)
+    plain = Solve(name, stop)(exact_rows(b, gain), torch.zeros_like(b), layout)
     for bad in (torch.nan, 1e20):
         other = b.clone()
         other[[0, 2]] = bad
-        changed = Solve(name, stop)(exact_rows(other, gain), torch.zeros_like(b), frame)
+        changed = Solve(name, stop)(exact_rows(other, gain), torch.zeros_like(b), layout)
         assert_same_rows(plain, [1, 3], changed, [1, 3])
         if plain.token_steps is not None:
             assert torch.equal(plain.token_steps[[1, 3]], changed.token_steps[[1, 3]])
-    alone = Solve(name, stop)(exact_rows(b[1:2], gain[1:2]), torch.zeros_like(b[:1]), frame)
+    alone = Solve(name, stop)(exact_rows(b[1:2], gain[1:2]), torch.zeros_like(b[:1]), layout)
     assert_same_rows(plain, [1], alone, [0])
 
 

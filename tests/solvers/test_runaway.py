@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deqlm.testing.solvers.problems import normal
-from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Frame, Solve, Status, StepSolver, Stop
+from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Layout, Solve, Status, StepSolver, Stop
 from deqlm_solvers.loop.runaway import Runaway, share_left
 
 IMPLS = [s(impl=impl) for s in (FixedPoint, Anderson, Broyden) for impl in ("torch", "cpp")]
@@ -73,10 +73,10 @@ def test_rows_beside_a_drift_are_untouched(solver):
 @pytest.mark.parametrize("per", ["token", "leaf"])
 def test_tokens_and_leaves_run_away_too(solver, per):
     """One token that drifts keeps its row from passing."""
-    frame = Frame(leaves=((2, 3),)) if per == "token" else Frame(leaves=((3,), (3,)))
+    layout = Layout(leaves=((2, 3),)) if per == "token" else Layout(leaves=((3,), (3,)))
     f = lambda z: torch.cat([0.5 * z[:, :3] + 1, drift(z[:, 3:])], 1)  # noqa: E731
     stop = Stop(max_iter=200, rtol=1e-2, per=per)
-    sol = Solve(solver, stop)(f, torch.zeros(1, 6, dtype=torch.float64), frame)
+    sol = Solve(solver, stop)(f, torch.zeros(1, 6, dtype=torch.float64), layout)
     assert not sol.converged.any()
     if solver.name == "fixed_point":
         assert sol.runaway.all()
@@ -94,7 +94,7 @@ def test_a_solve_that_goes_on_remembers_where_the_first_one_began():
     assert alone.converged.all(), "nothing tells it from a warm start"
     first = torch.tensor([[5.0], [5.0]], dtype=torch.float64)
     for impl in ("torch", "cpp"):
-        on = Solve(FixedPoint(impl=impl), Stop(rtol=1e-3))(drift, grown, Frame(first=first))
+        on = Solve(FixedPoint(impl=impl), Stop(rtol=1e-3))(drift, grown, Layout(first=first))
         assert on.status.tolist() == [Status.DIVERGED]
         assert torch.equal(on.first, first)
 

@@ -9,7 +9,7 @@ import torch
 
 from deqlm.testing.solvers.counting import Counted
 from deqlm.testing.solvers.problems import linear, spectrum
-from deqlm_solvers import SOLVERS, ConvergenceError, FixedPoint, Frame, Solve, Status, StepSolver, Stop
+from deqlm_solvers import SOLVERS, ConvergenceError, FixedPoint, Layout, Solve, Status, StepSolver, Stop
 from solvers.problems import parity_chain
 
 STEP = [name for name in SOLVERS if issubclass(SOLVERS[name], StepSolver)]
@@ -123,7 +123,7 @@ def test_the_parity_chain_is_solved():
     """Its worst-token residual is constant for 255 evaluations, then zero (numerics 3)."""
     f, truth = parity_chain(3, 256)
     stop = Stop(max_iter=300, per="token", trace=True)
-    sol = Solve(FixedPoint(), stop)(f, torch.zeros_like(truth), Frame(leaves=((256, 1),)))
+    sol = Solve(FixedPoint(), stop)(f, torch.zeros_like(truth), Layout(leaves=((256, 1),)))
     assert sol.converged.all()
     assert torch.equal(sol.z, truth)
     assert sol.trace is not None
@@ -143,8 +143,8 @@ def test_the_parity_chain_by_rows_is_solved_without_patience():
 def test_the_parity_chain_makes_progress_by_its_converged_prefix():
     """With per="token" a growing prefix is progress, so patience does not end the chain; per row it does."""
     f, truth = parity_chain(2, 256)
-    frame = Frame(leaves=((256, 1),))
-    by_token = Solve(FixedPoint(), Stop(max_iter=300, per="token", patience=5))(f, torch.zeros_like(truth), frame)
+    layout = Layout(leaves=((256, 1),))
+    by_token = Solve(FixedPoint(), Stop(max_iter=300, per="token", patience=5))(f, torch.zeros_like(truth), layout)
     assert by_token.converged.all()
     assert torch.equal(by_token.z, truth)
 

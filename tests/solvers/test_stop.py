@@ -10,7 +10,7 @@ import torch
 from deqlm.testing.solvers.counting import Counted
 from deqlm.testing.solvers.problems import linear
 from deqlm.testing.solvers.rows import assert_same_rows, same_bits
-from deqlm_solvers import FixedPoint, Frame, Solve, Status, Stop
+from deqlm_solvers import FixedPoint, Layout, Solve, Status, Stop
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_absolute_and_relative_tolerance_add_up():
 
 def test_scale_takes_the_place_of_a_small_image():
     """||f(z) - z|| <= rtol * max(||f(z)||, s): a vanishing map passes by its scale."""
-    frame = Frame(scale=torch.tensor([1.0, 100.0], dtype=torch.float64))
-    sol = Solve(FixedPoint(), Stop(rtol=1e-3))(lambda z: 0.5 * z, torch.ones(2, 1, dtype=torch.float64), frame)
+    layout = Layout(scale=torch.tensor([1.0, 100.0], dtype=torch.float64))
+    sol = Solve(FixedPoint(), Stop(rtol=1e-3))(lambda z: 0.5 * z, torch.ones(2, 1, dtype=torch.float64), layout)
     assert sol.converged.all()
     assert sol.residual[0] <= 1e-3 < 2 * sol.residual[0]
     assert sol.residual[1] <= 1e-1 < 2 * sol.residual[1]
@@ -193,7 +193,7 @@ def test_scale_takes_the_place_of_a_small_image():
 def test_a_scale_of_zero_changes_nothing():
     problem = linear("symmetric", 0.9)
     plain = Solve(FixedPoint(), Stop(max_iter=300))(problem.f, problem.z0())
-    zero = Solve(FixedPoint(), Stop(max_iter=300))(problem.f, problem.z0(), Frame(scale=torch.zeros(4)))
+    zero = Solve(FixedPoint(), Stop(max_iter=300))(problem.f, problem.z0(), Layout(scale=torch.zeros(4)))
     assert_same_rows(plain, slice(None), zero, slice(None))
 
 

@@ -17,7 +17,7 @@ from deqlm.diagnostics.diagnosis.masking import masked_map, masked_unknowns
 from deqlm.sequence.chunks import per_token
 from deqlm.wrap.rows import RowMap
 from deqlm.wrap.trees import map_tensors, tensors
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Frame, Map, Solve, Stop
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Layout, Map, Solve, Stop
 from deqlm_solvers.truth import jacobians
 
 __all__ = ["DENSE", "Exact", "Groups", "NoExactError", "Truth", "leaves_of", "masked_rows"]
@@ -255,8 +255,8 @@ def masked_rows(deq: DEQ, rowmap: RowMap, token_mask: Tensor | None) -> Map:
     if token_mask is None:
         return rowmap
     mask = token_mask.reshape(rows.count, token_mask.shape[-1])
-    frame = Frame(leaves=rows.row_shapes, batch_dims=rows.batch_dims, token_mask=mask)
-    return masked_map(rowmap, masked_unknowns(stop, frame, rows.z0), rows.z0)
+    layout = Layout(leaves=rows.row_shapes, batch_dims=rows.batch_dims, token_mask=mask)
+    return masked_map(rowmap, masked_unknowns(stop, layout, rows.z0), rows.z0)
 
 
 def leaves_of(deq: DEQ, x: Any) -> dict[str, list[Tensor]]:

@@ -89,7 +89,7 @@ def _outcome(subject: Subject, sol: Solution, stop: Stop, begun: Start) -> Outco
     passed = status == int(Status.CONVERGED)
     fz = _value(subject, z)
     if subject.how.stop.is_budget and fz is not None:
-        reading = Criterion(stop, subject.frame, z)(Evaluation(z, fz))
+        reading = Criterion(stop, subject.layout, z)(Evaluation(z, fz))
         residual, relative, passed = reading.residual.cpu(), reading.relative.cpu(), (reading.ratio <= 1).cpu()
     runaway = torch.zeros_like(passed) if fz is None else begun.ran_away(sol.replace(z=z), fz).cpu()
     status = torch.where(passed & runaway, int(Status.DIVERGED), status)
@@ -120,7 +120,7 @@ def solve_plainly(
     until = testing(stop, evaluations).replace(trace=True, divergence=limit)
     held = subject.held
     try:
-        sol = Solve(FixedPoint(), until)(held, z0, subject.frame)
+        sol = Solve(FixedPoint(), until)(held, z0, subject.layout)
         assert held.last is not None and sol.trace is not None
         z = held.last
         fz = held(z)
@@ -180,7 +180,7 @@ def rescue(subject: Subject, z0: Tensor, stop: Stop, begun: Start, points: list[
         if bool(best.solved.all()):
             break
         try:
-            sol = Solve(solver, until)(subject.held, z0, subject.frame)
+            sol = Solve(solver, until)(subject.held, z0, subject.layout)
             value = subject.held(sol.z)
             # a method that tries wild points has seen large residuals, and half of those is no progress
             astray = begun.ran_away(sol, value) | begun.no_better(sol.z, value)

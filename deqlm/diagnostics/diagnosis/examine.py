@@ -35,7 +35,7 @@ from deqlm.diagnostics.diagnosis.probes import (
 from deqlm.diagnostics.diagnosis.subject import Subject
 from deqlm.gradients import Gradient, Implicit
 from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
-from deqlm_solvers import Frame, Options, Solver, Status, Stop, options
+from deqlm_solvers import Layout, Options, Solver, Status, Stop, options
 from deqlm_solvers.core.checks import number, require, whole
 from deqlm_solvers.core.norms import row_norms
 
@@ -134,7 +134,7 @@ def examine(subject: Subject, probes: Probes) -> Examined:
         if J is not None:
             seen = tokens if known.get("causality") == "causal" and not joint else None
             known["contraction"] = _attempt(lambda: _contraction(subject, J, point, probes, seen))
-            backward = partial(_backward, J, point.solved, subject.frame, probes.seed, subject.how.solver)
+            backward = partial(_backward, J, point.solved, subject.layout, probes.seed, subject.how.solver)
             known["adjoint"] = _attempt(lambda: backward(subject.gradient))
         if bool(point.z.isfinite().all()):
             known["floor"] = _attempt(lambda: float(noise_floor(subject.held, point.z, draw).nan_to_num().max()))
@@ -209,11 +209,11 @@ def _parts(subject: Subject, outcome: Outcome, stop: Stop) -> Parts | None:
     if isinstance(gradient, Implicit):
         backward = gradient.backward(subject.how.solver).stop.resolve(outcome.z.dtype, rtol=1e-6)
         sight = backward.rtol if backward.per == "row" else 0.0
-    return find_parts(outcome.z, subject.held(outcome.z), outcome.passed, stop, subject.frame, sight)
+    return find_parts(outcome.z, subject.held(outcome.z), outcome.passed, stop, subject.layout, sight)
 
 
 def _backward(
-    J: Jacobian, solved: Tensor, frame: Frame, seed: int, solver: Solver, gradient: Gradient
+    J: Jacobian, solved: Tensor, layout: Layout, seed: int, solver: Solver, gradient: Gradient
 ) -> Backward | None:
     """Solve the adjoint system for a random cotangent, as `Implicit` would, on the rows that converged forward."""
     if not isinstance(gradient, Implicit) or not J.transposable or not bool(solved.any()):
@@ -223,7 +223,7 @@ def _backward(
     g = g / row_norms(g).clamp_min(1e-300)[:, None].to(g.dtype)
     how = gradient.backward(solver)
     how = how.replace(stop=how.stop.resolve(g.dtype, rtol=1e-6))
-    system = LinearSystem(J.pulled, g, Frame(leaves=frame.leaves, batch_dims=frame.batch_dims))
+    system = LinearSystem(J.pulled, g, Layout(leaves=layout.leaves, batch_dims=layout.batch_dims))
     sol = solve_cotangent(how, system, rescue=gradient.solve == "auto")
     keep = solved.nonzero().flatten()
     return Backward(

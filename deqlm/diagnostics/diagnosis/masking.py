@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deqlm_solvers import Frame, Map, Stop
+from deqlm_solvers import Layout, Map, Stop
 from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["masked_map", "masked_unknowns"]
 
 
-def masked_unknowns(stop: Stop, frame: Frame, z0: Tensor) -> Tensor | None:
+def masked_unknowns(stop: Stop, layout: Layout, z0: Tensor) -> Tensor | None:
     """Return which unknowns belong to tokens that do not count, (B, N) bool; None where all count.
 
     Args:
         stop: of the solve, which says where the tokens are.
-        frame: with the mask.
+        layout: with the mask.
         z0: the start, (B, N).
     """
-    return Criterion(stop, frame, z0).masked if frame.token_mask is not None and stop.per == "token" else None
+    return Criterion(stop, layout, z0).masked if layout.token_mask is not None and stop.per == "token" else None
 
 
 def masked_map(f: Map, masked: Tensor | None, z0: Tensor) -> Map:

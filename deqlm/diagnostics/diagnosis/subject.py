@@ -22,7 +22,7 @@ from deqlm.sequence.chunks import per_token
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.inject import Add
 from deqlm.wrap.rows import RowMap, Rows
-from deqlm_solvers import FixedPoint, Frame, Map, Solution, Solve, Stop
+from deqlm_solvers import FixedPoint, Layout, Map, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require
 
 __all__ = ["DEQSubject", "MapSubject", "Subject", "Watched", "model_subject"]
@@ -59,7 +59,7 @@ class Subject(ABC):
         held: map on rows as a solve sees it, noise and masked tokens held where the solve does that.
         masked: which unknowns are those of masked tokens, (B, N) bool, or None.
         raw: the bare map on rows.
-        frame: what the rows stand for.
+        layout: what the rows stand for.
         snapshot: generators and buffers before the first evaluation, so that every solve draws the noise of `held`.
     """
 
@@ -69,7 +69,7 @@ class Subject(ABC):
     held: Watched
     masked: Tensor | None
     raw: RowMap
-    frame: Frame
+    layout: Layout
     snapshot: Snapshot
 
     @abstractmethod
@@ -109,17 +109,17 @@ class Subject(ABC):
     def _traced(self, how: Solve, trace: bool) -> Stop:
         return how.stop.replace(trace=True) if trace and "trace" in how.solver.honours else how.stop
 
-    def _frame(self, token_mask: Tensor | None, scale: Any = None) -> Frame:
+    def _layout(self, token_mask: Tensor | None, scale: Any = None) -> Layout:
         rows = self.rows
         if scale is not None:
             scale = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
             scale = scale.expand(rows.batch_shape).reshape(rows.count)
-        return Frame(
+        return Layout(
             leaves=rows.row_shapes,
             batch_dims=rows.batch_dims,
             scale=scale,
             token_mask=None if token_mask is None else token_mask.reshape(rows.count, token_mask.shape[-1]),
-            snap=rows.snap if len(set(rows.dtypes)) > 1 else None,
+            round=rows.round if len(set(rows.dtypes)) > 1 else None,
         )
 
 
@@ -147,8 +147,8 @@ class DEQSubject(Subject):
             return deq.inject.join(deq.layer, z, u, args, kwargs)
 
         self.raw = RowMap(self.rows, bare, held.inputs, held.prepare, held.prepared)
-        self.frame = self._frame(token_mask)
-        self.masked = masked_unknowns(per_token(self.how.stop) if deq.causal else self.how.stop, self.frame, rows.z0)
+        self.layout = self._layout(token_mask)
+        self.masked = masked_unknowns(per_token(self.how.stop) if deq.causal else self.how.stop, self.layout, rows.z0)
         self.held = Watched(masked_map(held, self.masked, rows.z0))
 
     def _line(self, norm: str) -> str:
@@ -188,8 +188,8 @@ class MapSubject(Subject):
         self.rows = Rows(z0, settings.get("batch_dims"))
         self.how = how.resolve(self.rows.z0, *self.rows.dtypes)
         self.raw = RowMap(self.rows, f, tuple(settings.get("args", ())))
-        self.frame = self._frame(settings.get("token_mask"), settings.get("scale"))
-        self.masked = masked_unknowns(self.how.stop, self.frame, self.rows.z0)
+        self.layout = self._layout(settings.get("token_mask"), settings.get("scale"))
+        self.masked = masked_unknowns(self.how.stop, self.layout, self.rows.z0)
         self.held = Watched(masked_map(self.raw, self.masked, self.rows.z0))
 
     def _line(self, norm: str) -> str:

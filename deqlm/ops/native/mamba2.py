@@ -11,7 +11,7 @@ from torch import Tensor
 from deqlm.ops.inner import InnerParameters, InnerSizes, decay_rates, inner
 from deqlm.ops.native.library import Build, built, common_dtype, unwatched
 
-__all__ = ["Inner", "fuse_inner"]
+__all__ = ["CompiledMamba2", "compile_mamba2"]
 
 TOKENS = 64
 """Of a row at a time; MOST_TOKENS of scan.h."""
@@ -52,7 +52,7 @@ class _Back(ctypes.Structure):
     ]
 
 
-class Inner:
+class CompiledMamba2:
     """The compiled twin of `deqlm.ops.inner.inner` and of the injection before it, with the parameters of one call.
 
     Rows do not influence each other by a bit.
@@ -201,7 +201,9 @@ class _Attached(torch.autograd.Function):
     """Keeps the inputs alone; the derivative computes what is between once more."""
 
     @staticmethod
-    def forward(ctx: Any, twin: Inner, mask: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, twin: CompiledMamba2, mask: Tensor | None, *inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.twin = twin
         ctx.save_for_backward(mask, *inputs)
@@ -279,7 +281,7 @@ def _fits(sizes: InnerSizes, p: InnerParameters) -> bool:
     )
 
 
-def fuse_inner(build: Build, sizes: InnerSizes, parameters: InnerParameters) -> Inner | None:
+def compile_mamba2(build: Build, sizes: InnerSizes, parameters: InnerParameters) -> CompiledMamba2 | None:
     """Return the compiled twin of a layer with these parameters, or None where there is none."""
     usable = _fits(sizes, parameters) and common_dtype(parameters) is not None
     functions = built(build) if usable else None
@@ -287,4 +289,4 @@ def fuse_inner(build: Build, sizes: InnerSizes, parameters: InnerParameters) -> 
         return None
     structs = sum(ctypes.sizeof(struct) for struct in (_Layer, _Tokens, _Back))
     assert functions.mamba2_bytes() == structs, "mamba2.h and mamba2_back.h have other structs"
-    return Inner(functions, sizes, parameters)
+    return CompiledMamba2(functions, sizes, parameters)

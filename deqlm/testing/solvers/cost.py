@@ -9,7 +9,7 @@ from deqlm.testing.check import expect
 from deqlm.testing.solvers.counting import Counted, geometric, per_evaluation
 from deqlm.testing.solvers.problems import Problem, linear, normal, tanh_layer
 from deqlm.testing.solvers.rows import same_bits
-from deqlm_solvers import Frame, Solution, Solve, Solver, Status, StepSolver, Stop
+from deqlm_solvers import Layout, Solution, Solve, Solver, Status, StepSolver, Stop
 from deqlm_solvers.loop.loop import run
 
 __all__ = ["OPERATIONS", "budget", "budget_does_not_read_the_device", "differentiable", "lean"]
@@ -76,7 +76,7 @@ def differentiable(solver: Solver) -> None:
     stop = Stop(max_iter=5, rtol=0)
 
     def last_point(u: Tensor) -> Tensor:
-        return run(solver, lambda z: problem.f(z) + u, problem.z0(), stop, Frame(), graph=True).z
+        return run(solver, lambda z: problem.f(z) + u, problem.z0(), stop, Layout(), graph=True).z
 
     u = (0.1 * normal(3, 2, 3)).requires_grad_()
     expect(last_point(u).requires_grad, "the steps are cut from the graph")

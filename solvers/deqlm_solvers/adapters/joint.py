@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deqlm_solvers.adapters.peer import PeerEndedError, Watch
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.adapters.peer import PeerEndedError, PeerMap
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map
 from deqlm_solvers.core.stop import Stop
@@ -21,7 +21,7 @@ __all__ = ["Joint"]
 Vector = NDArray[np.float64]
 
 
-class Joint(Watch):
+class Joint(PeerMap):
     """Gives a peer F(x) = f(x) - x on float64 vectors, and ends it when its point is good enough or hopeless.
 
     f is evaluated in the dtype of the state, at the point rounded to that dtype; so what is returned has the residual
@@ -31,8 +31,8 @@ class Joint(Watch):
         start: z0 as a vector, (B*N,).
     """
 
-    def __init__(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> None:
-        super().__init__(f, z0, stop, frame, most=stop.max_iter)
+    def __init__(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> None:
+        super().__init__(f, z0, stop, layout, most=stop.max_iter)
         self.start: Vector = z0.detach().to("cpu", torch.float64, copy=True).flatten().numpy()
         self.like = z0
         self.kept = z0.detach().clone()

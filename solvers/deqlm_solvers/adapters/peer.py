@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import HALF
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
 from deqlm_solvers.core.status import Status
@@ -21,7 +21,7 @@ from deqlm_solvers.loop.criterion import Criterion, Residuals, warn_below_floor
 from deqlm_solvers.loop.evaluator import Evaluator, check_start
 from deqlm_solvers.loop.runaway import Runaway, share_left
 
-__all__ = ["Peer", "PeerEndedError", "Watch"]
+__all__ = ["Peer", "PeerEndedError", "PeerMap"]
 
 T = TypeVar("T")
 
@@ -52,28 +52,28 @@ class Peer(Solver):
         warn_below_floor(stop, z0.dtype)
 
 
-class Watch:
+class PeerMap:
     """The map as a peer sees it: counted, never called too often, with the outcome of the solve at the end.
 
     Args:
         f: the map.
         z0: start, (B, N).
         stop: tolerance, trace and divergence.
-        frame: leaves, tokens, scale and mask.
+        layout: leaves, tokens, scale and mask.
         most: evaluations that the peer may make.
 
     Attributes:
         last: the last evaluation, or None before the first.
     """
 
-    def __init__(self, f: Map, z0: Tensor, stop: Stop, frame: Frame, most: int) -> None:
+    def __init__(self, f: Map, z0: Tensor, stop: Stop, layout: Layout, most: int) -> None:
         self.map = Evaluator(f, z0)
-        self.measure = Criterion(stop, frame, z0)
+        self.measure = Criterion(stop, layout, z0)
         self.stop = stop
         self.most = most
         self.last: Evaluation | None = None
         self.limit = torch.full((z0.shape[0],), torch.inf, dtype=torch.float64, device=z0.device)
-        self.runaway = Runaway(frame.first, share_left(stop.rtol, self.map.eps), self.map.eps)
+        self.runaway = Runaway(layout.first, share_left(stop.rtol, self.map.eps), self.map.eps)
         self.trace: list[Tensor] = []
         self.in_map = False
 

@@ -12,7 +12,7 @@ from deqlm_solvers.adapters.extra import load_extra
 from deqlm_solvers.adapters.joint import Joint
 from deqlm_solvers.adapters.peer import Peer
 from deqlm_solvers.core.checks import number, require, whole
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Map, register_solver
@@ -38,13 +38,13 @@ class Nonlin(Peer):
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
         """Return the keywords of the peer, for a state of ``dtype``."""
 
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+    def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
         optimize = load_extra("scipy.optimize", self.EXTRA, self.name)
         quiet = load_extra("scipy.linalg", self.EXTRA, self.name).LinAlgWarning
         self.check(z0, stop)
         method = getattr(optimize, self.FUNCTION)
         with torch.no_grad():
-            joint = Joint(f, z0, stop, frame)
+            joint = Joint(f, z0, stop, layout)
             common = {"maxiter": stop.max_iter, "f_tol": 0.0, "callback": joint.iterate}
             joint.run(lambda: method(joint.residual, joint.start, **common, **self.arguments(z0.dtype)), quiet)
             return joint.solution()

@@ -12,7 +12,7 @@ from deqlm_solvers.adapters.extra import load_extra
 from deqlm_solvers.adapters.joint import Joint
 from deqlm_solvers.adapters.peer import Peer
 from deqlm_solvers.core.checks import number, require
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Map, register_solver
@@ -68,13 +68,13 @@ class ScipyHybr(Peer):
             require(ok, "band", self.band, "two whole numbers >= 0, or None")
             object.__setattr__(self, "band", tuple(self.band))
 
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+    def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
         optimize = load_extra("scipy.optimize", self.EXTRA, self.name)
         self.check(z0, stop)
         eps = torch.finfo(z0.dtype).eps if self.eps is None else self.eps
         keywords: dict[str, Any] = {"factor": self.factor, "eps": eps, "band": self.band}
         with torch.no_grad():
-            joint = Joint(f, z0, stop, frame)
+            joint = Joint(f, z0, stop, layout)
             keywords |= {"xtol": 0.0, "maxfev": stop.max_iter + 1}
             joint.run(lambda: optimize.root(joint.residual_best, joint.start, method="hybr", options=keywords))
             return joint.solution()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.adapters.extra import load_extra
-from deqlm_solvers.adapters.peer import Peer, Watch
+from deqlm_solvers.adapters.peer import Peer, PeerMap
 from deqlm_solvers.core.checks import number, require, whole
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Map, register_solver
@@ -46,22 +46,22 @@ class Torchdeq(Peer):
         require(not both, "rtol and atol", (stop.rtol, stop.atol), f"one of them 0 for {self.name}, which tests one")
         require(stop.max_iter >= self.LEAST, "max_iter", stop.max_iter, f">= {self.LEAST} for {self.name}")
 
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+    def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
         peer = load_extra("torchdeq.solver", self.EXTRA, self.name).get_solver(self.FUNCTION)
         self.check(z0, stop)
-        require(frame.scale is None, "scale", frame.scale, f"None for {self.name}, whose test has no scale")
+        require(layout.scale is None, "scale", layout.scale, f"None for {self.name}, whose test has no scale")
         test = {"tol": stop.rtol, "stop_mode": "rel"} if stop.rtol > 0 else {"tol": stop.atol, "stop_mode": "abs"}
         keywords = {"max_iter": stop.max_iter - 1 - self.BEFORE, **test, **self.arguments()}
         with torch.no_grad():
             start = z0.detach().clone(memory_format=torch.contiguous_format)
-            watch = Watch(f, z0, stop, frame, most=stop.max_iter - 1)
+            watch = PeerMap(f, z0, stop, layout, most=stop.max_iter - 1)
             returned = None
             if start.numel():
                 returned = watch.run(lambda: peer(lambda z: watch.evaluate(z).fz, start, **keywords))
             return _verified(watch, start, None if returned is None else returned[0])
 
 
-def _verified(watch: Watch, start: Tensor, returned: Tensor | None) -> Solution:
+def _verified(watch: PeerMap, start: Tensor, returned: Tensor | None) -> Solution:
     """Evaluate f at what the peer returned, (B, N), or at the last point it evaluated, and measure that."""
     last = watch.last
     z = returned if returned is not None else start if last is None else last.z

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-__all__ = ["Frame"]
+__all__ = ["Layout"]
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Layout:
     """What rows stand for; a solver passes it on to the measure of residuals and needs no more of it.
 
     Attributes:
@@ -19,8 +19,8 @@ class Frame:
         batch_dims: how many dimensions of the user's state index rows.
         scale: s of the tolerance, (B,), or None for 0.
         token_mask: (B, L) bool, True where a token counts; None counts all.
-        unit: factor of ``atol``, (B,) float64, or None for 1; what has a size of its own in every row.
-        snap: rounds a point (B, N) to what f will see of it, for states of several dtypes; None where that is the
+        atol_scale: factor of ``atol``, (B,) float64, or None for 1; what has a size of its own in every row.
+        round: rounds a point (B, N) to what f will see of it, for states of several dtypes; None where that is the
             point itself.
         first: residual and max(||z||, ||f(z)||) of the first point of every row, (2, B) float64, for a solve that goes
             on from the end of another one; None where it begins. See `Runaway`.
@@ -28,8 +28,8 @@ class Frame:
     Examples:
         >>> import torch
         >>> from deqlm_solvers import Solve, Stop
-        >>> frame = Frame(leaves=((4, 2),))  # rows of 8 unknowns: 4 tokens of width 2
-        >>> sol = Solve(stop=Stop(per="token"))(lambda z: 0.5 * z + 1, torch.zeros(3, 8), frame)
+        >>> layout = Layout(leaves=((4, 2),))  # rows of 8 unknowns: 4 tokens of width 2
+        >>> sol = Solve(stop=Stop(per="token"))(lambda z: 0.5 * z + 1, torch.zeros(3, 8), layout)
         >>> sol.token_steps.shape
         torch.Size([3, 4])
     """
@@ -38,13 +38,13 @@ class Frame:
     batch_dims: int = 1
     scale: Tensor | None = None
     token_mask: Tensor | None = None
-    unit: Tensor | None = None
-    snap: Callable[[Tensor], Tensor] | None = None
+    atol_scale: Tensor | None = None
+    round: Callable[[Tensor], Tensor] | None = None
     first: Tensor | None = None
 
-    def select(self, rows: Tensor) -> Frame:
+    def select(self, rows: Tensor) -> Layout:
         """Return what some rows (K,), int64, stand for."""
-        scale, mask, unit = (
-            t if t is None else t.index_select(0, rows) for t in (self.scale, self.token_mask, self.unit)
+        scale, mask, atol_scale = (
+            t if t is None else t.index_select(0, rows) for t in (self.scale, self.token_mask, self.atol_scale)
         )
-        return replace(self, scale=scale, token_mask=mask, unit=unit)
+        return replace(self, scale=scale, token_mask=mask, atol_scale=atol_scale)

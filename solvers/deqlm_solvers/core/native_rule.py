@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 
 from deqlm_solvers.core.checks import require
 
-__all__ = ["Impl", "Kernel", "Rule", "check_impl"]
+__all__ = ["Impl", "NativeRule", "Update", "check_impl"]
 
 Impl = Literal["auto", "torch", "cpp"]
 
 
-class Rule(IntEnum):
+class Update(IntEnum):
     """Update rules that step.cpp knows."""
 
     PICARD = 0
@@ -21,7 +21,7 @@ class Rule(IntEnum):
     BROYDEN_BAD = 3
 
 
-class Kernel(NamedTuple):
+class NativeRule(NamedTuple):
     """Parameters of the fused step; names and meaning as the options of the solvers.
 
     Attributes:
@@ -31,7 +31,7 @@ class Kernel(NamedTuple):
         choices: names for `Solution.choices`, plain steps first; empty where there is one rule only.
     """
 
-    rule: Rule
+    rule: Update
     pairs: int = 0
     damping: float = 1.0
     first_damping: float = 1.0

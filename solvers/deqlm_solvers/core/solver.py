@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.options import Options
 from deqlm_solvers.core.registry import Registry
@@ -110,7 +110,7 @@ class Solver(Options, ABC):
     steps_evaluate: ClassVar[bool] = True
 
     @abstractmethod
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+    def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
         """Solve z = f(z) from ``z0`` (B, N); the solution carries the true residual of its z and true counts."""
 
     def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
@@ -121,8 +121,8 @@ class Solver(Options, ABC):
         """
         return None
 
-    def for_frame(self, frame: Frame, stop: Stop) -> Solver:
-        """Return the solver whose `peak_bytes` are those on rows of ``frame``; self where N tells it all."""
+    def for_layout(self, layout: Layout, stop: Stop) -> Solver:
+        """Return the solver whose `peak_bytes` are those on rows of ``layout``; self where N tells it all."""
         return self
 
     def advice(self, status: Status) -> str:

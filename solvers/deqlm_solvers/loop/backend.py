@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.stop import Stop
@@ -36,30 +36,30 @@ def anything(value: Any) -> bool:
 class Backend(ABC):
     """One solve's stopping rule and update rule, between evaluations.
 
-    An engine says what it knows: `knows_stop` and `knows_frame` name the fields of `Stop` and `Frame` that it honours.
+    An engine says what it knows: `knows_stop` and `knows_layout` name the fields of `Stop` and `Layout` it honours.
     Whatever it does not name makes it decline, so that a new field, norm or rule can never be ignored by it; the loop
     then takes torch operations, or raises where the engine was asked for by name.
 
     Class attributes:
         knows_stop: fields of `Stop`, each with a test of its value.
-        knows_frame: likewise of `Frame`.
+        knows_layout: likewise of `Layout`.
 
     Attributes:
         masked: unknowns of tokens that do not count, (B, N) bool, or None.
     """
 
     knows_stop: ClassVar[Knows] = {}
-    knows_frame: ClassVar[Knows] = {}
+    knows_layout: ClassVar[Knows] = {}
 
     masked: Tensor | None = None
 
     @classmethod
-    def declines(cls, method: Method, stop: Stop, frame: Frame, z: Tensor) -> str:
+    def declines(cls, method: Method, stop: Stop, layout: Layout, z: Tensor) -> str:
         """Return why a solve from ``z`` (B, N), inner dtype, cannot be had here; empty where it can."""
-        return _unknown_stop(cls, stop) or unknown("Frame", frame, cls.knows_frame)
+        return _unknown_stop(cls, stop) or unknown("Layout", layout, cls.knows_layout)
 
     @abstractmethod
-    def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, frame: Frame, z: Tensor) -> None: ...
+    def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> None: ...
 
     @abstractmethod
     def advance(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:

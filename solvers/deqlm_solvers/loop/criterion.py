@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.norms import NORMS, row_norms
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.stop import Stop
@@ -48,30 +48,30 @@ class Criterion:
 
     Args:
         stop: norm, per, tolerances.
-        frame: leaves, tokens, scale, mask.
+        layout: leaves, tokens, scale, mask.
         z: the start, (B, N).
 
     Raises:
         ValueError: weights, token_dim, scale or mask that do not fit the state.
     """
 
-    def __init__(self, stop: Stop, frame: Frame, z: Tensor) -> None:
+    def __init__(self, stop: Stop, layout: Layout, z: Tensor) -> None:
         self.stop = stop
-        self.leaves = tuple(map(tuple, frame.leaves or ())) or (tuple(z.shape[1:]),)
-        self.scale = _scale(frame.scale, z)
-        self.unit = None if frame.unit is None else frame.unit.resolve_neg()
+        self.leaves = tuple(map(tuple, layout.leaves or ())) or (tuple(z.shape[1:]),)
+        self.scale = _scale(layout.scale, z)
+        self.atol_scale = None if layout.atol_scale is None else layout.atol_scale.resolve_neg()
         self.floor: float | Tensor = stop.atol
-        if self.unit is not None:
-            self.floor = stop.atol * (self.unit if stop.per == "row" else self.unit[:, None])
-        if frame.scale is not None and stop.keep == "best_f":
+        if self.atol_scale is not None:
+            self.floor = stop.atol * (self.atol_scale if stop.per == "row" else self.atol_scale[:, None])
+        if layout.scale is not None and stop.keep == "best_f":
             raise ValueError("scale is not used with keep='best_f'")
         self.measure = NORMS[stop.norm] if isinstance(stop.norm, str) else row_norms
         self.weights = self._weights(z) if isinstance(stop.norm, tuple) else None
         self.mask = None
         if stop.per == "token":
-            self.token_axis = stop.token_dim - frame.batch_dims
-            self.mask = self._token_mask(frame.token_mask, z)
-        elif frame.token_mask is not None:
+            self.token_axis = stop.token_dim - layout.batch_dims
+            self.mask = self._token_mask(layout.token_mask, z)
+        elif layout.token_mask is not None:
             raise ValueError("token_mask is not used unless Stop(per='token')")
         self.masked = None if self.mask is None else self._masked_unknowns(self.mask, z)
         self.plain = stop.per == "row" and stop.norm == "l2"

@@ -12,7 +12,7 @@ from deqlm_solvers.core.kinds import require_state
 from deqlm_solvers.core.solver import Evaluation, Map
 from deqlm_solvers.core.transforms import refuse_transforms
 from deqlm_solvers.loop.derivative import Derivatives
-from deqlm_solvers.loop.subset import narrowed
+from deqlm_solvers.loop.subset import subset
 
 __all__ = ["Evaluator", "check_start"]
 
@@ -139,7 +139,7 @@ class Evaluator:
             return False
         if self._present is None:
             point, value = at.z.to(self.dtype), at.fz.to(self.dtype)
-            made = narrowed(self._whole, rows, point, value, lambda f, z: self._beside_steps(self._in_autocast(f), z))
+            made = subset(self._whole, rows, point, value, lambda f, z: self._beside_steps(self._in_autocast(f), z))
             self._present = rows
         else:
             # the probe of the first time has shown that rows of the whole do not mix, so it is the whole that is cut

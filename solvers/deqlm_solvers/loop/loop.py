@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Map
 from deqlm_solvers.core.stop import Stop
@@ -25,7 +25,7 @@ ENGINES: dict[str, type[Backend]] = {"cpp": NativeBackend}
 """Engines beside torch operations, by the name that a method's option ``impl`` asks for them; "auto" tries them all."""
 
 
-def run(method: Method, f: Map, z0: Tensor, stop: Stop, frame: Frame, graph: bool = False) -> Solution:
+def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: bool = False) -> Solution:
     """Iterate ``method`` from ``z0`` (B, N) until ``stop`` ends it; see `Solver.solve`.
 
     Args:
@@ -33,17 +33,17 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, frame: Frame, graph: boo
         f: the map.
         z0: start, floating point.
         stop: the stopping rule.
-        frame: what rows stand for.
+        layout: what rows stand for.
         graph: keep the graph of all steps: the point is the last one and carries it, provided that the method is
             differentiable, but for rows that end NONFINITE or DIVERGED.
     """
     check_start(z0)
-    evaluator = Evaluator(f, z0, frame.snap, record=method.differentiates)
+    evaluator = Evaluator(f, z0, layout.round, record=method.differentiates)
     warn_below_floor(stop, evaluator.autocast or z0.dtype)
     quiet = nullcontext() if evaluator.autocast is None else torch.autocast(z0.device.type, enabled=False)
     with torch.set_grad_enabled(graph), quiet:
         z = z0.to(evaluator.inner, copy=True, memory_format=torch.contiguous_format)
-        backend = choose_backend(method, evaluator, stop, frame, z)
+        backend = choose_backend(method, evaluator, stop, layout, z)
         compact = stop.compact and not stop.is_budget and not graph
         for k in range(stop.max_iter):
             at = evaluator.at(z)
@@ -72,24 +72,24 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, frame: Frame, graph: boo
     return sol if sol.z.dtype == z0.dtype else sol.replace(z=sol.z.to(z0.dtype))
 
 
-def choose_backend(method: Method, evaluator: Evaluator, stop: Stop, frame: Frame, z: Tensor) -> Backend:
+def choose_backend(method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> Backend:
     """Return the first engine that the method's option ``impl`` allows and that does not decline, else torch's.
 
     Raises:
         ValueError: the engine was asked for by name and declines.
     """
     impl = getattr(method, "impl", "torch")
-    fit = method.fitted if method.kernel() is None else functools.partial(_fitted, method)
+    fit = method.fitted if method.native_rule() is None else functools.partial(_fitted, method)
     method = fit(z.shape[1], stop.max_iter)
     for name, engine in ENGINES.items():
         if impl not in ("auto", name):
             continue
-        why = engine.declines(method, stop, frame, z)
+        why = engine.declines(method, stop, layout, z)
         if not why:
-            return engine(method, evaluator, stop, frame, z)
+            return engine(method, evaluator, stop, layout, z)
         if impl == name:
             raise ValueError(f"impl={name!r} is not possible here: {why}; use impl='auto' or 'torch'")
-    return TorchBackend(method, evaluator, stop, frame, z)
+    return TorchBackend(method, evaluator, stop, layout, z)
 
 
 @functools.lru_cache(maxsize=64)

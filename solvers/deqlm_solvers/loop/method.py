@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from deqlm_solvers.core.native_rule import Kernel
+from deqlm_solvers.core.native_rule import NativeRule
 from deqlm_solvers.core.solver import Evaluation
 
 __all__ = ["Method"]
@@ -22,7 +22,7 @@ class Method(Protocol):
 
     def step(self, f: Any, at: Evaluation, state: Any) -> tuple[Tensor, Any]: ...
 
-    def kernel(self) -> Kernel | None: ...
+    def native_rule(self) -> NativeRule | None: ...
 
     def picked(self, state: Any) -> tuple[Tensor, tuple[str, ...]] | None: ...
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
-from deqlm_solvers.core.layout import Frame
-from deqlm_solvers.core.native_rule import Kernel, Rule
+from deqlm_solvers.core.layout import Layout
+from deqlm_solvers.core.native_rule import NativeRule, Update
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -64,14 +64,14 @@ class NativeBackend(Backend):
         "keep": lambda keep: keep == "best",
         "compact": lambda compact: compact in (True, False, "at_once"),
     }
-    knows_frame: ClassVar[Knows] = dict.fromkeys(
-        ("leaves", "batch_dims", "scale", "token_mask", "unit", "snap", "first"), anything
+    knows_layout: ClassVar[Knows] = dict.fromkeys(
+        ("leaves", "batch_dims", "scale", "token_mask", "atol_scale", "round", "first"), anything
     )
 
     @classmethod
-    def declines(cls, method: Method, stop: Stop, frame: Frame, z: Tensor) -> str:
+    def declines(cls, method: Method, stop: Stop, layout: Layout, z: Tensor) -> str:
         """Return why not; builds the compiled step if nothing else stands against it."""
-        if method.kernel() is None:
+        if method.native_rule() is None:
             return "the solver has no fused step"
         if z.device.type != "cpu":
             return f"it runs on the CPU, and the state is on {z.device}"
@@ -81,30 +81,30 @@ class NativeBackend(Backend):
             return "its steps cannot be differentiated"
         if torch.compiler.is_compiling():
             return "torch.compile traces torch operations only"
-        return super().declines(method, stop, frame, z) or load().why
+        return super().declines(method, stop, layout, z) or load().why
 
-    def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, frame: Frame, z: Tensor) -> None:
-        library, kernel, eps = load().library, method.kernel(), evaluator.eps
-        assert library is not None and kernel is not None
-        self.kernel, self.stop, self.start = kernel, stop, z
+    def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> None:
+        library, update, eps = load().library, method.native_rule(), evaluator.eps
+        assert library is not None and update is not None
+        self.update, self.stop, self.start = update, stop, z
         self.rows, self.unknowns = z.shape
         suffix = "float" if z.dtype == torch.float32 else "double"
         functions = library.functions
         self.functions = functions
         names = ("advance", "finish", "settle", "review")
         self._advance, self._finish, self._settle, self._review = [getattr(functions, f"{n}_{suffix}") for n in names]
-        criterion = Criterion(stop, frame, z)
+        criterion = Criterion(stop, layout, z)
         self.criterion, self.masked = criterion, criterion.masked
         self._masked = criterion.masked
-        plain = stop.per == "row" and stop.norm == "l2" and frame.scale is None and frame.unit is None
-        key = (kernel, stop, self.rows, self.unknowns, z.dtype, torch.get_num_threads())
+        plain = stop.per == "row" and stop.norm == "l2" and layout.scale is None and layout.atol_scale is None
+        key = (update, stop, self.rows, self.unknowns, z.dtype, torch.get_num_threads())
         solve = _Solve.from_buffer_copy(_described(*key))
         solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
         self.solve, self.pointer = solve, ctypes.addressof(solve)
         self.keep = (_ONE,) if plain else _groups(solve, stop, criterion)
         if plain:
             solve.group_root = ctypes.addressof(_ONE)
-        self.first = None if frame.first is None else frame.first.contiguous()
+        self.first = None if layout.first is None else layout.first.contiguous()
         solve.first = _pointer(self.first)
         self.best_z = None if solve.budget else torch.empty_like(z)
         self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64, device=CPU) if solve.token else None
@@ -117,7 +117,7 @@ class NativeBackend(Backend):
         self.looked = self.k = 0
         self.trace: list[Tensor] = []
         self.traced = stop.trace
-        self.plain = kernel.rule == Rule.PICARD
+        self.plain = update.rule == Update.PICARD
         self.index: Tensor | None = None
         self.present = self.rows
         self.owns_output: bool | None = None
@@ -160,7 +160,7 @@ class NativeBackend(Backend):
             return False
         if self.traced and self.solve.budget:
             return False
-        if (self.kernel.damping if k else self.kernel.first_damping) != 1.0 or not fz.is_contiguous():
+        if (self.update.damping if k else self.update.first_damping) != 1.0 or not fz.is_contiguous():
             return False
         if self.owns_output is None:
             if self.previous is None:
@@ -221,7 +221,7 @@ class NativeBackend(Backend):
         return bool(self._review(self.pointer, z.data_ptr(), fz.data_ptr(), self.k, take_up))
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        rows, choices = self.rows, self.kernel.choices
+        rows, choices = self.rows, self.update.choices
         residual, relative = torch.empty(2, rows, dtype=torch.float64, device=CPU)
         steps = torch.empty(rows, dtype=torch.int64, device=CPU)
         status = torch.empty(rows, dtype=torch.int8, device=CPU)
@@ -268,12 +268,12 @@ class NativeBackend(Backend):
 
 
 def native_bytes(
-    kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, groups: int = 0
+    update: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, groups: int = 0
 ) -> int | None:
-    """Return the bytes of a solve's workspace, the returned point included; None where there is no kernel.
+    """Return the bytes of a solve's workspace, the returned point included; None where there is no update.
 
     Args:
-        kernel: what `StepSolver.kernel` says.
+        update: what `StepSolver.native_rule` says.
         stop: the stopping rule.
         rows: B.
         unknowns: N.
@@ -283,7 +283,7 @@ def native_bytes(
     library = load().library
     if library is None:
         return None
-    solve = _describe(kernel, stop, rows, unknowns, dtype, torch.get_num_threads())
+    solve = _describe(update, stop, rows, unknowns, dtype, torch.get_num_threads())
     solve.groups = groups
     suffix = "float" if dtype == torch.float32 else "double"
     workspace = getattr(library.functions, f"workspace_bytes_{suffix}")(ctypes.addressof(solve))
@@ -295,23 +295,23 @@ _ONE = (ctypes.c_double * 1)(1.0)
 
 
 @functools.lru_cache(maxsize=64)
-def _described(kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> bytes:
+def _described(update: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> bytes:
     library = load().library
     assert library is None or library.functions.struct_bytes() == ctypes.sizeof(_Solve), "state.h and _Solve differ"
-    return bytes(_describe(kernel, stop, rows, unknowns, dtype, threads))
+    return bytes(_describe(update, stop, rows, unknowns, dtype, threads))
 
 
-def _describe(kernel: Kernel, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> _Solve:
+def _describe(update: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> _Solve:
     double = dtype == torch.float64
-    ridge = kernel.ridge if kernel.ridge is not None else (1e-12 if double else 1e-6)
+    ridge = update.ridge if update.ridge is not None else (1e-12 if double else 1e-6)
     solve = _Solve()
-    solve.rows, solve.unknowns, solve.pairs, solve.rule = rows, unknowns, kernel.pairs, kernel.rule
-    solve.line_search, solve.automatic, solve.budget = kernel.line_search, stop.test_every == "auto", stop.is_budget
+    solve.rows, solve.unknowns, solve.pairs, solve.rule = rows, unknowns, update.pairs, update.rule
+    solve.line_search, solve.automatic, solve.budget = update.line_search, stop.test_every == "auto", stop.is_budget
     solve.max_iter, solve.patience = stop.max_iter, -1 if stop.patience is None else stop.patience
     solve.threads = threads
     solve.rtol, solve.atol, solve.divergence = stop.rtol, stop.atol, stop.divergence
-    solve.damping, solve.first_damping, solve.ridge = kernel.damping, kernel.first_damping, ridge
-    solve.least_pivot, solve.growth, solve.plain_rate = 1e-9 if double else 1e-4, kernel.growth, kernel.plain_rate
+    solve.damping, solve.first_damping, solve.ridge = update.damping, update.first_damping, ridge
+    solve.least_pivot, solve.growth, solve.plain_rate = 1e-9 if double else 1e-4, update.growth, update.plain_rate
     return solve
 
 
@@ -324,7 +324,7 @@ def _groups(solve: _Solve, stop: Stop, rule: Criterion) -> list[Any]:
     held = [
         *runs,
         # expanded tensors have fewer numbers than rows
-        *(None if t is None else t.contiguous() for t in (rule.mask, rule.weights, rule.scale, rule.unit)),
+        *(None if t is None else t.contiguous() for t in (rule.mask, rule.weights, rule.scale, rule.atol_scale)),
     ]
     for name, tensor in zip(_GIVEN, held, strict=False):
         setattr(solve, name, _pointer(tensor))

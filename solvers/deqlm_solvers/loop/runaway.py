@@ -56,7 +56,7 @@ class Runaway:
     rounding may hide of it.
 
     Args:
-        first: see `Frame`.
+        first: see `Layout`.
         share: what `share_left` says.
         eps: of the dtype that f computes in.
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from deqlm_solvers.core.native_rule import Kernel
+from deqlm_solvers.core.native_rule import NativeRule
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.loop import run
@@ -56,7 +56,7 @@ class StepSolver(Solver):
     def rehearsable(self) -> bool:
         return True
 
-    def kernel(self) -> Kernel | None:
+    def native_rule(self) -> NativeRule | None:
         """Return the parameters of the fused step that does the same on a CPU, or None."""
         return None
 
@@ -83,7 +83,7 @@ class StepSolver(Solver):
     def fitted(self, unknowns: int, max_iter: int) -> StepSolver:
         """Return the rule that does the same with no longer buffers than a solve can use; self, the default, as it is.
 
-        The loop asks for it before `init` and `kernel`. What it leaves out must help no solve of that size.
+        The loop asks for it before `init` and `native_rule`. What it leaves out must help no solve of that size.
 
         Args:
             unknowns: N, >= 0.

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from deqlm_solvers.core.solver import Map
 
-__all__ = ["NarrowMap", "narrowed"]
+__all__ = ["SubsetMap", "subset"]
 
 
 @runtime_checkable
-class NarrowMap(Protocol):
+class SubsetMap(Protocol):
     """A map on rows (B, N) that can leave rows out."""
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ class NarrowMap(Protocol):
         ...
 
 
-def narrowed(
+def subset(
     f: Map, rows: Tensor, z: Tensor, fz: Tensor, evaluate: Callable[[Map, Tensor], Tensor] | None = None
 ) -> Map | None:
-    """Return f on ``rows`` (K,) alone, or None where f offers no `NarrowMap.narrow` or mixes rows.
+    """Return f on ``rows`` (K,) alone, or None where f offers no `SubsetMap.narrow` or mixes rows.
 
     The probe evaluates the narrow map once, at ``z[rows]``, and compares with what f made of these rows in the whole
     batch. A map that raises for fewer rows, because it captured a tensor of the whole batch, cannot be narrowed either.
@@ -46,7 +46,7 @@ def narrowed(
         fz: f(z), likewise.
         evaluate: calls a map at a point, for callers that count; None just calls it.
     """
-    if not isinstance(f, NarrowMap):
+    if not isinstance(f, SubsetMap):
         return None
     narrow = f.narrow(rows)
     if narrow is None:

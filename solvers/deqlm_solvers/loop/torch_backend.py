@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.stop import Stop
@@ -24,12 +24,12 @@ class TorchBackend(Backend):
     """Steps by `StepSolver.step`, and keeps the books by a `Tracker`."""
 
     knows_stop: ClassVar[Knows] = dict.fromkeys(Stop.__dataclass_fields__, anything)  # type: ignore[attr-defined]
-    knows_frame: ClassVar[Knows] = dict.fromkeys(Frame.__dataclass_fields__, anything)
+    knows_layout: ClassVar[Knows] = dict.fromkeys(Layout.__dataclass_fields__, anything)
 
-    def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, frame: Frame, z: Tensor) -> None:
+    def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> None:
         self.method = method
         self.evaluator = evaluator
-        self.tracker = make_tracker(stop, frame, z, evaluator.eps)
+        self.tracker = make_tracker(stop, layout, z, evaluator.eps)
         self.masked = self._masked = self.tracker.criterion.masked
         self.k = 0
         self.state = method.init(z)

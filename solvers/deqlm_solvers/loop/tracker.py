@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -41,9 +41,9 @@ class Tracker(ABC):
     taken_up = False
     count: int | None = None
 
-    def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
+    def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
         self.stop = stop
-        self.criterion = Criterion(stop, frame, z)
+        self.criterion = Criterion(stop, layout, z)
         self.trace: list[Tensor] = []
 
     @abstractmethod
@@ -92,10 +92,10 @@ class Tracker(ABC):
         return torch.stack(self.trace) if self.stop.trace else None
 
 
-def make_tracker(stop: Stop, frame: Frame, z: Tensor, eps: float) -> Tracker:
+def make_tracker(stop: Stop, layout: Layout, z: Tensor, eps: float) -> Tracker:
     """Return the tracker that a `Stop` asks for, for a solve from ``z`` (B, N) of an f that resolves ``eps``."""
     kind = BudgetTracker if stop.is_budget else BestMapTracker if stop.keep == "best_f" else RowTracker
-    return kind(stop, frame, z, eps)
+    return kind(stop, layout, z, eps)
 
 
 class RowTracker(Tracker):
@@ -108,8 +108,8 @@ class RowTracker(Tracker):
     last one, and does not end it.
     """
 
-    def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
-        super().__init__(stop, frame, z, eps)
+    def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
+        super().__init__(stop, layout, z, eps)
         rows, device = z.shape[0], z.device
         self.schedule: Schedule = make_schedule(stop, z)
         self.active: Tensor = torch.ones(rows, dtype=torch.bool, device=device)
@@ -122,7 +122,7 @@ class RowTracker(Tracker):
         self.limit = self.best_ratio
         self.k = 0
         self.halfway: Tensor | None = None
-        self.runaway = Runaway(frame.first, share_left(stop.rtol, eps), eps)
+        self.runaway = Runaway(layout.first, share_left(stop.rtol, eps), eps)
         if stop.patience is not None:
             self.mark = self.best_ratio.clone()
             self.since = torch.zeros_like(self.steps)
@@ -309,8 +309,8 @@ class BudgetTracker(Tracker):
 
     steps_after_last = True
 
-    def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
-        super().__init__(stop, frame, z, eps)
+    def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
+        super().__init__(stop, layout, z, eps)
         self.start = z.detach()
 
     def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
@@ -346,13 +346,13 @@ class BestMapTracker(Tracker):
     models are RNNs, ICML, trained.
     """
 
-    def __init__(self, stop: Stop, frame: Frame, z: Tensor, eps: float) -> None:
-        super().__init__(stop, frame, z, eps)
+    def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
+        super().__init__(stop, layout, z, eps)
         self.best_f = z.detach()
         self.best_relative = torch.full((z.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
         self.best_residual = self.best_relative.clone()
         self.relative = self.best_relative
-        self.runaway = Runaway(frame.first, share_left(stop.rtol, eps), eps)
+        self.runaway = Runaway(layout.first, share_left(stop.rtol, eps), eps)
         self.runs = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
         self.evaluations = torch.zeros((), dtype=torch.int64, device=z.device)

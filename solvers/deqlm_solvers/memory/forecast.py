@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import require, whole
 from deqlm_solvers.core.dtypes import inner_dtype
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.sizes import show_bytes
 from deqlm_solvers.core.solver import Solver
 from deqlm_solvers.core.stop import Stop
@@ -80,7 +80,7 @@ def forecast_solve(
     dtype: torch.dtype = torch.float32,
     *,
     device: torch.device | str = "cpu",
-    frame: Frame | None = None,
+    layout: Layout | None = None,
     leaving: bool = False,
 ) -> Forecast:
     """Forecast the bytes that a solve holds at its peak, within a few per cent from 4096 unknowns on.
@@ -96,7 +96,7 @@ def forecast_solve(
         unknowns: N, >= 0.
         dtype: of the state, floating point.
         device: where the solve will run, and where the rehearsal does.
-        frame: leaves, tokens and mask, which cost memory where the `Stop` looks at them; None for plain rows.
+        layout: leaves, tokens and mask, which cost memory where the `Stop` looks at them; None for plain rows.
         leaving: f can be evaluated on some of its rows, so that finished rows may leave, as in `deqlm.solve` and `DEQ`.
 
     Raises:
@@ -110,14 +110,14 @@ def forecast_solve(
     solver, stop = solve.solver, solve.stop
     shape = {"rows": rows, "unknowns": unknowns, "dtype": str(dtype).removeprefix("torch.")}
     traced = rows * stop.max_iter * 8 if stop.trace else 0
-    tokens = _tokens(solve, frame)
-    total, extra = solver.for_frame(frame or Frame(), stop).peak_bytes(rows, unknowns, dtype, stop), 0
+    tokens = _tokens(solve, layout)
+    total, extra = solver.for_layout(layout or Layout(), stop).peak_bytes(rows, unknowns, dtype, stop), 0
     if total is None:
-        layout = _Layout.of(solve, frame)
+        grouping = _Grouping.of(solve, layout)
         try:
-            total = _rehearsed(solve, dtype, str(device), layout).at(rows, unknowns, tokens)
+            total = _rehearsed(solve, dtype, str(device), grouping).at(rows, unknowns, tokens)
             if leaving and _may_leave(stop, rows, unknowns):
-                more = _rehearsed(solve, dtype, str(device), replace(layout, leaving=True))
+                more = _rehearsed(solve, dtype, str(device), replace(grouping, leaving=True))
                 extra = max(0, more.at(rows, unknowns, tokens) - total)
         except _UnknownError as unknown:
             return Forecast(label, **shape, parts={}, total=None, reason=str(unknown))
@@ -142,8 +142,8 @@ def _may_leave(stop: Stop, rows: int, unknowns: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """What of a `Frame` costs memory."""
+class _Grouping:
+    """What of a `Layout` costs memory."""
 
     leaves: int
     token_axis: int | None
@@ -154,31 +154,31 @@ class _Layout:
     leaving: bool = False
 
     @classmethod
-    def of(cls, solve: Solve, frame: Frame | None) -> _Layout:
-        frame = frame or Frame()
-        axis = solve.stop.token_dim - frame.batch_dims if solve.stop.per == "token" else None
-        leaves = min(2, len(frame.leaves or ((),)))
+    def of(cls, solve: Solve, layout: Layout | None) -> _Grouping:
+        layout = layout or Layout()
+        axis = solve.stop.token_dim - layout.batch_dims if solve.stop.per == "token" else None
+        leaves = min(2, len(layout.leaves or ((),)))
         return cls(
             leaves=leaves,
             token_axis=axis,
-            masked=frame.token_mask is not None,
-            snapped=frame.snap is not None,
-            scaled=frame.scale is not None,
-            weighs_leaves=len(solve.stop.norm) == len(frame.leaves or ((),)),
+            masked=layout.token_mask is not None,
+            snapped=layout.round is not None,
+            scaled=layout.scale is not None,
+            weighs_leaves=len(solve.stop.norm) == len(layout.leaves or ((),)),
         )
 
-    def frame(self, rows: int, unknowns: int, tokens: int) -> Frame:
-        """Return a frame of this layout."""
+    def layout(self, rows: int, unknowns: int, tokens: int) -> Layout:
+        """Return a layout of this grouping."""
         each = unknowns // self.leaves
         shape: tuple[int, ...] = (each,)
         if self.token_axis is not None:
             before = (2,) * self.token_axis
             shape = (*before, tokens, each // tokens // 2**self.token_axis)
-        return Frame(
+        return Layout(
             leaves=(shape,) * self.leaves,
             scale=torch.ones(rows) if self.scaled else None,
             token_mask=torch.ones(rows, tokens, dtype=torch.bool) if self.masked else None,
-            snap=(lambda z: z.clone()) if self.snapped else None,
+            round=(lambda z: z.clone()) if self.snapped else None,
         )
 
 
@@ -202,18 +202,18 @@ class _UnknownError(Exception):
     """Small solves do not tell what a solver holds; the text says why."""
 
 
-def _rehearsed(solve: Solve, dtype: torch.dtype, device: str, layout: _Layout) -> _Growth:
+def _rehearsed(solve: Solve, dtype: torch.dtype, device: str, grouping: _Grouping) -> _Growth:
     solver = solve.solver
     if not solver.rehearsable():
         raise _UnknownError(f"solver {solver.name!r} does not say what it holds; see Solver.peak_bytes")
-    known = (solve, dtype, device, layout, torch.get_num_threads())
+    known = (solve, dtype, device, grouping, torch.get_num_threads())
     try:
         return _rehearse_once(*known)
     except TypeError:  # a plugin with a field that cannot be hashed
         return _rehearse(*known)
 
 
-def _rehearse(solve: Solve, dtype: torch.dtype, device: str, layout: _Layout, threads: int) -> _Growth:
+def _rehearse(solve: Solve, dtype: torch.dtype, device: str, grouping: _Grouping, threads: int) -> _Growth:
     """Count the bytes of small solves.
 
     ``threads`` is part of the key: compiled steps hold scratch per thread.
@@ -223,9 +223,9 @@ def _rehearse(solve: Solve, dtype: torch.dtype, device: str, layout: _Layout, th
     """
 
     def count(rows: int, unknowns: int, tokens: int = TOKENS[0]) -> float:
-        return _peak(solve, dtype, device, rows, unknowns, layout, tokens)
+        return _peak(solve, dtype, device, rows, unknowns, grouping, tokens)
 
-    few, many = (LEAVING * rows if layout.leaving else rows for rows in ROWS)
+    few, many = (LEAVING * rows if grouping.leaving else rows for rows in ROWS)
     # as many unknowns as the history is long, which would be cut otherwise
     wide = max(1, -(-_longest_history(solve.solver) // UNKNOWNS[0]))
     small, large = (wide * unknowns for unknowns in UNKNOWNS)
@@ -239,7 +239,7 @@ def _rehearse(solve: Solve, dtype: torch.dtype, device: str, layout: _Layout, th
         raise _UnknownError(f"the memory of solver {name!r} grows faster than N; it has to say it, Solver.peak_bytes")
     per_row_unknown, common_per_unknown = ((v[1] - v[0]) / (large - small) for v in (each, common))
     per_token = 0.0
-    if layout.token_axis is not None:
+    if grouping.token_axis is not None:
         more = count(few, small, TOKENS[1]) - count(few, small)
         per_token = more / few / (TOKENS[1] - TOKENS[0])
     return _Growth(
@@ -259,26 +259,28 @@ def _longest_history(solver: Solver) -> int:
     return max(getattr(member, "memory", 0) for member in getattr(solver, "solvers", (solver,)))
 
 
-def _peak(solve: Solve, dtype: torch.dtype, device: str, rows: int, unknowns: int, layout: _Layout, tokens: int) -> int:
+def _peak(
+    solve: Solve, dtype: torch.dtype, device: str, rows: int, unknowns: int, grouping: _Grouping, tokens: int
+) -> int:
     stop = solve.stop
     length = max(LEAST, _longest_history(solve.solver) + 4)
     changes: dict[str, Any] = {"trace": False, "max_iter": min(stop.max_iter, length)}
     if not stop.is_budget:
         # nearly no tolerance, in the form that needs no warning, so that the history fills up
         changes |= {"rtol": 0.01} if stop.keep == "best_f" else {"rtol": 0.0, "atol": 1e-30}
-    frame = layout.frame(rows, unknowns, tokens)
+    layout = grouping.layout(rows, unknowns, tokens)
     if isinstance(stop.norm, tuple):
-        changes["norm"] = (1.0,) * (layout.leaves if layout.weighs_leaves else unknowns)
+        changes["norm"] = (1.0,) * (grouping.leaves if grouping.weighs_leaves else unknowns)
     meter = MemoryMeter()
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
         z0 = torch.zeros(rows, unknowns, dtype=dtype, device=device)
         inputs = torch.ones(rows, 1, dtype=dtype, device=device)
-        if layout.leaving:
+        if grouping.leaving:
             leave = 1 if stop.compact == "at_once" else rows // 2
             inputs[:leave] = 0.0  # these rows start at their fixed point
         toy = _Toy(torch.linspace(-0.95, 0.95, unknowns, dtype=dtype, device=device), inputs, meter)
         with meter:
-            Solve(solve.solver, stop.replace(**changes))(toy if layout.leaving else toy.evaluate, z0, frame)
+            Solve(solve.solver, stop.replace(**changes))(toy if grouping.leaving else toy.evaluate, z0, layout)
     return meter.peak
 
 
@@ -296,10 +298,10 @@ class _Toy:
         return _Toy(self.slopes, self.inputs.index_select(0, rows), self.meter)
 
 
-def _tokens(solve: Solve, frame: Frame | None) -> int:
-    if solve.stop.per != "token" or frame is None or frame.leaves is None:
+def _tokens(solve: Solve, layout: Layout | None) -> int:
+    if solve.stop.per != "token" or layout is None or layout.leaves is None:
         return 0
-    return frame.leaves[0][solve.stop.token_dim - frame.batch_dims]
+    return layout.leaves[0][solve.stop.token_dim - layout.batch_dims]
 
 
 def _label(solve: Solve) -> str:

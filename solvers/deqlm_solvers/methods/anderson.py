@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import number, whole
-from deqlm_solvers.core.native_rule import Impl, Kernel, Rule, check_impl
+from deqlm_solvers.core.native_rule import Impl, NativeRule, Update, check_impl
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import register_solver
 from deqlm_solvers.linalg.small_systems import push_column, solve_leading
@@ -79,11 +79,11 @@ class Anderson(Secant):
         number("plain_rate", self.plain_rate, "in [0, 1)", lambda r: 0 <= r < 1)
         check_impl(self.impl)
 
-    def kernel(self) -> Kernel | None:
+    def native_rule(self) -> NativeRule | None:
         if type(self) is not Anderson:
             return None
-        return Kernel(
-            Rule.ANDERSON,
+        return NativeRule(
+            Update.ANDERSON,
             pairs=self.pairs_kept(),
             damping=self.damping,
             ridge=self.ridge,
@@ -95,9 +95,9 @@ class Anderson(Secant):
     def picked(self, state: SecantState) -> tuple[Tensor, tuple[str, ...]] | None:
         if not self.plain_rate:
             return None
-        if state.watch is None:
+        if state.phase is None:
             return torch.zeros(len(state.unit), dtype=torch.int8, device=state.unit.device), CHOICES
-        return (~state.watch.move.plain[:, 0]).to(torch.int8), CHOICES
+        return (~state.phase.move.plain[:, 0]).to(torch.int8), CHOICES
 
     def fitted(self, unknowns: int, max_iter: int) -> StepSolver:
         """Keep no more pairs than are independent, which is how far the window reaches; without pairs it is Picard."""

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.dtypes import inner_dtype
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.derivative import NoDerivativeError
-from deqlm_solvers.loop.subset import NarrowMap, narrowed
+from deqlm_solvers.loop.subset import SubsetMap, subset
 
 __all__ = ["PROBES", "Search"]
 
@@ -34,15 +34,15 @@ class Search:
     Args:
         f: the map on all rows.
         z0: the start, (B, N).
-        stop, frame: of the solve.
+        stop, layout: of the solve.
         choices: names of the members.
     """
 
-    def __init__(self, f: Map, z0: Tensor, stop: Stop, frame: Frame, choices: tuple[str, ...]) -> None:
+    def __init__(self, f: Map, z0: Tensor, stop: Stop, layout: Layout, choices: tuple[str, ...]) -> None:
         self.f = f
         self.z0 = z0
         self.stop = stop
-        self.frame = frame
+        self.layout = layout
         self.choices = list(choices)
         self.found: Solution | None = None
         self.lost = Cost()
@@ -76,16 +76,18 @@ class Search:
             self.leave_out(index, error)
 
     def _begin(self, index: int, member: Solver) -> None:
-        sol, _ = self._solve(member, self.f, self.z0, self.frame)
+        sol, _ = self._solve(member, self.f, self.z0, self.layout)
         self.found = sol.replace(picked=torch.full_like(sol.status, index))
         self.traces = [] if sol.trace is None else [sol.trace]
         self.first_steps = sol.steps
 
-    def _solve(self, member: Solver, f: Map, start: Tensor, frame: Frame, whole: bool = False) -> tuple[Solution, Cost]:
+    def _solve(
+        self, member: Solver, f: Map, start: Tensor, layout: Layout, whole: bool = False
+    ) -> tuple[Solution, Cost]:
         """Return what ``member`` finds and its cost; what is lost where it cannot differentiate f is paid for too."""
         tally = _Tally(f, self.z0.shape[0] if whole else start.shape[0]) if member.steps_evaluate else None
         try:
-            found = member.solve(tally or f, start, self.stop, frame)
+            found = member.solve(tally or f, start, self.stop, layout)
         except NoDerivativeError:
             assert tally is not None
             self.lost = self.lost + tally.cost
@@ -105,8 +107,8 @@ class Search:
         here = torch.ones_like(failed) if self.probed.mixes else failed
         rows = here.nonzero().flatten()
         part, whole = self._restrict(rows)
-        frame = _restrict_frame(replace(self.frame, first=self.sol.first), rows, start)
-        self._take(index, rows, *self._solve(member, part, start.index_select(0, rows), frame, whole))
+        layout = _restrict_layout(replace(self.layout, first=self.sol.first), rows, start)
+        self._take(index, rows, *self._solve(member, part, start.index_select(0, rows), layout, whole))
 
     def close(self) -> Solution:
         """Return the answer; raise where no member could run."""
@@ -124,7 +126,7 @@ class Search:
         inner = inner_dtype(self.z0.dtype)
         z = self.sol.z
         at = Evaluation(z.to(inner), self.f(z).to(inner))
-        measure = Criterion(self.stop, self.frame, at.z)
+        measure = Criterion(self.stop, self.layout, at.z)
         reading = measure(at if measure.masked is None else at.held(measure.masked))
         lost = self.sol.converged & (reading.ratio > SLACK)
         self.found = self.sol.replace(
@@ -141,7 +143,7 @@ class Search:
         if rows.shape[0] == z.shape[0]:
             return f, False
         self.apart = True
-        if self.probed.narrows and isinstance(f, NarrowMap):
+        if self.probed.narrows and isinstance(f, SubsetMap):
             part = f.narrow(rows)
             if part is not None:
                 return part, False
@@ -231,9 +233,9 @@ def _probe(f: Map, z: Tensor, failed: Tensor, compact: bool) -> _Probe:
     fz = f(z)
     cost = Cost(evaluations=1, row_evaluations=count)
     before = fz.index_select(0, watched)
-    if compact and isinstance(f, NarrowMap) and f.narrow(rows) is not None:
+    if compact and isinstance(f, SubsetMap) and f.narrow(rows) is not None:
         cost = cost + Cost(evaluations=1, row_evaluations=rows.shape[0])
-        if narrowed(f, rows, z, fz) is not None:
+        if subset(f, rows, z, fz) is not None:
             return _Probe(True, False, cost)
     away = z.nan_to_num().index_select(0, rows)
     cost = cost + Cost(evaluations=1, row_evaluations=count)
@@ -254,32 +256,32 @@ def _agree(a: Tensor, b: Tensor) -> bool:
     return bool((torch.linalg.vector_norm(apart, dim=1, dtype=torch.float64) <= slack * size).all())
 
 
-def _restrict_frame(frame: Frame, rows: Tensor, z: Tensor) -> Frame:
-    """Return the frame of ``rows`` (K,) alone, of states like ``z`` (B, N)."""
+def _restrict_layout(layout: Layout, rows: Tensor, z: Tensor) -> Layout:
+    """Return the layout of ``rows`` (K,) alone, of states like ``z`` (B, N)."""
     if rows.shape[0] == z.shape[0]:
-        return frame
+        return layout
 
     def narrow(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.to(rows.device).index_select(0, rows)
 
-    snap = frame.snap
+    rounding = layout.round
     return replace(
-        frame,
-        scale=narrow(frame.scale),
-        token_mask=narrow(frame.token_mask),
-        first=None if frame.first is None else frame.first.index_select(1, rows),
-        snap=None if snap is None else _restrict_snap(snap, rows, z.shape[0]),
+        layout,
+        scale=narrow(layout.scale),
+        token_mask=narrow(layout.token_mask),
+        first=None if layout.first is None else layout.first.index_select(1, rows),
+        round=None if rounding is None else _restrict_rounding(rounding, rows, z.shape[0]),
     )
 
 
-def _restrict_snap(snap: Callable[[Tensor], Tensor], rows: Tensor, count: int) -> Callable[[Tensor], Tensor]:
+def _restrict_rounding(rounding: Callable[[Tensor], Tensor], rows: Tensor, count: int) -> Callable[[Tensor], Tensor]:
     """Return the rounding of all ``count`` rows as one of ``rows`` (K,) alone."""
 
-    def snap_rows(some: Tensor) -> Tensor:
+    def round_rows(some: Tensor) -> Tensor:
         every = some.new_zeros(count, some.shape[1]).index_copy(0, rows, some)
-        return snap(every).index_select(0, rows)
+        return rounding(every).index_select(0, rows)
 
-    return snap_rows
+    return round_rows
 
 
 def _closeness(sol: Solution, stop: Stop) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import number, require, whole
-from deqlm_solvers.core.native_rule import Impl, Kernel, Rule, check_impl
+from deqlm_solvers.core.native_rule import Impl, NativeRule, Update, check_impl
 from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
@@ -74,11 +74,11 @@ class Broyden(Secant):
         require(self.line_search in (None, "armijo"), "line_search", self.line_search, "None or 'armijo'")
         check_impl(self.impl)
 
-    def kernel(self) -> Kernel | None:
+    def native_rule(self) -> NativeRule | None:
         if type(self) is not Broyden:
             return None
-        return Kernel(
-            Rule.BROYDEN_GOOD if self.update == "good" else Rule.BROYDEN_BAD,
+        return NativeRule(
+            Update.BROYDEN_GOOD if self.update == "good" else Update.BROYDEN_BAD,
             pairs=self.memory,
             damping=self.damping,
             growth=self.GROWTH,

@@ -12,7 +12,7 @@ from torch import Tensor
 from deqlm_solvers.core.advice import newton_advice
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import inner_dtype
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map
@@ -76,13 +76,13 @@ class DenseSolver(StepSolver):
         """Return what one point costs of ``Stop.max_iter``: its evaluation, and the products of its Jacobian."""
         return 1 + unknowns if self.jacobian is None else 2
 
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+    def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
         check_start(z0)
         price = self.price(z0.shape[1])
         what = f"two evaluations and {price - 1} products with the Jacobian, for one step of {self.name!r}"
         require(stop.max_iter > price, "max_iter", stop.max_iter, f">= {price + 1}, {what}")
         points = stop.max_iter // price if stop.is_budget else 1 + (stop.max_iter - 1) // price
-        return super().solve(f, z0, stop.replace(max_iter=points), frame)
+        return super().solve(f, z0, stop.replace(max_iter=points), layout)
 
     def system(self, f: Evaluator, at: Evaluation) -> Tensor:
         """Return I - J of all rows at the point, (B, N, N) float64; made by N products, or one call of ``jacobian``.

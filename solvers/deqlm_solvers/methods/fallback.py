@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import SOLVERS, Map, Solver, register_solver
@@ -50,7 +50,7 @@ class Fallback(Solver):
     it without the others.
 
     ``Stop.max_iter`` is the budget of one attempt. There are at most 2 m - 1 attempts of m members, and with the
-    evaluations that look at f, 2 m max_iter evaluations in all. Where f offers `NarrowMap.narrow` and does not mix
+    evaluations that look at f, 2 m max_iter evaluations in all. Where f offers `SubsetMap.narrow` and does not mix
     rows, it is evaluated on failed rows only (unless ``Stop(compact=False)``). Otherwise finished rows are held at
     their solution and paid for. Where f mixes rows, the answers of several attempts do not fit together: members run on
     the whole batch, and the attempt that solved most rows is returned whole (then the one whose worst row is best).
@@ -135,15 +135,15 @@ class Fallback(Solver):
             return status.hint
         return f"none of {len(self.solvers)} methods solved it, also not from its start: {_ADVICE[status]}"
 
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+    def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
         if stop.is_budget:
             raise ValueError("fallback cannot run a budget (rtol=0, atol=0), which tests nothing; set rtol or atol")
         if len(self.solvers) == 1:
-            sol = self.solvers[0].solve(f, z0, stop, frame)
+            sol = self.solvers[0].solve(f, z0, stop, layout)
             return sol.replace(picked=torch.zeros_like(sol.status), choices=_labels(self.solvers))
         require(stop.max_iter >= PROBES, "max_iter", stop.max_iter, f">= {PROBES} for fallback")
         with torch.no_grad():
-            search = Search(f, z0, stop, frame, _labels(self.solvers))
+            search = Search(f, z0, stop, layout, _labels(self.solvers))
             for index, member in enumerate(self.solvers):
                 obstacle = self._obstacle(member, z0.shape[1], stop)
                 if obstacle:

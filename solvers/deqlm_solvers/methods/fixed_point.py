@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deqlm_solvers.core.checks import number
-from deqlm_solvers.core.native_rule import Impl, Kernel, Rule, check_impl
+from deqlm_solvers.core.native_rule import Impl, NativeRule, Update, check_impl
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, Map, register_solver
 from deqlm_solvers.loop.step_solver import StepSolver
@@ -56,11 +56,11 @@ class FixedPoint(StepSolver):
             number("first_damping", self.first_damping, "in (0, 1], or None", lambda d: 0 < d <= 1)
         check_impl(self.impl)
 
-    def kernel(self) -> Kernel | None:
+    def native_rule(self) -> NativeRule | None:
         if type(self) is not FixedPoint:
             return None
         first = self.damping if self.first_damping is None else self.first_damping
-        return Kernel(Rule.PICARD, damping=self.damping, first_damping=first)
+        return NativeRule(Update.PICARD, damping=self.damping, first_damping=first)
 
     def init(self, z: Tensor) -> float:
         """Return the damping of the first step."""

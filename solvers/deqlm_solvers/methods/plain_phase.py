@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqlm_solvers.methods.decision import Decision, Table, tabulate
 
-__all__ = ["Move", "Watch"]
+__all__ = ["Move", "PlainPhase"]
 
 IDLE_GAIN = 0.2
 """A mix gains little when it lowers the square of the residual by less than this share."""
@@ -73,7 +73,7 @@ KEPT = ("mark", "first", "peak", "start", "last", "largest", "least", "below", "
 largest and the first one of the way; the last one; the largest ||f(z)|| and the least ||r|| / ||f(z)|| of mixing rows;
 the rate up to which steps are plain; steps spent on ways; mixes since ``mark``; two flags."""
 SEEN = ("norm", "size", "relative", "along", "reach", "turned", "edge", "highest", "larger", "lesser", *COUNTED)
-"""Columns that a new point gives: see `Watch.look`; the residual up to which steps stay plain; new kept ones."""
+"""Columns that a new point gives: see `PlainPhase.look`; the residual up to which steps stay plain; new kept ones."""
 FIXED = ("zero", "one", "later", "after", "most", "near")
 COLUMNS = (*KEPT, *SEEN, *FIXED)
 COUNTS = slice(KEPT.index("way"), KEPT.index("since") + 1)
@@ -99,7 +99,7 @@ class Move(NamedTuple):
     lost: Tensor
 
 
-class Watch:
+class PlainPhase:
     """Per row, columns (B, 1): plain steps while the residual falls fast, or while mixing has shown to gain little.
 
     Mixing makes residuals small, so it runs to a root that repels, such as 0 of tanh(2 z), as gladly as to one that

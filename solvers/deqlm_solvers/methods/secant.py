@@ -15,7 +15,7 @@ from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.methods.damping import FLOOR, Damping
-from deqlm_solvers.methods.plain_phase import Watch
+from deqlm_solvers.methods.plain_phase import PlainPhase
 
 __all__ = ["Pairs", "Secant", "SecantState"]
 
@@ -101,7 +101,7 @@ class SecantState:
             overflow nor vanish in float32.
         damping: beta, and how restarts shorten it.
         taken: steps so far; 0 before the first evaluation.
-        watch: decides between plain steps and mixing; None where the method always mixes.
+        phase: decides between plain steps and mixing; None where the method always mixes.
         fits_scale: the first pair of a row shortens a beta that is too long for the scale of the map.
         searches: the method shortens steps by a line search.
         direction, length: pending step of a line search, (B, N) and (B, 1) float64; None without one.
@@ -119,7 +119,7 @@ class SecantState:
     unit: Tensor
     damping: Damping
     taken: int = 0
-    watch: Watch | None = None
+    phase: PlainPhase | None = None
     fits_scale: bool = False
     searches: bool = False
     direction: Tensor | None = None
@@ -205,7 +205,7 @@ class Secant(StepSolver):
             state.first_norm = state.best_norm = state.base_norm = norm
             state.best_z, state.best_r, state.base_z, state.base_r = at.z, at.r, at.z, at.r
             state.unit = _power_of_two_near_inverse(norm, at.r.dtype)
-            state.watch = Watch(self.plain_below(), norm, f.eps) if self.plain_below() > 0 else None
+            state.phase = PlainPhase(self.plain_below(), norm, f.eps) if self.plain_below() > 0 else None
             step = state.damping.beta * at.r
             if state.searches:
                 state.direction = step
@@ -237,11 +237,11 @@ class Secant(StepSolver):
         pairs.push(at, state.base_z, state.base_r, state.unit, left_out)
         move = None
         scale, better = None, norm < state.best_norm
-        if state.fits_scale or state.watch is not None:
+        if state.fits_scale or state.phase is not None:
             moved, changed, along = pairs.shape()
             scale = moved / changed if state.fits_scale else None
-            if state.watch is not None:
-                move = state.watch.look(norm, at.fz_norm[:, None], along, moved * changed)
+            if state.phase is not None:
+                move = state.phase.look(norm, at.fz_norm[:, None], along, moved * changed)
                 sound = (sound | move.bears) & ~move.lost
                 state.first_norm = torch.where(move.arrived, torch.maximum(state.first_norm, norm), state.first_norm)
                 damping.beta = damping.beta.masked_fill(move.sets_out, damping.initial)
@@ -252,8 +252,8 @@ class Secant(StepSolver):
         state.best_r = torch.where(better, at.r, state.best_r)
         damping.fit((pairs.count == 1) & ~left_out, scale)
         weights = self.weights(state.products, pairs, state.unit * at.r, damping.beta)
-        if state.watch is not None:
-            state.watch.judge(state.products["gain"], (state.unit * norm).square())
+        if state.phase is not None:
+            state.phase.judge(state.products["gain"], (state.unit * norm).square())
         step = damping.beta * at.r - pairs.combine(weights.to(at.r.dtype), damping.beta) / state.unit
         accepted = sound & (row_norms(step)[:, None] <= self.LONGEST * norm)
         refused, start_z, start_r = ~accepted, state.best_z, state.best_r

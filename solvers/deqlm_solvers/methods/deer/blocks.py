@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import HALF
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.evaluator import Evaluator
@@ -33,8 +33,8 @@ class Grid(NamedTuple):
     width: int
 
     @classmethod
-    def of(cls, frame: Frame, stop: Stop, unknowns: int) -> Grid:
-        """Return the grid of the rows of a frame.
+    def of(cls, layout: Layout, stop: Stop, unknowns: int) -> Grid:
+        """Return the grid of the rows of a layout.
 
         Tokens are the first dimension of a row of several, (L, D, ...), and of a row of one if the `Stop` tests tokens.
         A row of one dimension is otherwise one token.
@@ -42,12 +42,12 @@ class Grid(NamedTuple):
         Raises:
             ValueError: a state of several tensors, or tokens along another dimension.
         """
-        leaves = frame.leaves or ((unknowns,),)
+        leaves = layout.leaves or ((unknowns,),)
         require(len(leaves) == 1, "the state", list(leaves), "one tensor for 'deer', whose rows are (L, D)")
         (shape,) = leaves
         if stop.per == "token":
-            axis = stop.token_dim - frame.batch_dims
-            require(axis == 0, "token_dim", stop.token_dim, f"{frame.batch_dims} for 'deer', behind the batch")
+            axis = stop.token_dim - layout.batch_dims
+            require(axis == 0, "token_dim", stop.token_dim, f"{layout.batch_dims} for 'deer', behind the batch")
         elif len(shape) < 2:
             return cls(1, unknowns)
         return cls(shape[0], math.prod(shape[1:]))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import number, require, whole
 from deqlm_solvers.core.dtypes import inner_dtype
-from deqlm_solvers.core.layout import Frame
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.sizes import read_bytes, show_bytes
 from deqlm_solvers.core.solution import Solution
@@ -83,7 +83,7 @@ class Deer(Solver):
 
     Examples:
         >>> import torch
-        >>> from deqlm_solvers import Deer, Frame, Solve, Stop
+        >>> from deqlm_solvers import Deer, Layout, Solve, Stop
         >>> later = torch.arange(64) > 0
         >>> rnn = lambda z: torch.sin(z.roll(1, dims=1) * later + 1)
         >>> solve = Solve(Deer(colours=2), Stop(max_iter=100, rtol=1e-6, per="token"))  # 64 tokens of width 1
@@ -121,15 +121,15 @@ class Deer(Solver):
             raise TypeError("a Deer with blocks=... has no plain form, because a function is no plain data")
         return super().to_dict()
 
-    def for_frame(self, frame: Frame, stop: Stop) -> Solver:
-        return _Along(self, frame, stop)
+    def for_layout(self, layout: Layout, stop: Stop) -> Solver:
+        return _Along(self, layout, stop)
 
     def peak_bytes(self, rows: int, unknowns: int, dtype: torch.dtype, stop: Stop) -> int | None:
-        return self.for_frame(Frame(), stop).peak_bytes(rows, unknowns, dtype, stop)
+        return self.for_layout(Layout(), stop).peak_bytes(rows, unknowns, dtype, stop)
 
-    def solve(self, f: Map, z0: Tensor, stop: Stop, frame: Frame) -> Solution:
+    def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
         check_start(z0)
-        along = _Along(self, frame, stop)
+        along = _Along(self, layout, stop)
         rows, unknowns = z0.shape
         grid = along.grid(unknowns)
         probes, price = int(self._probes(grid)), self._price(grid)
@@ -141,7 +141,7 @@ class Deer(Solver):
         self._check_memory(along.peak_bytes(rows, unknowns, z0.dtype, stop), rows, grid)
         left = stop.max_iter - probes
         points = left // price if stop.is_budget else 1 + (left - 1) // price
-        return run(along, f, z0, stop.replace(max_iter=points), frame)
+        return run(along, f, z0, stop.replace(max_iter=points), layout)
 
     def _probes(self, grid: Grid) -> bool:
         return self.probe and grid.tokens > 1
@@ -166,17 +166,17 @@ class Deer(Solver):
 
 
 class _Along(StepSolver):
-    """The steps of a `Deer` on the rows of one frame."""
+    """The steps of a `Deer` on the rows of one layout."""
 
     name = "deer"
     guarantees: ClassVar[frozenset[str]] = Deer.guarantees
 
-    def __init__(self, deer: Deer, frame: Frame, stop: Stop) -> None:
-        self.deer, self.frame, self.stop = deer, frame, stop
+    def __init__(self, deer: Deer, layout: Layout, stop: Stop) -> None:
+        self.deer, self.layout, self.stop = deer, layout, stop
 
     def grid(self, unknowns: int) -> Grid:
         """Return how a row of N unknowns is read."""
-        return Grid.of(self.frame, self.stop, unknowns)
+        return Grid.of(self.layout, self.stop, unknowns)
 
     def rehearsable(self) -> bool:
         return False
@@ -207,7 +207,7 @@ class _Along(StepSolver):
         if state.first is None:
             state.first = norm
             if self.deer._probes(grid):
-                check_causal(f, at, grid, self.frame.token_mask)
+                check_causal(f, at, grid, self.layout.token_mask)
         blocks = self._blocks(f, at.z, grid)
         # of length one, so that neither tiny nor huge states leave what the solve can hold
         rhs = (r / torch.where(norm > 0, norm, 1.0)).reshape(rows, *grid)
@@ -230,7 +230,7 @@ class _Along(StepSolver):
         else:
             axes, shape = "(lags + 1, B, L, D, D)", (deer.lags + 1, z.shape[0], *grid, grid.width)
             blocks = f.known(z, deer.blocks, "blocks", axes, shape).double()
-        mask = self.frame.token_mask
+        mask = self.layout.token_mask
         if mask is None:
             return blocks
         # tokens that do not count are held, whatever f makes of them, and their derivatives may be NaN

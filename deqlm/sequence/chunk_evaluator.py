@@ -12,10 +12,10 @@ from torch import Tensor
 from deqlm.wrap.cuts import first_dims, some
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.trees import map_tensors, tensors
-from deqlm_solvers import Frame
+from deqlm_solvers import Layout
 from deqlm_solvers.core.checks import require
 
-__all__ = ["ChunkMap", "NoiseError", "Piece", "first_is_batch", "frame_of", "refuse_noise", "some_rows"]
+__all__ = ["ChunkEvaluator", "ChunkMap", "NoiseError", "first_is_batch", "layout_of", "refuse_noise", "some_rows"]
 
 
 class NoiseError(ValueError):
@@ -44,7 +44,7 @@ class ChunkMap(Protocol):
         ...
 
 
-class Piece:
+class ChunkEvaluator:
     """The map of one chunk on rows (B, l N), which remembers its last evaluation for the commit.
 
     Args:
@@ -105,13 +105,15 @@ class Piece:
             return self.last[1:]
         return self._evaluate(z)
 
-    def narrow(self, rows: Tensor) -> Piece | None:
-        """Return the map on ``rows`` (K,) alone; see `deqlm_solvers.loop.subset.NarrowMap`."""
+    def narrow(self, rows: Tensor) -> ChunkEvaluator | None:
+        """Return the map on ``rows`` (K,) alone; see `deqlm_solvers.loop.subset.SubsetMap`."""
         chunk = self.chunk.rows(rows)
         if chunk is None:
             return None
         shape = torch.Size((rows.shape[0], *self.shape[1:]))
-        return Piece(chunk, some_rows(self.cache, rows, self.shape[0]), shape, self.spent, self.known, whole=False)
+        return ChunkEvaluator(
+            chunk, some_rows(self.cache, rows, self.shape[0]), shape, self.spent, self.known, whole=False
+        )
 
     def _evaluate(self, z: Tensor) -> tuple[Tensor, Any]:
         batch = self.shape[0]
@@ -151,9 +153,9 @@ def first_is_batch(tree: Any, batch: int) -> tuple[bool, ...]:
     return tuple(first_dims(leaf, 1) == (batch,) for leaf in tensors(tree))
 
 
-def frame_of(frame: Frame, first: int, end: int) -> Frame:
-    """Return the frame of tokens ``first`` to ``end`` (exclusive) of a state of one leaf."""
-    assert frame.leaves is not None
-    ((_, *rest),) = frame.leaves
-    mask = None if frame.token_mask is None else frame.token_mask[:, first:end]
-    return replace(frame, leaves=((end - first, *rest),), token_mask=mask)
+def layout_of(layout: Layout, first: int, end: int) -> Layout:
+    """Return the layout of tokens ``first`` to ``end`` (exclusive) of a state of one leaf."""
+    assert layout.leaves is not None
+    ((_, *rest),) = layout.leaves
+    mask = None if layout.token_mask is None else layout.token_mask[:, first:end]
+    return replace(layout, leaves=((end - first, *rest),), token_mask=mask)

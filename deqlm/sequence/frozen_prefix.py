@@ -11,7 +11,7 @@ from torch import Tensor
 from deqlm_solvers import Status, Stop
 from deqlm_solvers.loop.runaway import FALLEN, GROWN
 
-__all__ = ["Prefix"]
+__all__ = ["FrozenPrefix"]
 
 PASSES = 5
 """Evaluations in a row that a token passes before it is frozen: with two, the mean error of a window is twice that of
@@ -20,7 +20,7 @@ TINY = 1e-300
 """Least divisor: no residual after a residual of zero is a ratio of zero."""
 
 
-class Prefix:
+class FrozenPrefix:
     """Per row: the frozen tokens, a contiguous prefix, and the readings of those in the window behind it.
 
     A token is frozen at the point where `PASSES` evaluations in a row have passed, with all tokens before it frozen or
