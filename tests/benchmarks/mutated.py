@@ -111,8 +111,8 @@ NEAR = {
     "held": ("masked",),
     "failures": ("deq", "failed_rows"),
     "chunks": ("modes", "sizes"),
-    "pieces": ("modes", "causal"),
-    "prefix": ("frontier",),
+    "chunk_evaluator": ("modes", "causal"),
+    "frozen_prefix": ("frontier",),
 }
 """Tests that a file is likeliest to be caught by, besides one of its own name."""
 
@@ -155,7 +155,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         ],
         ROWS,
     ),
-    "chunks and window": (files("deqlm/sequence", "chunks", "pieces", "frontier", "prefix"), TOKENS),
+    "chunks and window": (files("deqlm/sequence", "chunks", "chunk_evaluator", "frontier", "frozen_prefix"), TOKENS),
 }
 
 
