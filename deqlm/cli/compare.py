@@ -25,11 +25,7 @@ from deqlm.comparison import (
     compare_literature,
     compare_starts,
 )
-from deqlm.comparison.full import PARTS, run_full
-from deqlm.comparison.full.run import PAGE, RECORD
-from deqlm.comparison.full.verdicts import verdicts
 from deqlm.comparison.literature.contenders import contenders
-from deqlm.comparison.literature.page import write_literature
 from deqlm.comparison.problems import DIFFERENTIABLE
 from deqlm.comparison.problems.literature import literature, literature_problems
 from deqlm.comparison.problems.sequences import STANDARD, to_sequence
@@ -47,11 +43,8 @@ MEASURED_ONLY: dict[str, Any] = {
 }
 """Options that a comparison with fixed settings ignores, with their defaults."""
 
-CAUSES = "causes"
-"""The part that is the gallery of the page "It does not converge"."""
-
 LITERATURE = "literature"
-"""The suite, and the part that is its page."""
+"""The suite of the literature."""
 
 DESCRIPTION = """\
 Compare solvers of z = f(z) on problems with known spectra and answers, or on your own map. Every registered solver is a
@@ -111,7 +104,6 @@ examples
   deqlm compare --starts                                        from zero against from the solution before
   deqlm compare --starts --problems inputs:change=0.001,tokens:carry=2 --solvers anderson
   deqlm compare --suite literature                              136 published problems, and who solves them
-  deqlm compare --full --out docs --jax path/to/python          the page "How it compares", ten minutes
 """
 
 
@@ -161,13 +153,6 @@ def add(commands: Any) -> None:
         default="default",
         help="which problems and solvers: the built-in families (default), or those of the literature, see below",
     )
-    option("--full", action="store_true", help="measure and draw the page how_it_compares.md, its record and its plots")
-    option(
-        "--parts",
-        metavar="LIST",
-        help=f"with --full, only these of {', '.join([*PARTS, CAUSES, LITERATURE])} (default: all)",
-    )
-    option("--jax", metavar="PYTHON", help="with --full, an interpreter that has jax, jaxopt and optimistix")
     option("--no-plots", action="store_true", help="write no plots")
     option("--progress", action="store_true", help="draw the progress bar even when stderr is not a terminal")
     option(
@@ -184,8 +169,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(_listing(arguments))
         return 0
     _refuse_ignored(arguments)
-    if arguments.full:
-        return _full(arguments)
     with _writing_into(arguments.out):
         check_folder(arguments.out, _kind(arguments))
     result = _compare(arguments)
@@ -215,50 +198,14 @@ def _refuse_ignored(arguments: argparse.Namespace) -> None:
     if arguments.gradients and arguments.starts:
         raise UserError("--gradients and --starts are two comparisons; ask for one")
     if arguments.suite == LITERATURE:
-        said = _said(arguments, {**MEASURED_ONLY, "full": False})
+        said = _said(arguments, MEASURED_ONLY)
         if said:
             raise UserError(f"--{said} has no meaning with --suite {LITERATURE}, its settings are fixed; leave it out")
-    if arguments.full:
-        said = _said(arguments, {**MEASURED_ONLY, "problems": None, "solvers": None, "threads": 1})
-        if said:
-            raise UserError(f"--{said} has no meaning with --full, which measures a fixed set; leave it out")
-    else:
-        said = _said(arguments, {"parts": None, "jax": None})
-        if said:
-            raise UserError(f"--{said} needs --full")
 
 
 def _said(arguments: argparse.Namespace, defaults: dict[str, Any]) -> str | None:
     """Return the first option that was given another value than its default."""
     return next((name for name, value in defaults.items() if getattr(arguments, name) != value), None)
-
-
-def _full(arguments: argparse.Namespace) -> int:
-    """Measure everything and write both pages; return the exit status."""
-    plots = _plots(arguments)
-    with user_input():
-        asked = _list(arguments.parts, "--parts") or [*PARTS, CAUSES, LITERATURE]
-    measured = [part for part in asked if part not in (CAUSES, LITERATURE)]
-    with _writing_into(arguments.out):
-        if measured:
-            with user_input():
-                record = run_full(
-                    arguments.out,
-                    parts=measured,
-                    jax=arguments.jax,
-                    plots=plots,
-                    progress=arguments.progress or None,
-                )
-            _show(record)
-            print(f"wrote {arguments.out / PAGE}\nwrote {arguments.out / 'records' / RECORD}")
-        if CAUSES in asked:
-            from deqlm.diagnostics.gallery import write_gallery
-
-            print("\n".join(f"wrote {path}" for path in write_gallery(arguments.out, plots)))
-        if LITERATURE in asked:
-            written = write_literature(arguments.out, progress=arguments.progress or None)
-            print("\n".join(f"wrote {path}" for path in written))
-    return 0
 
 
 @contextmanager
@@ -267,14 +214,6 @@ def _writing_into(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
-
-
-def _show(record: dict[str, Any]) -> None:
-    for verdict in verdicts(record):
-        print(f"{'met   ' if verdict.met else 'MISSED'}  {verdict.what}: {verdict.measured} (asked: {verdict.asked})")
-    for name, why in record["missing"].items():
-        print(f"not compared: {name} ({why})")
-    print(f"\n{record['seconds']:.0f} s in all")
 
 
 def _kind(arguments: argparse.Namespace) -> str:

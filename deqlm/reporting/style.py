@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Look", "figure", "looks", "steady", "write"]
+__all__ = ["PALETTE", "Look", "can_draw", "figure", "looks", "steady", "write"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 """Okabe and Ito (2008), Color universal design, without their yellow, which is faint on white, and with a brown."""
@@ -52,6 +53,11 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
         count[family] = position + 1
         chosen[name] = Look(PALETTE[position % len(PALETTE)], styles[family], 2.0 if family == "" else 1.4)
     return chosen
+
+
+def can_draw() -> bool:
+    """Say whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.comparison.full.maps import true_residual
-from deqlm.comparison.full.quality_maps import QualityProblem, all_problems
+from benchmarks.comparison.maps import true_residual
+from benchmarks.comparison.quality_maps import QualityProblem, all_problems
 from deqlm_solvers import SOLVERS, Solve, Stop
 
 __all__ = ["OURS", "SOLVER_NAMES", "default_solver", "measure_quality"]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from deqlm.comparison.full import jax_side
-from deqlm.comparison.full.maps import SpeedMap, speed_maps
+from benchmarks.comparison import jax_side
+from benchmarks.comparison.maps import SpeedMap, speed_maps
 
 __all__ = ["jax_missing", "measure_jax"]
 

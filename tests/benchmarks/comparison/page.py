@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deqlm.comparison.full.contenders import DEFAULT, PEERS
-from deqlm.comparison.full.quality import SOLVER_NAMES
-from deqlm.comparison.full.verdicts import best_peer, default_of, floor_share, jax_best, losses, ratio, verdicts
+from benchmarks.comparison.contenders import DEFAULT, PEERS
+from benchmarks.comparison.quality import SOLVER_NAMES
+from benchmarks.comparison.verdicts import best_peer, default_of, floor_share, jax_best, losses, ratio, verdicts
+from deqlm.reporting.page import blank, drawn, redraw, table
 from deqlm.reporting.table import amount
 
-__all__ = ["SECTIONS", "blocks", "drawn", "redraw", "table", "write_page"]
+__all__ = ["SECTIONS", "blocks", "check_page", "write_page"]
 
 SECTIONS = {
     "machine": "Where it was measured",
@@ -29,14 +28,15 @@ SECTIONS = {
 }
 """Name of a block -> heading of its section, in order."""
 
+TITLE = "How it compares"
+MISSING = "*Not measured in this record.*"
 FIGURES = {"speed": "speed.svg", "quality": "quality.svg", "growth": "growth.svg"}
 
 
 def write_page(path: Path, record: dict[str, Any]) -> Path:
     """Draw every block of the page anew from ``record``; the text around the markers stays.
 
-    A block lies between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. A page that is not there yet is made, with a
-    heading and a block per section.
+    A page that is not there yet is made, with a heading and a block per section.
 
     Raises:
         ValueError: the page lacks a marker.
@@ -46,48 +46,16 @@ def write_page(path: Path, record: dict[str, Any]) -> Path:
         >>> "begin overhead" in page.read_text()
         True
     """
-    text = drawn(path, record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+    return redraw(path, blocks(record), new=blank(TITLE, SECTIONS))
 
 
-def drawn(path: Path, record: dict[str, Any]) -> str:
-    """Return the text that `write_page` writes.
+def check_page(path: Path, record: dict[str, Any]) -> None:
+    """Find out whether `write_page` can write, and write nothing.
 
     Raises:
         ValueError: the page lacks a marker.
     """
-    made = blocks(record)
-    if path.exists():
-        text = path.read_text(encoding="utf-8")
-    else:
-        heads = [f"## {head}\n\n<!-- begin {name} -->\n<!-- end {name} -->\n" for name, head in SECTIONS.items()]
-        text = "\n".join(["# How it compares\n", *heads])
-    return redraw(text, made, str(path))
-
-
-def redraw(text: str, made: dict[str, str], where: str) -> str:
-    r"""Return ``text`` with its blocks replaced by those of ``made``, by name.
-
-    Args:
-        text: markdown with markers.
-        made: markdown of every block.
-        where: what the text is called in a message.
-
-    Raises:
-        ValueError: a marker is missing.
-
-    Examples:
-        >>> redraw("<!-- begin a -->\nold\n<!-- end a -->", {"a": "new"}, "page")
-        '<!-- begin a -->\nnew\n<!-- end a -->'
-    """
-    for name, block in made.items():
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", flags=re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"{where} has no block {name!r}: it needs <!-- begin {name} --> and <!-- end {name} -->")
-        text = pattern.sub(lambda m, block=block: f"{m[1]}{block}\n{m[2]}", text)
-    return text
+    drawn(path, blocks(record), new=blank(TITLE, SECTIONS))
 
 
 def blocks(record: dict[str, Any]) -> dict[str, str]:
@@ -97,23 +65,6 @@ def blocks(record: dict[str, Any]) -> dict[str, str]:
         "overhead": _overhead, "rows": _rows, "adjoint": _adjoint, "quality": _quality, "growth": _growth, "jax": _jax,
     }  # fmt: skip
     return {name: makers[name](record) for name in SECTIONS}
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
-    """Return a markdown table; its first column to the left and, with ``numbers``, the others to the right.
-
-    Examples:
-        >>> print(table(["a", "b"], [["x", "1"]]))
-        | a | b |
-        |---|---:|
-        | x | 1 |
-    """
-    lines = [list(head), ["---", *["---:" if numbers else "---"] * (len(head) - 1)], *rows]
-    first, rule, *rest = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([first, rule.replace(" ", ""), *rest])
-
-
-MISSING = "*Not measured in this record.*"
 
 
 def _machine(record: dict[str, Any]) -> str:

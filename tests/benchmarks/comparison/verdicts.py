@@ -6,8 +6,8 @@ import math
 import statistics
 from typing import Any, NamedTuple
 
-from deqlm.comparison.full.contenders import DEFAULT, PEERS
-from deqlm.comparison.full.maps import EASY_CHEAP, EASY_COSTLY, EASY_MIDDLE, HARD
+from benchmarks.comparison.contenders import DEFAULT, PEERS
+from benchmarks.comparison.maps import EASY_CHEAP, EASY_COSTLY, EASY_MIDDLE, HARD
 
 __all__ = ["OVERHEADS", "Verdict", "best_peer", "floor_share", "jax_best", "losses", "ratio", "verdicts"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import deqlm
-from deqlm.comparison.full.maps import SpeedMap, true_residual
+from benchmarks.comparison.maps import SpeedMap, true_residual
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Options, Stop
 
 __all__ = ["DEFAULT", "PEERS", "Contender", "Outcome", "contenders", "ours", "outcome_of", "peer"]

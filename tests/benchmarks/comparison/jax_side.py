@@ -150,7 +150,7 @@ def measure(spec: dict[str, Any], p: dict[str, Any], rounds: int) -> dict[str, A
 
 
 def interleaved(calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """As `deqlm.comparison.full.timing.interleaved`, which this process cannot import."""
+    """As `benchmarks.comparison.timing.interleaved`, which this process cannot import."""
 
     def once(call: Callable[[], Any], repeats: int) -> float:
         begun = time.process_time()

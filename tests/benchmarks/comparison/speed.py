@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from deqlm.comparison.full.contenders import DEFAULT, PEERS, Contender, Outcome, contenders, ours, outcome_of
-from deqlm.comparison.full.maps import HARD, SpeedMap, bad_rows, speed_maps, symmetric
-from deqlm.comparison.full.timing import interleaved, per_call
+from benchmarks.comparison.contenders import DEFAULT, PEERS, Contender, Outcome, contenders, ours, outcome_of
+from benchmarks.comparison.maps import HARD, SpeedMap, bad_rows, speed_maps, symmetric
+from benchmarks.comparison.timing import interleaved, per_call
 from deqlm_solvers import Anderson, Broyden, FixedPoint
 
 __all__ = ["measure_overhead", "measure_rows", "measure_speed"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import deqlm
-from deqlm.comparison.full.maps import SpeedMap, block_map, radius, symmetric
-from deqlm.comparison.full.timing import interleaved
+from benchmarks.comparison.maps import SpeedMap, block_map, radius, symmetric
+from benchmarks.comparison.timing import interleaved
 from deqlm.comparison.truth import jacobians
 from deqlm_solvers import Anderson, Solve, Stop
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deqlm.comparison.full.contenders import PEERS
-from deqlm.comparison.full.verdicts import default_of, jax_best
+from benchmarks.comparison.contenders import PEERS
+from benchmarks.comparison.verdicts import default_of, jax_best
 from deqlm.reporting.style import PALETTE, figure, looks, steady
 
 __all__ = ["draw_figures"]
@@ -18,7 +18,7 @@ def draw_figures(record: dict[str, Any], folder: Path) -> list[str]:
     """Write an SVG per section that has numbers; return their names, as ``record["figures"]`` keeps them.
 
     Args:
-        record: as `run_full` returns it.
+        record: as `measure` returns it.
         folder: where ``speed.svg``, ``quality.svg`` and ``growth.svg`` go.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from deqlm.comparison.full.contenders import PEERS, Contender, ours, peer
-from deqlm.comparison.full.maps import HARD, SpeedMap, symmetric
+from benchmarks.comparison.contenders import PEERS, Contender, ours, peer
+from benchmarks.comparison.maps import HARD, SpeedMap, symmetric
 from deqlm.comparison.memory import MemoryMeter
 from deqlm_solvers import Anderson, Broyden, FixedPoint
 

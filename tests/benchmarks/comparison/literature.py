@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deqlm.comparison.full.page import redraw, table
 from deqlm.comparison.literature.report import cell
 from deqlm.comparison.literature.result import LiteratureEntry, LiteratureRow
 from deqlm.comparison.literature.run import compare_literature
 from deqlm.comparison.literature.verdict import behind, false_words, scores, unsolved
+from deqlm.reporting.page import blank, redraw, table
 from deqlm.reporting.table import amount
 
 __all__ = ["PAGE", "draw_literature", "literature_blocks", "write_literature"]
 
 PAGE = "literature.md"
+TITLE = "Problems of the literature"
 
 
 def write_literature(folder: Path, progress: bool | None = None) -> list[Path]:
@@ -39,14 +40,8 @@ def draw_literature(folder: Path) -> Path:
         ValueError: the page lacks a marker.
     """
     record = json.loads((folder / "records" / "literature.json").read_text(encoding="utf-8"))
-    made, page = literature_blocks(record), folder / PAGE
-    if page.exists():
-        text = page.read_text(encoding="utf-8")
-    else:
-        markers = (f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in made)
-        text = "\n".join(["# Problems of the literature\n", *markers])
-    page.write_text(redraw(text, made, str(page)), encoding="utf-8")
-    return page
+    made = literature_blocks(record)
+    return redraw(folder / PAGE, made, new=blank(TITLE, dict.fromkeys(made, "")))
 
 
 def literature_blocks(record: dict[str, Any]) -> dict[str, str]:

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqlm.comparison.full.page import redraw, table
 from deqlm.comparison.record import write_json
 from deqlm.diagnostics.diagnosis.diagnose import diagnose
 from deqlm.reporting.environment import environment
+from deqlm.reporting.page import redraw, table
+from deqlm.reporting.style import PALETTE, figure, steady
 from deqlm_solvers import Stop
 
-__all__ = ["FIGURE", "PAGE", "RECORD", "gallery", "write_gallery"]
+__all__ = ["FIGURE", "PAGE", "RECORD", "gallery", "write_causes"]
 
 PAGE = "guides/not_converging.md"
 RECORD = "causes.json"
@@ -57,16 +58,19 @@ def gallery() -> list[dict[str, Any]]:
     return records
 
 
-def write_gallery(folder: Path, plots: bool = True) -> list[Path]:
+def write_causes(folder: Path, plots: bool = True) -> list[Path]:
     """Diagnose the patterns, write their record and plot, and draw the block of the page anew where it has one.
 
     Args:
-        folder: such as ``docs``; ``records/causes.json``, ``assets/not_converging.svg`` and, where it is there and has
-            a block ``<!-- begin causes -->``, ``guides/not_converging.md``.
+        folder: such as ``docs``; ``records/causes.json``, ``assets/not_converging.svg`` and, where it is there,
+            ``guides/not_converging.md``.
         plots: draw the plot, which needs matplotlib.
 
     Returns:
         What was written.
+
+    Raises:
+        ValueError: the page lacks a marker.
     """
     records, assets, page = folder / "records", folder / "assets", folder / PAGE
     records.mkdir(parents=True, exist_ok=True)
@@ -77,10 +81,7 @@ def write_gallery(folder: Path, plots: bool = True) -> list[Path]:
         assets.mkdir(parents=True, exist_ok=True)
         written.append(_draw(found, assets / FIGURE))
     if page.exists():
-        text = page.read_text(encoding="utf-8")
-        if "<!-- begin causes -->" in text:
-            page.write_text(redraw(text, {"causes": block(found)}, str(page)), encoding="utf-8")
-            written.append(page)
+        written.append(redraw(page, {"causes": block(found)}))
     return written
 
 
@@ -138,8 +139,6 @@ def _residuals(f: Callable[[Tensor], Tensor], z: Tensor, evaluations: int) -> li
 
 
 def _draw(found: list[dict[str, Any]], path: Path) -> Path:
-    from deqlm.reporting.style import PALETTE, figure, steady
-
     with steady():
         made = figure(7.2, 3.6)
         panel = made.subplots()

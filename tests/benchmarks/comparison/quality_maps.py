@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from deqlm.comparison.full.maps import radius
+from benchmarks.comparison.maps import radius
 
 __all__ = ["QualityProblem", "all_problems", "more_problems", "problems"]
 

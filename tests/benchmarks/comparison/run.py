@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from deqlm.comparison.full.adjoint import adjoint_maps, measure_adjoint
-from deqlm.comparison.full.contenders import DEFAULT, PEERS
-from deqlm.comparison.full.figures import draw_figures
-from deqlm.comparison.full.growth import BUDGETS, measure_growth
-from deqlm.comparison.full.jax_peers import jax_missing, measure_jax
-from deqlm.comparison.full.maps import EASY_CHEAP, HARD, SpeedMap, speed_maps
-from deqlm.comparison.full.page import blocks, drawn, write_page
-from deqlm.comparison.full.quality import SOLVER_NAMES, default_solver, measure_quality
-from deqlm.comparison.full.quality_maps import all_problems
-from deqlm.comparison.full.speed import measure_overhead, measure_rows, measure_speed
+from benchmarks.comparison.adjoint import adjoint_maps, measure_adjoint
+from benchmarks.comparison.contenders import DEFAULT, PEERS
+from benchmarks.comparison.figures import draw_figures
+from benchmarks.comparison.growth import BUDGETS, measure_growth
+from benchmarks.comparison.jax_peers import jax_missing, measure_jax
+from benchmarks.comparison.maps import EASY_CHEAP, HARD, SpeedMap, speed_maps
+from benchmarks.comparison.page import blocks, check_page, write_page
+from benchmarks.comparison.quality import SOLVER_NAMES, default_solver, measure_quality
+from benchmarks.comparison.quality_maps import all_problems
+from benchmarks.comparison.speed import measure_overhead, measure_rows, measure_speed
 from deqlm.comparison.gradients import compare_gradients
 from deqlm.comparison.record import write_json
 from deqlm.comparison.runner import compare, one_line
@@ -32,11 +32,11 @@ from deqlm.reporting.environment import environment
 from deqlm.reporting.progress import Progress
 from deqlm_solvers.core.checks import require, suggest, whole
 
-__all__ = ["PAGE", "PARTS", "RECORD", "Extent", "run_full"]
+__all__ = ["PAGE", "PARTS", "RECORD", "Extent", "measure"]
 
 PAGE = "how_it_compares.md"
 RECORD = "comparison.json"
-NAME = "deqlm compare --full"
+NAME = "how it compares"
 VERSION = 1
 
 PARTS = ("speed", "double", "overhead", "rows", "adjoint", "quality", "growth", "jax", "solvers", "gradients")
@@ -70,7 +70,7 @@ class Extent:
         return list(islice(items, self.most))
 
 
-def run_full(
+def measure(
     folder: str | Path,
     *,
     parts: Iterable[str] = PARTS,
@@ -215,7 +215,7 @@ def _check(record: dict[str, Any], stored: Path, page: Path) -> None:
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"the record {stored} is malformed ({why}); move it away to measure anew") from error
-    drawn(page, record)
+    check_page(page, record)
 
 
 def _former(path: Path) -> dict[str, Any]:

@@ -1,27 +1,28 @@
-"""`deqlm compare --full`: the page and its plots are drawn from the record, and the numbers in it are true."""
+"""The benchmark behind the pages: they and their plots are drawn from the record, and the numbers in it are true."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
 import math
 
 import pytest
 import torch
 
-from deqlm.cli.main import main
-from deqlm.comparison.full import Extent, run_full
-from deqlm.comparison.full.adjoint import adjoint_maps, measure_adjoint
-from deqlm.comparison.full.contenders import DEFAULT, PEERS, Contender, ours, outcome_of
-from deqlm.comparison.full.growth import measure_growth
-from deqlm.comparison.full.maps import FORMULAS, HARD, SpeedMap, bad_rows, speed_maps, true_residual
-from deqlm.comparison.full.page import SECTIONS, blocks, write_page
-from deqlm.comparison.full.quality import measure_quality
-from deqlm.comparison.full.quality_maps import QualityProblem, all_problems
-from deqlm.comparison.full.run import COUNTS, _double_maps
-from deqlm.comparison.full.speed import measure_speed
-from deqlm.comparison.full.timing import interleaved
-from deqlm.comparison.full.verdicts import losses, verdicts
-from deqlm.diagnostics import gallery
+from benchmarks.comparison import causes
+from benchmarks.comparison.__main__ import main
+from benchmarks.comparison.adjoint import adjoint_maps, measure_adjoint
+from benchmarks.comparison.contenders import DEFAULT, PEERS, Contender, ours, outcome_of
+from benchmarks.comparison.growth import measure_growth
+from benchmarks.comparison.maps import FORMULAS, HARD, SpeedMap, bad_rows, speed_maps, true_residual
+from benchmarks.comparison.page import SECTIONS, blocks, write_page
+from benchmarks.comparison.quality import measure_quality
+from benchmarks.comparison.quality_maps import QualityProblem, all_problems
+from benchmarks.comparison.run import COUNTS, Extent, _double_maps, measure
+from benchmarks.comparison.speed import measure_speed
+from benchmarks.comparison.timing import interleaved
+from benchmarks.comparison.verdicts import losses, verdicts
 from deqlm_solvers import Anderson, Broyden, FixedPoint
 
 TINY = Extent(rounds=1, most=1, quality_solvers=("anderson", "fixed_point"), budgets=(5, 10))
@@ -54,7 +55,7 @@ def speed_record(default_ms, peer_ms, group=HARD):
 def test_a_tiny_run_writes_record_page_and_plots(tmp_path):
     pytest.importorskip("matplotlib")
     parts = ("speed", "overhead", "quality", "growth", "jax")
-    record = run_full(tmp_path, parts=parts, jax="no-such-python", extent=TINY, progress=False)
+    record = measure(tmp_path, parts=parts, jax="no-such-python", extent=TINY, progress=False)
     stored = json.loads((tmp_path / "records/comparison.json").read_text())
     assert stored == json.loads(json.dumps(record))
     page = (tmp_path / "how_it_compares.md").read_text()
@@ -69,16 +70,16 @@ def test_a_tiny_run_writes_record_page_and_plots(tmp_path):
 
 
 def test_parts_left_out_keep_their_numbers_and_prose_stays(tmp_path):
-    run_full(tmp_path, parts=["growth"], extent=TINY, plots=False, progress=False)
+    measure(tmp_path, parts=["growth"], extent=TINY, plots=False, progress=False)
     page = tmp_path / "how_it_compares.md"
     page.write_text(page.read_text().replace("## Memory\n", "## Memory\n\nOur own words.\n"))
     first = json.loads((tmp_path / "records/comparison.json").read_text())
-    again = run_full(tmp_path, parts=["quality"], extent=TINY, plots=False, progress=False)
+    again = measure(tmp_path, parts=["quality"], extent=TINY, plots=False, progress=False)
     assert again["growth"] == first["growth"]
     assert set(again["measured"]) == {"growth", "quality"}
     assert "Our own words." in page.read_text()
     page.write_text(page.read_text().replace("states held at most", "spoiled"))
-    drawn = run_full(tmp_path, parts=[], plots=False, progress=False)
+    drawn = measure(tmp_path, parts=[], plots=False, progress=False)
     assert drawn["environment"] == again["environment"]
     assert "states held at most" in page.read_text()
     assert "spoiled" not in page.read_text()
@@ -88,9 +89,9 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path, monkeypatch)
     def interrupted(*given, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deqlm.comparison.full.run.measure_growth", interrupted)
+    monkeypatch.setattr("benchmarks.comparison.run.measure_growth", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_full(tmp_path, parts=["quality", "growth"], extent=TINY, plots=False, progress=False)
+        measure(tmp_path, parts=["quality", "growth"], extent=TINY, plots=False, progress=False)
     stored = json.loads((tmp_path / "records/comparison.json").read_text())
     assert [e["solved"] for e in stored["quality"]["entries"]] == [True] * 4
 
@@ -105,28 +106,31 @@ def test_a_page_without_a_marker_is_refused(tmp_path):
 
 def test_an_unknown_part_names_the_nearest(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'speed'"):
-        run_full(tmp_path, parts=["sped"])
+        measure(tmp_path, parts=["sped"])
 
 
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["compare", "--full", "--quick"], "--quick has no meaning with --full"),
-        (["compare", "--parts", "speed"], "--parts needs --full"),
-        (["compare", "--jax", "python"], "--jax needs --full"),
-        (["compare", "--full", "--parts", "sped"], "did you mean 'speed'"),
+        (["--parts", "sped"], "did you mean 'speed'"),
+        (["--parts", "growth,"], "an empty name"),
+        (["--quick"], "unrecognized arguments: --quick"),
     ],
 )
-def test_options_that_would_be_ignored_are_refused(argv, text, capsys, tmp_path):
-    assert main([*argv, "--out", str(tmp_path)]) == 2
+def test_mistakes_in_the_command_are_told(argv, text, capsys, tmp_path):
+    try:
+        code = main([*argv, "--out", str(tmp_path)])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
     assert text in capsys.readouterr().err
 
 
 def test_the_command_prints_verdicts_and_paths(tmp_path, capsys):
-    former = {"record": "deqlm compare --full", **speed_record(1.0, 2.0)}
+    former = {"record": "how it compares", **speed_record(1.0, 2.0)}
     (tmp_path / "records").mkdir()
     (tmp_path / "records/comparison.json").write_text(json.dumps(former))
-    argv = ["compare", "--full", "--parts", "jax", "--jax", "no-such-python", "--no-plots", "--out", str(tmp_path)]
+    argv = ["--parts", "jax", "--jax", "no-such-python", "--no-plots", "--out", str(tmp_path)]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "MISSED  time, slow or expanding: 2x geometric mean" in out
@@ -143,11 +147,11 @@ def test_a_cost_below_zero_is_not_printed():
     "part", [{"measured": None}, {"speed": 1}, {"overhead": [{}]}, {"quality": [1]}, {"growth": {"a": 1}}]
 )
 def test_a_malformed_record_or_page_is_found_before_the_work(tmp_path, capsys, monkeypatch, part):
-    monkeypatch.setattr("deqlm.comparison.full.run._measure", lambda *_: pytest.fail("it measured"))
+    monkeypatch.setattr("benchmarks.comparison.run._measure", lambda *_: pytest.fail("it measured"))
     stored = tmp_path / "records/comparison.json"
     stored.parent.mkdir()
-    stored.write_text(json.dumps({"record": "deqlm compare --full", **part}))
-    argv = ["compare", "--full", "--parts", "adjoint", "--no-plots", "--out", str(tmp_path)]
+    stored.write_text(json.dumps({"record": "how it compares", **part}))
+    argv = ["--parts", "adjoint", "--no-plots", "--out", str(tmp_path)]
     assert main(argv) == 2
     assert f"the record {stored} is malformed" in capsys.readouterr().err
     stored.unlink()
@@ -161,7 +165,7 @@ def test_causes_are_diagnosed_anew_and_drawn_into_their_page(tmp_path, capsys):
     page = tmp_path / "guides/not_converging.md"
     page.parent.mkdir()
     page.write_text("words\n<!-- begin causes -->\nold\n<!-- end causes -->\nmore words\n")
-    assert main(["compare", "--full", "--parts", "causes", "--out", str(tmp_path)]) == 0
+    assert main(["--parts", "causes", "--out", str(tmp_path)]) == 0
     patterns = json.loads((tmp_path / "records/causes.json").read_text())["patterns"]
     assert [one["cause"] for one in patterns] == [
         "SLOW_CONTRACTION", "COMPLEX_PAIR", "TWO_CYCLE", "NON_NORMAL", "DIVERGENCE", "RUNAWAY",
@@ -170,7 +174,7 @@ def test_causes_are_diagnosed_anew_and_drawn_into_their_page(tmp_path, capsys):
     text = page.read_text()
     assert text.startswith("words\n")
     assert text.endswith("more words\n")
-    assert f"\n{gallery.block(patterns)}\n" in text
+    assert f"\n{causes.block(patterns)}\n" in text
     assert (tmp_path / "assets/not_converging.svg").exists()
 
 
@@ -299,3 +303,13 @@ def test_contenders_are_interleaved_and_each_has_its_samples():
     taken = interleaved([lambda: order.append("a"), lambda: order.append("b")], 2)
     assert [len(samples) for samples in taken] == [2, 2]
     assert {"a", "b"} == set(order)
+
+
+@pytest.mark.parametrize(
+    "module", ["adjoint", "causes", "growth", "maps", "page", "quality", "quality_maps", "verdicts"]
+)
+def test_examples_run(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = doctest.testmod(importlib.import_module(f"benchmarks.comparison.{module}"))
+    assert found.attempted > 0
+    assert found.failed == 0
