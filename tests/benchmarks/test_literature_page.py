@@ -8,7 +8,8 @@ from pathlib import Path
 from benchmarks.comparison.__main__ import main
 from benchmarks.comparison.literature import draw_literature, literature_blocks
 from deqlm.comparison import compare_literature
-from deqlm.comparison.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.entry import LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.result import LiteratureComparison
 from deqlm.comparison.problems.literature import literature_problems
 
 THREE = "boggs,dottie,chebyquad_8"

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from deqlm.cli.main import main
-from deqlm.comparison import PROBLEMS, Setting, compare_literature
+from deqlm.comparison import PROBLEMS, Settings, compare_literature
 from deqlm.comparison.literature.contenders import PEERS, contenders, is_peer, own
-from deqlm.comparison.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.entry import LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.result import LiteratureComparison
 from deqlm.comparison.literature.run import within_tolerance
 from deqlm.comparison.literature.verdict import behind, false_words, scores, unsolved
 from deqlm.comparison.problems.literature import literature, literature_problems
@@ -160,11 +161,11 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
 def test_one_of_them_is_a_problem_of_the_plain_comparison():
     plus, minus = (PROBLEMS["literature"](case="wood", sign=sign) for sign in ("plus", "minus"))
     assert plus.label == "literature:case=wood,sign=plus"
-    case = minus.build(Setting(dtype=torch.float64, batch=2))
+    case = minus.build(Settings(dtype=torch.float64, batch=2))
     wood = literature("wood")
     assert torch.equal(case.z0, wood.start.expand(2, 4))
     assert torch.equal(case.f(case.z0), case.z0 - wood.system(case.z0))
-    assert torch.equal(plus.build(Setting(dtype=torch.float64)).f(wood.start), wood.start + wood.system(wood.start))
+    assert torch.equal(plus.build(Settings(dtype=torch.float64)).f(wood.start), wood.start + wood.system(wood.start))
     with pytest.raises(KeyError, match="did you mean 'wood'"):
         PROBLEMS["literature"](case="wod")
     with pytest.raises(ValueError, match="sign='plus' is not used for dottie, which is a map"):

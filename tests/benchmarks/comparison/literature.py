@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deqlm.comparison.literature.report import cell
-from deqlm.comparison.literature.result import LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.entry import LiteratureEntry, LiteratureRow
 from deqlm.comparison.literature.run import compare_literature
+from deqlm.comparison.literature.table import cell
 from deqlm.comparison.literature.verdict import behind, false_words, scores, unsolved
 from deqlm.reporting.page import blank, redraw, table
 from deqlm.reporting.table import amount

@@ -24,10 +24,9 @@ from benchmarks.comparison.page import blocks, check_page, write_page
 from benchmarks.comparison.quality import SOLVER_NAMES, default_solver, measure_quality
 from benchmarks.comparison.quality_maps import all_problems
 from benchmarks.comparison.speed import measure_overhead, measure_rows, measure_speed
-from deqlm.comparison.gradients import compare_gradients
+from deqlm.comparison import compare, compare_gradients
 from deqlm.comparison.record import write_json
-from deqlm.comparison.runner import compare, one_line
-from deqlm.comparison.session import torch_threads
+from deqlm.comparison.run import one_line, torch_threads
 from deqlm.reporting.environment import environment
 from deqlm.reporting.progress import Progress
 from deqlm_solvers.core.checks import require, suggest, whole

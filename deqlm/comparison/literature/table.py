@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from deqlm.comparison.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
-from deqlm.comparison.literature.verdict import behind, false_words, scores, unsolved
-from deqlm.reporting.table import aligned, amount, duration, joined, shortened, wrapped
+from collections.abc import Sequence
 
-__all__ = ["cell", "table"]
+from deqlm.comparison.literature.entry import LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.verdict import behind, false_words, scores, unsolved
+from deqlm.reporting.table import aligned, amount, duration, shortened, wrapped
+
+__all__ = ["LEGEND", "cell", "table_blocks"]
 
 LEGEND = """\
 a number  calls of the function until ||F(z)|| <= 1e-8, true in float64, at the point that was returned
@@ -15,15 +17,13 @@ form      z - F and z + F: how the system F(z) = 0 became z = f(z); f: the probl
           and stand in the first line of a problem"""
 
 
-def table(comparison: LiteratureComparison) -> str:
-    """Return the whole report."""
-    problems, solvers = comparison.problems, comparison.solvers
+def table_blocks(problems: Sequence[LiteratureRow], solvers: list[str]) -> list[str]:
+    """Return the parts of the report: who is who, a line per problem and form, who solves how many."""
     numbers = "\n".join(wrapped("solvers: " + ", ".join(f"({i}) {name}" for i, name in enumerate(solvers, 1))))
     rows = [["problem", "N", "form", *(f"({i})" for i in range(1, len(solvers) + 1))]]
     for problem in problems:
         rows += _lines(problem, solvers)
-    blocks = [numbers, "\n".join(aligned(rows, left=(0, 2))), _summary(problems)]
-    return joined(blocks, LEGEND, comparison.interrupted)
+    return [numbers, "\n".join(aligned(rows, left=(0, 2))), _summary(problems)]
 
 
 def cell(entry: LiteratureEntry | None) -> str:
@@ -48,7 +48,7 @@ def _lines(problem: LiteratureRow, solvers: list[str]) -> list[list[str]]:
     return lines
 
 
-def _summary(problems: list[LiteratureRow]) -> str:
+def _summary(problems: Sequence[LiteratureRow]) -> str:
     head = ["solver", f"solved of {len(problems)}: z - F", "z + F", "either", "false words", "raised", "evals", "time"]
     rows = [head]
     for score in scores(problems):

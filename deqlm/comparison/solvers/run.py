@@ -9,23 +9,26 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from deqlm.comparison.memory import peak_memory
 from deqlm.comparison.noise import CHANGES, changes
-from deqlm.comparison.problem import Case, Problem, Setting
+from deqlm.comparison.problem import Case, Problem
 from deqlm.comparison.problems import DEFAULT, QUICK
+from deqlm.comparison.problems.named import to_problem
 from deqlm.comparison.recorder import CountingMap, Recorder, relative_residual, synchronize
-from deqlm.comparison.result import Comparison, Entry, ProblemResult
-from deqlm.comparison.session import Session
-from deqlm.comparison.spec import to_list, to_problem, to_rows
+from deqlm.comparison.run import compare_on_all, one_line
+from deqlm.comparison.settings import Settings, SettingsOptions
+from deqlm.comparison.solvers.entry import Entry, ProblemResult
+from deqlm.comparison.solvers.result import Comparison
+from deqlm.comparison.spec import to_list, to_rows
 from deqlm.reporting.progress import Progress
 from deqlm_solvers import SOLVERS, Solution, Solve, Solver, Status, Stop
 from deqlm_solvers.adapters import ScipyHybr
 
-__all__ = ["compare", "one_line"]
+__all__ = ["compare"]
 
 PATIENCE = 0.5
 """Seconds of timed runs after which a solver is not timed again on a problem."""
@@ -38,15 +41,8 @@ def compare(
     problems: Iterable[str | Problem | Callable[..., Any]] | str | Problem | Callable[..., Any] | None = None,
     solvers: Iterable[str | Mapping[str, Any] | Solver] | str | Mapping[str, Any] | Solver | None = None,
     *,
-    dtype: str | torch.dtype = "float32",
-    batch: int | None = None,
-    seed: int = 0,
-    repeats: int = 5,
-    device: str | torch.device = "cpu",
-    quick: bool = False,
-    threads: int | None = 1,
     memory: bool = True,
-    progress: bool | None = None,
+    **settings: Unpack[SettingsOptions],
 ) -> Comparison:
     """Compare solvers on problems, by what f saw and by the true residual of what they return.
 
@@ -60,23 +56,16 @@ def compare(
             None takes a selection of every family (a smaller one with ``quick``).
         solvers: specs ("anderson:memory=5"), dicts with ``name``, or objects, or one of them; None takes every
             registered one.
-        dtype: float32 (tolerance 1e-5), float64 (1e-10), float16 (5e-3) or bfloat16 (3e-2).
-        batch: rows B, >= 1; None takes each problem's own number.
-        seed: seed of everything random, a whole number in [0, 2**63).
-        repeats: timed runs, >= 1; a solver whose timed runs took half a second in all is not timed again.
-        device: where the state lives.
-        quick: fewer problems and at most 2 repeats.
-        threads: threads of torch for the run; one by default, because more make small problems slower and counts depend
-            on the machine. None leaves torch's setting. numpy's threads follow OMP_NUM_THREADS at start.
         memory: measure peak memory, which needs a slow run of its own.
-        progress: draw a progress bar on stderr; None when that is a terminal.
+        **settings: fields of `Settings`: ``dtype``, ``batch``, ``seed``, ``repeats`` (a solver whose timed runs took
+            half a second in all is not timed again), ``threads``, ``device``, ``quick``, ``progress``.
 
     Returns:
         `Comparison`: ``print`` it, or read its fields. After Ctrl-C it holds what was done.
 
     Raises:
         KeyError: an unknown name; the message names the nearest one.
-        TypeError, ValueError: bad options, dtype, batch, seed or repeats, or a solver asked for twice.
+        TypeError, ValueError: a bad option or setting, or a solver asked for twice.
         ImportError: a plugin that was named and cannot be imported.
 
     Examples:
@@ -85,20 +74,19 @@ def compare(
         >>> result["symmetric:rho=0.5"].entry("anderson").outcome
         'solved'
     """
-    session = Session.of(
-        dtype=dtype, device=device, batch=batch, seed=seed, repeats=repeats, quick=quick, threads=threads,
-        progress=progress,
-    )  # fmt: skip
+    chosen = Settings.of(**settings)
     asked = to_list(problems)
-    chosen = list(QUICK if quick else DEFAULT) if asked is None else [to_problem(p) for p in asked]
+    standard = QUICK if chosen.quick else DEFAULT
+    subjects = list(standard) if asked is None else [to_problem(p) for p in asked]
     makers = to_rows(SOLVERS, solvers)
 
     def compare_on(problem: Problem, result: Comparison, bar: Progress) -> None:
-        run = _ProblemRun(problem, session, makers, memory, bar)
+        run = _ProblemRun(problem, chosen, makers, memory, bar)
         result.problems.append(run.result)
         run.all()
 
-    return session.over(chosen, Comparison, compare_on, len(chosen) * len(makers) * (session.repeats + 1 + memory))
+    steps = len(subjects) * len(makers) * (chosen.runs + 1 + memory)
+    return compare_on_all(subjects, chosen, Comparison, compare_on, steps)
 
 
 class _ProblemRun:
@@ -107,14 +95,13 @@ class _ProblemRun:
     def __init__(
         self,
         problem: Problem,
-        session: Session,
+        settings: Settings,
         makers: Sequence[tuple[str, Callable[[], Solver]]],
         memory: bool,
         bar: Progress,
     ) -> None:
         self.problem = problem
-        self.setting = session.setting
-        self.repeats = session.repeats
+        self.settings = settings
         self.makers = makers
         self.memory = memory
         self.bar = bar
@@ -124,8 +111,8 @@ class _ProblemRun:
     def all(self) -> None:
         """Do everything; an interruption leaves what was done in `result`."""
         try:
-            case = self.problem.build(self.setting)
-            noisy = changes(case.f, case.z0, self.setting.tol)
+            case = self.problem.build(self.settings)
+            noisy = changes(case.f, case.z0, self.settings.tol)
         except Exception as error:
             self.result.message = one_line(error)
             return
@@ -142,12 +129,12 @@ class _ProblemRun:
         result = self.result
         result.rows, result.unknowns = case.z0.shape
         result.tokens = case.tokens
-        result.tol, result.max_iter = self.setting.tol, case.max_iter
+        result.tol, result.max_iter = self.settings.tol, case.max_iter
         result.note = "\n".join(filter(None, [CHANGES if noisy else "", case.note]))
 
     def _record(self, case: Case) -> None:
         truth = case.solution()
-        stop = Stop(max_iter=case.max_iter, rtol=self.setting.tol)
+        stop = Stop(max_iter=case.max_iter, rtol=self.settings.tol)
         for label, make in self.makers:
             self.bar.step(f"{self.problem.label}  {label}")
             entry = Entry(solver=label)
@@ -166,7 +153,7 @@ class _ProblemRun:
                     entry.trace = recorder.trace()
                     entry.evaluations, entry.row_evaluations = recorder.evaluations, recorder.row_evaluations
                 else:
-                    _judge(entry, sol, recorder, case, truth, self.setting)
+                    _judge(entry, sol, recorder, case, truth, self.settings)
                     entry.remark = _remark(how, entry, case)
                     self.ready.append((entry, how))
                 entry.token_evaluations = entry.row_evaluations * case.tokens
@@ -176,7 +163,7 @@ class _ProblemRun:
     def _time(self, case: Case) -> None:
         calls = _calls_for(case)
         bare = [_bare_seconds(case, calls)]
-        for repeat in range(self.repeats):
+        for repeat in range(self.settings.runs):
             turn = repeat % max(1, len(self.ready))
             for entry, how in self.ready[turn:] + self.ready[:turn]:
                 self.bar.step(f"{self.problem.label}  {entry.solver}")
@@ -201,13 +188,6 @@ class _ProblemRun:
                 entry.trace = entry.trace and entry.trace.scaled(seconds)
 
 
-def one_line(error: BaseException) -> str:
-    """Return the kind and the first line of an exception's message."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    lines = text.strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def _solve(how: Solve, f: Callable[..., Any], case: Case) -> Solution:
     with torch.no_grad():
         return how(f, case.z0)
@@ -222,14 +202,14 @@ def _warm_up(how: Solve, case: Case) -> None:
 
 
 def _judge(
-    entry: Entry, sol: Solution, recorder: Recorder, case: Case, truth: torch.Tensor | None, setting: Setting
+    entry: Entry, sol: Solution, recorder: Recorder, case: Case, truth: torch.Tensor | None, settings: Settings
 ) -> None:
     """Fill in what the recorded run tells, by the true residual and the counts that f saw."""
     z = sol.z.detach().double()
     with torch.no_grad():
         relative = relative_residual(z, case.exact(z))
     rows = z.shape[0]
-    entry.solved = int((relative <= setting.accepted).sum())
+    entry.solved = int((relative <= settings.accepted).sum())
     entry.outcome = "solved" if entry.solved == rows else "unsolved"
     entry.residual = relative.max().item() if rows else 0.0
     entry.evaluations, entry.row_evaluations = recorder.evaluations, recorder.row_evaluations
