@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deqlm import GRADIENTS, SOLVERS
 from deqlm.cli.errors import UserError, user_input
@@ -19,39 +20,51 @@ from deqlm.comparison import (
     Comparison,
     GradientComparison,
     LiteratureComparison,
+    Settings,
     StartComparison,
     compare,
     compare_gradients,
     compare_literature,
     compare_starts,
 )
-from deqlm.comparison.full import PARTS, run_full
-from deqlm.comparison.full.run import PAGE, RECORD
-from deqlm.comparison.full.verdicts import verdicts
 from deqlm.comparison.literature.contenders import contenders
-from deqlm.comparison.literature.page import write_literature
 from deqlm.comparison.problems import DIFFERENTIABLE
 from deqlm.comparison.problems.literature import literature, literature_problems
-from deqlm.comparison.problems.sequences import STANDARD, to_sequence
-from deqlm.comparison.record import check_folder, former_run
-from deqlm.comparison.spec import parse_device, parse_dtype, split_specs, to_problem, to_rows
-from deqlm.comparison.starts import SOLVED_BY
+from deqlm.comparison.problems.named import to_problem, to_sequence
+from deqlm.comparison.problems.sequences import STANDARD
+from deqlm.comparison.result import Result
+from deqlm.comparison.spec import split_specs, to_rows
+from deqlm.comparison.starts.run import SOLVED_BY
+from deqlm.reporting.style import can_draw
 
 __all__ = ["add", "run"]
 
-AnyComparison = Comparison | GradientComparison | LiteratureComparison | StartComparison
-
-MEASURED_ONLY: dict[str, Any] = {
-    **{"batch": None, "dtype": "float32", "device": "cpu", "seed": 0, "repeats": 5},
-    **{"quick": False, "gradients": False, "starts": False},
-}
-"""Options that a comparison with fixed settings ignores, with their defaults."""
-
-CAUSES = "causes"
-"""The part that is the gallery of the page "It does not converge"."""
-
 LITERATURE = "literature"
-"""The suite, and the part that is its page."""
+"""The suite of the literature."""
+
+
+class Kind(NamedTuple):
+    """One kind of comparison, as the command line needs it.
+
+    Attributes:
+        compare: the function of `deqlm.comparison`.
+        result: what it returns.
+        problem: what makes a problem of a spec.
+        contenders: raises for names and options of solvers that are wrong.
+    """
+
+    compare: Callable[..., Result[Any]]
+    result: type[Result[Any]]
+    problem: Callable[[str], Any]
+    contenders: Callable[[list[str] | None], Any]
+
+
+KINDS = {
+    "solvers": Kind(compare, Comparison, to_problem, partial(to_rows, SOLVERS)),
+    "gradients": Kind(compare_gradients, GradientComparison, to_problem, partial(to_rows, GRADIENTS)),
+    "starts": Kind(compare_starts, StartComparison, to_sequence, partial(to_rows, SOLVERS)),
+    LITERATURE: Kind(compare_literature, LiteratureComparison, literature, contenders),
+}
 
 DESCRIPTION = """\
 Compare solvers of z = f(z) on problems with known spectra and answers, or on your own map. Every registered solver is a
@@ -111,7 +124,6 @@ examples
   deqlm compare --starts                                        from zero against from the solution before
   deqlm compare --starts --problems inputs:change=0.001,tokens:carry=2 --solvers anderson
   deqlm compare --suite literature                              136 published problems, and who solves them
-  deqlm compare --full --out docs --jax path/to/python          the page "How it compares", ten minutes
 """
 
 
@@ -137,14 +149,7 @@ def add(commands: Any) -> None:
         help="solvers, or gradient methods with --gradients (default: every registered one; with --starts "
         f"{', '.join(SOLVED_BY)})",
     )
-    option("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
-    option("--batch", type=_whole, metavar="B", help="rows of every problem (default: its own number)")
-    option("--seed", type=_seed, default=0, help="seed of everything random; same seed, same counts (default 0)")
-    option(
-        "--repeats", type=_whole, default=5, metavar="N", help="timed runs, interleaved; the median counts (default 5)"
-    )
-    option("--threads", type=_whole, default=1, metavar="N", help="threads of torch (default 1)")
-    option("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    _add_settings(parser)
     option(
         "--out",
         type=Path,
@@ -152,7 +157,6 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="folder of the results (default ./deqlm-compare)",
     )
-    option("--quick", action="store_true", help="fewer problems where none are named, at most 2 repeats")
     option("--gradients", action="store_true", help="compare gradient methods instead of solvers")
     option("--starts", action="store_true", help="compare starts of solves on sequences of maps, see below")
     option(
@@ -161,15 +165,7 @@ def add(commands: Any) -> None:
         default="default",
         help="which problems and solvers: the built-in families (default), or those of the literature, see below",
     )
-    option("--full", action="store_true", help="measure and draw the page how_it_compares.md, its record and its plots")
-    option(
-        "--parts",
-        metavar="LIST",
-        help=f"with --full, only these of {', '.join([*PARTS, CAUSES, LITERATURE])} (default: all)",
-    )
-    option("--jax", metavar="PYTHON", help="with --full, an interpreter that has jax, jaxopt and optimistix")
     option("--no-plots", action="store_true", help="write no plots")
-    option("--progress", action="store_true", help="draw the progress bar even when stderr is not a terminal")
     option(
         "--list-problems",
         action="store_true",
@@ -178,17 +174,37 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every field of `Settings`; one that is not given leaves nothing in the namespace."""
+    for each in fields(Settings):
+        told = each.metadata
+        more: dict[str, Any] = {"metavar": told.get("metavar")}
+        if told.get("flag"):
+            more = {"action": "store_const", "const": True}
+        elif each.type in ("int", "int | None"):
+            more["type"] = _number
+        parser.add_argument(f"--{each.name}", help=told["help"], default=argparse.SUPPRESS, **more)
+
+
+def _number(text: str) -> int | str:
+    """Return a whole number; what is none stays text, which `Settings` refuses."""
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the command line names."""
+    return {each.name: vars(arguments)[each.name] for each in fields(Settings) if each.name in arguments}
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Compare, print, write; return the exit status."""
     if arguments.list_problems:
         print(_listing(arguments))
         return 0
-    _refuse_ignored(arguments)
-    if arguments.full:
-        return _full(arguments)
+    kind = _kind(arguments)
     with _writing_into(arguments.out):
-        check_folder(arguments.out, _kind(arguments))
-    result = _compare(arguments)
+        kind.result.files.check(arguments.out)
+    result = _compare(kind, arguments)
     print(result)
     print(f"\n{result.seconds:.1f} s in all")
     if any(problem.entries for problem in result.problems):
@@ -210,55 +226,16 @@ def _listing(arguments: argparse.Namespace) -> str:
     return list_registry(SEQUENCES if arguments.starts else PROBLEMS, names_only=False)
 
 
-def _refuse_ignored(arguments: argparse.Namespace) -> None:
-    """Refuse options that would be ignored."""
+def _kind(arguments: argparse.Namespace) -> Kind:
+    """Return what is compared; options that would be ignored are refused."""
     if arguments.gradients and arguments.starts:
         raise UserError("--gradients and --starts are two comparisons; ask for one")
+    other = "gradients" if arguments.gradients else "starts" if arguments.starts else None
     if arguments.suite == LITERATURE:
-        said = _said(arguments, {**MEASURED_ONLY, "full": False})
-        if said:
+        for said in (*Settings.fixed(_given(arguments)), *filter(None, [other])):
             raise UserError(f"--{said} has no meaning with --suite {LITERATURE}, its settings are fixed; leave it out")
-    if arguments.full:
-        said = _said(arguments, {**MEASURED_ONLY, "problems": None, "solvers": None, "threads": 1})
-        if said:
-            raise UserError(f"--{said} has no meaning with --full, which measures a fixed set; leave it out")
-    else:
-        said = _said(arguments, {"parts": None, "jax": None})
-        if said:
-            raise UserError(f"--{said} needs --full")
-
-
-def _said(arguments: argparse.Namespace, defaults: dict[str, Any]) -> str | None:
-    """Return the first option that was given another value than its default."""
-    return next((name for name, value in defaults.items() if getattr(arguments, name) != value), None)
-
-
-def _full(arguments: argparse.Namespace) -> int:
-    """Measure everything and write both pages; return the exit status."""
-    plots = _plots(arguments)
-    with user_input():
-        asked = _list(arguments.parts, "--parts") or [*PARTS, CAUSES, LITERATURE]
-    measured = [part for part in asked if part not in (CAUSES, LITERATURE)]
-    with _writing_into(arguments.out):
-        if measured:
-            with user_input():
-                record = run_full(
-                    arguments.out,
-                    parts=measured,
-                    jax=arguments.jax,
-                    plots=plots,
-                    progress=arguments.progress or None,
-                )
-            _show(record)
-            print(f"wrote {arguments.out / PAGE}\nwrote {arguments.out / 'records' / RECORD}")
-        if CAUSES in asked:
-            from deqlm.diagnostics.gallery import write_gallery
-
-            print("\n".join(f"wrote {path}" for path in write_gallery(arguments.out, plots)))
-        if LITERATURE in asked:
-            written = write_literature(arguments.out, progress=arguments.progress or None)
-            print("\n".join(f"wrote {path}" for path in written))
-    return 0
+        return KINDS[LITERATURE]
+    return KINDS[other or "solvers"]
 
 
 @contextmanager
@@ -269,30 +246,16 @@ def _writing_into(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
 
 
-def _show(record: dict[str, Any]) -> None:
-    for verdict in verdicts(record):
-        print(f"{'met   ' if verdict.met else 'MISSED'}  {verdict.what}: {verdict.measured} (asked: {verdict.asked})")
-    for name, why in record["missing"].items():
-        print(f"not compared: {name} ({why})")
-    print(f"\n{record['seconds']:.0f} s in all")
-
-
-def _kind(arguments: argparse.Namespace) -> str:
-    if arguments.suite == LITERATURE:
-        return LITERATURE
-    return "gradients" if arguments.gradients else "starts" if arguments.starts else "compare"
-
-
-def _write(result: AnyComparison, arguments: argparse.Namespace) -> None:
+def _write(result: Result[Any], arguments: argparse.Namespace) -> None:
     with _writing_into(arguments.out):
-        former = former_run(arguments.out, _kind(arguments))
-        written = result.save(arguments.out, plots=arguments.suite != LITERATURE and _plots(arguments))
+        former = result.files.former_run(arguments.out)
+        written = result.save(arguments.out, plots=bool(result.files.figures) and _plots(arguments))
     print("\n".join(f"wrote {path}" for path in written))
     if former is not None:
         print(f"in place of the run {former}")
 
 
-def _left_out(result: AnyComparison, arguments: argparse.Namespace) -> list[str]:
+def _left_out(result: Result[Any], arguments: argparse.Namespace) -> list[str]:
     """Return a line for each thing that was asked for by name and did not run, or one when nothing ran."""
     entries: list[Any] = [entry for problem in result.problems for entry in problem.entries]
     if not any(entry.ran for entry in entries):
@@ -301,50 +264,29 @@ def _left_out(result: AnyComparison, arguments: argparse.Namespace) -> list[str]
     if arguments.problems is not None:
         lines += [f"{problem.label} was not compared" for problem in result.problems if problem.message]
     if arguments.solvers is not None:
-        label = attrgetter("gradient" if arguments.gradients else "solver")
-        useful = {label(entry) for entry in entries if entry.ran}
-        lines += [f"{name} ran on no problem" for name in dict.fromkeys(map(label, entries)) if name not in useful]
+        useful = {entry.name for entry in entries if entry.ran}
+        lines += [f"{name} ran on no problem" for name in result.contenders if name not in useful]
     return lines
 
 
-def _compare(arguments: argparse.Namespace) -> AnyComparison:
+def _compare(kind: Kind, arguments: argparse.Namespace) -> Result[Any]:
     """Check every name first, so that what fails later is no mistake of the user."""
-    registry: Any = GRADIENTS if arguments.gradients else SOLVERS
-    suite = arguments.suite == LITERATURE
+    given = _given(arguments)
     with user_input():
         problems = _list(arguments.problems, "--problems")
         methods = _list(arguments.solvers, "--solvers")
-        read: Any = to_sequence if arguments.starts else literature if suite else to_problem
-        chosen = None if problems is None else [read(spec) for spec in problems]
-        contenders(methods) if suite else to_rows(registry, methods)
-        common = {
-            "dtype": parse_dtype(arguments.dtype),
-            "batch": arguments.batch,
-            "seed": arguments.seed,
-            "repeats": arguments.repeats,
-            "device": parse_device(arguments.device),
-            "quick": arguments.quick,
-            "threads": arguments.threads,
-            "progress": arguments.progress or None,
-        }
-    if suite:
-        return compare_literature(chosen, methods, threads=arguments.threads, progress=arguments.progress or None)
-    if arguments.gradients:
-        return compare_gradients(chosen, methods, **common)
-    if arguments.starts:
-        return compare_starts(chosen, methods, **common)
-    return compare(chosen, methods, **common)
+        chosen = None if problems is None else [kind.problem(spec) for spec in problems]
+        kind.contenders(methods)
+        Settings.of(**given)
+    return kind.compare(chosen, methods, **given)
 
 
 def _plots(arguments: argparse.Namespace) -> bool:
     if arguments.no_plots:
         return False
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if not can_draw():
         print('deqlm: no plots: they need matplotlib, pip install "deqlm[compare]"', file=sys.stderr)
-        return False
-    return True
+    return can_draw()
 
 
 def _list(text: str | None, option: str) -> list[str] | None:
@@ -354,15 +296,3 @@ def _list(text: str | None, option: str) -> list[str] | None:
         return split_specs(text)
     except ValueError as error:
         raise ValueError(f"{option}: {error}") from None
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 2**63), got {text!r}")
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return int(text)

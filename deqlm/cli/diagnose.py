@@ -9,9 +9,10 @@ from typing import Any
 
 from deqlm import DEQ, SOLVERS, Stop
 from deqlm.cli.errors import UserError, user_input
-from deqlm.comparison import Setting
-from deqlm.comparison.problems.user import UserProblem
-from deqlm.comparison.spec import make_from, parse_device, parse_dtype, to_problem
+from deqlm.comparison import Settings, UserProblem
+from deqlm.comparison.problems.named import to_problem
+from deqlm.comparison.settings import parse_device, parse_dtype
+from deqlm.comparison.spec import make_from
 from deqlm.diagnostics import Diagnosis, Probes, diagnose
 
 __all__ = ["add", "run"]
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not isinstance(problem, UserProblem):
             raise UserError(f"name your own function as module:callable, got {arguments.target!r}")
         dtype, device = parse_dtype(arguments.dtype), parse_device(arguments.device)
-        target, x = problem.call(Setting(dtype=dtype, device=device, seed=arguments.seed))
+        target, x = problem.call(Settings(dtype=dtype, device=device, seed=arguments.seed))
         probes = Probes(seed=arguments.seed, suggest=not arguments.no_try)
         settings = _settings(arguments)
         if settings and isinstance(target, DEQ):

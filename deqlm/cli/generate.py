@@ -13,7 +13,8 @@ from torch import Tensor
 
 from deqlm.cli.checkpoint import has_tokenizer, hugging_face, read_config
 from deqlm.cli.errors import UserError, user_input
-from deqlm.comparison.spec import make_from, parse_device
+from deqlm.comparison.settings import parse_device
+from deqlm.comparison.spec import make_from
 from deqlm.layers import fold_weight_norm_
 from deqlm.sequence.modes import MODES
 from deqlm_solvers import ConvergenceWarning

@@ -7,14 +7,19 @@ Examples:
     ['unsolved', 'solved']
 """
 
-from deqlm.comparison.gradients import GradientComparison, compare_gradients
-from deqlm.comparison.literature import LiteratureComparison, compare_literature
-from deqlm.comparison.problem import PROBLEMS, TOLERANCES, Case, Problem, Setting, register_problem
+from deqlm.comparison.gradients.result import GradientComparison
+from deqlm.comparison.gradients.run import compare_gradients
+from deqlm.comparison.literature.result import LiteratureComparison
+from deqlm.comparison.literature.run import compare_literature
+from deqlm.comparison.problem import PROBLEMS, Case, Problem, register_problem
 from deqlm.comparison.problems import DEFAULT, QUICK, UserProblem
 from deqlm.comparison.problems.sequences import SEQUENCES, Sequence, UserSequence
-from deqlm.comparison.result import Comparison, Entry, ProblemResult
-from deqlm.comparison.runner import compare
-from deqlm.comparison.starts import StartComparison, compare_starts
+from deqlm.comparison.settings import TOLERANCES, Settings
+from deqlm.comparison.solvers.entry import Entry, ProblemResult
+from deqlm.comparison.solvers.result import Comparison
+from deqlm.comparison.solvers.run import compare
+from deqlm.comparison.starts.result import StartComparison
+from deqlm.comparison.starts.run import compare_starts
 
 __all__ = [
     "DEFAULT",
@@ -30,7 +35,7 @@ __all__ = [
     "Problem",
     "ProblemResult",
     "Sequence",
-    "Setting",
+    "Settings",
     "StartComparison",
     "UserProblem",
     "UserSequence",

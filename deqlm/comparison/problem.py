@@ -10,61 +10,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from deqlm.comparison.settings import Settings
 from deqlm_solvers import Map, Options, Registry
-from deqlm_solvers.core.checks import require, whole
 
-__all__ = ["PROBLEMS", "TOLERANCES", "Case", "Problem", "Setting", "register_problem"]
-
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-"""Relative tolerance asked for, per dtype; a few units in the last place for the half precisions."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a problem is built for.
-
-    Attributes:
-        dtype: dtype of the state.
-        device: device of the state.
-        batch: rows B, >= 1, or None for the problem's own number.
-        seed: seed of everything random in the problem, in [0, 2**63).
-
-    Raises:
-        ValueError: a dtype without a tolerance, or a batch or seed outside its range.
-
-    Examples:
-        >>> from deqlm.comparison import PROBLEMS, Setting
-        >>> PROBLEMS["rotation"]().build(Setting(batch=3)).z0.shape
-        torch.Size([3, 64])
-    """
-
-    dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
-    batch: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        known = ", ".join(str(d).removeprefix("torch.") for d in TOLERANCES)
-        require(self.dtype in TOLERANCES, "dtype", self.dtype, f"one of {known}")
-        if self.batch is not None:
-            whole("batch", self.batch, 1)
-        seeded = isinstance(self.seed, int) and not isinstance(self.seed, bool) and 0 <= self.seed < 2**63
-        require(seeded, "seed", self.seed, "a whole number in [0, 2**63)")
-
-    @property
-    def tol(self) -> float:
-        """Relative tolerance for this dtype."""
-        return TOLERANCES[self.dtype]
-
-    @property
-    def accepted(self) -> float:
-        """Largest true relative residual of a solved row: 1.05 tol; in half precision plus the rounding of f(z)."""
-        half = self.dtype in (torch.float16, torch.bfloat16)
-        return 1.05 * self.tol + (torch.finfo(self.dtype).eps / 2 if half else 0.0)
-
-    def generator(self) -> torch.Generator:
-        """Return a fresh generator on the CPU, seeded with ``seed``."""
-        return torch.Generator().manual_seed(self.seed)
+__all__ = ["PROBLEMS", "Case", "Family", "Problem", "TensorProblem", "label_of", "register_problem"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +21,8 @@ class Case:
     """A problem that was built: rows of z = f(z).
 
     Attributes:
-        f: the map on rows, (B, N) -> (B, N), in the dtype of the setting.
-        exact: the same map in float64, with the parameters of ``f`` (rounded to the setting's dtype, then widened).
+        f: the map on rows, (B, N) -> (B, N), in the dtype of the settings.
+        exact: the same map in float64, with the parameters of ``f`` (rounded to their dtype, then widened).
         z0: start, (B, N).
         max_iter: evaluations a solver may make.
         solution: returns the known answer in float64, (B, N), or None where it is not unique or not known.
@@ -100,7 +49,27 @@ class Case:
     note: str = ""
 
 
-class Problem(Options, ABC):
+class Family(Options, ABC):
+    """What is compared on, with options as its fields: it has a label that can be typed, and says what it tests.
+
+    Class attributes:
+        telling: options that the label always names.
+    """
+
+    telling: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def title(self) -> str:
+        """What it tests, one line: the first line of the class docstring."""
+        return (type(self).__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+    @property
+    def label(self) -> str:
+        """Registry name, telling options and those that differ from their defaults, as one would type it."""
+        return label_of(self, *self.telling)
+
+
+class Problem(Family):
     """A family of problems. Subclass it, decorate with `deqlm.options` (and `register_problem`), implement `build`.
 
     Options of the family are its fields. An object can be given to `compare` as it is; registered, the family has a
@@ -109,7 +78,6 @@ class Problem(Options, ABC):
     Class attributes:
         max_iter: evaluations allowed in float32 and lower.
         max_iter_double: evaluations allowed in float64, where the tolerance is 1e-10.
-        telling: options that the label always names.
 
     Examples:
         >>> import deqlm
@@ -120,11 +88,11 @@ class Problem(Options, ABC):
         ...
         ...     e: float = 0.6
         ...
-        ...     def build(self, setting):
-        ...         M = torch.linspace(0.1, 3.0, setting.batch or 8, dtype=torch.float64)[:, None]
-        ...         M = M.to(setting.device, setting.dtype)
+        ...     def build(self, settings):
+        ...         M = torch.linspace(0.1, 3.0, settings.batch or 8, dtype=torch.float64)[:, None]
+        ...         M = M.to(settings.device, settings.dtype)
         ...         exact = lambda z: M.double() + self.e * z.sin()
-        ...         return Case(lambda z: M + self.e * z.sin(), exact, z0=M, max_iter=self.budget(setting))
+        ...         return Case(lambda z: M + self.e * z.sin(), exact, z0=M, max_iter=self.budget(settings))
         >>> result = compare(Kepler(e=0.3), "fixed_point,anderson", repeats=1, progress=False)
         >>> [entry.outcome for entry in result.problems[0].entries]
         ['solved', 'solved']
@@ -132,28 +100,17 @@ class Problem(Options, ABC):
 
     max_iter: ClassVar[int] = 200
     max_iter_double: ClassVar[int] = 300
-    telling: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def build(self, setting: Setting) -> Case:
+    def build(self, settings: Settings) -> Case:
         """Return the problem for a dtype, device, batch and seed; equal settings give equal bits.
 
         What it raises becomes the problem's line in the table; the other problems run.
         """
 
-    def budget(self, setting: Setting) -> int:
+    def budget(self, settings: Settings) -> int:
         """Return the evaluations a solver may make."""
-        return self.max_iter_double if setting.dtype == torch.float64 else self.max_iter
-
-    @property
-    def title(self) -> str:
-        """What the problem tests, one line: the first line of the class docstring."""
-        return (type(self).__doc__ or "").strip().splitlines()[0].rstrip(".")
-
-    @property
-    def label(self) -> str:
-        """Registry name, telling options and those that differ from their defaults, as one would type it."""
-        return label_of(self, *self.telling)
+        return self.max_iter_double if settings.dtype == torch.float64 else self.max_iter
 
 
 class TensorProblem(Problem):
@@ -181,18 +138,18 @@ class TensorProblem(Problem):
         """Return the fixed point for float64 parameters, (B, N), or None."""
         return None
 
-    def build(self, setting: Setting) -> Case:
-        generator = setting.generator()
-        rows = setting.batch or self.rows
+    def build(self, settings: Settings) -> Case:
+        generator = settings.generator()
+        rows = settings.batch or self.rows
         known: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
         drawn = self.tensors(lambda *shape: torch.randn(*shape, **known), rows)
-        low = {name: t.to(setting.dtype).to(setting.device) for name, t in drawn.items()}
+        low = {name: t.to(settings.dtype).to(settings.device) for name, t in drawn.items()}
         high = {name: t.double() for name, t in low.items()}
         return Case(
             f=lambda z: self.apply(z, low),
             exact=lambda z: self.apply(z, high),
             z0=self.start(low, rows),
-            max_iter=self.budget(setting),
+            max_iter=self.budget(settings),
             solution=lambda: self.answer(high),
             parameters=tuple(low.values()),
             exact_parameters=tuple(high.values()),
@@ -242,9 +199,9 @@ def register_problem(name: str, *aliases: str, override: bool = False) -> Callab
         ...
         ...     unknowns: int = 4
         ...
-        ...     def build(self, setting):
-        ...         z0 = torch.zeros(setting.batch or 2, self.unknowns, dtype=setting.dtype, device=setting.device)
-        ...         return Case(torch.cos, torch.cos, z0, max_iter=self.budget(setting))
+        ...     def build(self, settings):
+        ...         z0 = torch.zeros(settings.batch or 2, self.unknowns, dtype=settings.dtype, device=settings.device)
+        ...         return Case(torch.cos, torch.cos, z0, max_iter=self.budget(settings))
         >>> compare("cosine:unknowns=3", "anderson", repeats=1, progress=False).problems[0].unknowns
         3
     """

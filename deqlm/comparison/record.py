@@ -1,4 +1,4 @@
-"""A comparison as JSON and as files."""
+"""A comparison as plain data, and its files: JSON, the table as text, plots."""
 
 from __future__ import annotations
 
@@ -8,145 +8,103 @@ import math
 import os
 import shlex
 import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deqlm.comparison.base import Result
-from deqlm.comparison.recorder import Trace
-from deqlm.comparison.result import Entry
+from deqlm.reporting.style import steady, write
 from deqlm.reporting.table import shortened
 
-__all__ = [
-    "VERSION",
-    "check_folder",
-    "finite",
-    "former_run",
-    "record_of",
-    "save",
-    "write_json",
-]
+__all__ = ["VERSION", "Files", "finite", "write_json"]
 
 VERSION = 1
 """Version of the record's layout."""
 
-RECORDS = {
-    "compare": "deqlm compare",
-    "gradients": "deqlm compare --gradients",
-    "starts": "deqlm compare --starts",
-    "literature": "deqlm compare --suite literature",
-}
-"""Name of a record's file -> what it says of itself."""
 
-PLOTS = {
-    "compare": ("residual_evaluations", "residual_time", "profile"),
-    "gradients": ("gradients",),
-    "starts": ("starts",),
-    "literature": (),
-}
-"""Name of a record's file -> names of its plots."""
+@dataclass(frozen=True)
+class Files:
+    """The files of one kind of comparison.
 
-
-def record_of(comparison: Result[Any]) -> dict[str, Any]:
-    """Return a comparison as plain data; infinities and NaN are None."""
-    return {
-        "record": RECORDS[comparison.kind],
-        "version": VERSION,
-        "environment": comparison.environment,
-        "settings": comparison.settings,
-        "seconds": comparison.seconds,
-        "interrupted": comparison.interrupted,
-        "problems": [
-            {
-                **{key: value for key, value in vars(problem).items() if key != "entries"},
-                "entries": [_entry(entry) for entry in problem.entries],
-            }
-            for problem in comparison.problems
-        ],
-    }
-
-
-def check_folder(folder: Path, kind: str) -> None:
-    """Find out before any work whether `save` can write; a folder that is not there is not made.
-
-    Args:
-        folder: where `save` writes.
-        kind: "compare", "gradients" or "starts".
-
-    Raises:
-        OSError: it cannot.
+    Attributes:
+        kind: their name without an ending.
+        command: what the record says of itself.
+        figures: name of a plot -> what draws it from the record.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-    for path in made:
-        path.rmdir()
-    for path in (folder / name for name in (f"{kind}.json", f"{kind}.txt", *_drawn(kind))):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, f"{path.name} may not be written to")
 
+    kind: str
+    command: str
+    figures: Mapping[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
 
-def save(comparison: Result[Any], folder: Path, plots: bool) -> list[Path]:
-    """Write JSON, the table as text, and the plots into ``folder``; return what was written."""
-    kind = comparison.kind
-    folder.mkdir(parents=True, exist_ok=True)
-    former = _former(folder, kind) or {}
-    plots = plots and bool(PLOTS[kind]) and any(problem.entries for problem in comparison.problems)
-    drawn = _drawn(kind)
-    names = [f"{kind}.json", f"{kind}.txt", *(drawn if plots else ())]
-    write_json({**comparison.to_dict(), "files": names}, folder / names[0])
-    (folder / names[1]).write_text(f"{comparison}\n", encoding="utf-8")
-    if plots:
-        _draw(comparison, kind, folder)
-    files = former.get("files")
-    for name in set(drawn).difference(names):
-        if isinstance(files, list) and name in files:
-            (folder / name).unlink(missing_ok=True)
-    return [folder / name for name in names]
+    def check(self, folder: Path) -> None:
+        """Find out before any work whether `save` can write; a folder that is not there is not made.
 
+        Raises:
+            OSError: it cannot.
+        """
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for path in made:
+            path.rmdir()
+        for path in (folder / name for name in (*self._told, *self._drawn)):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder")
+            if path.exists() and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, f"{path.name} may not be written to")
 
-def former_run(folder: Path, kind: str) -> str | None:
-    """Return in a line which run's files lie in ``folder``, or None.
+    def save(self, record: dict[str, Any], text: str, folder: Path, plots: bool) -> list[Path]:
+        """Write a record, its table and, unless nothing was compared, its plots; return what was written.
 
-    Args:
-        folder: where `save` writes.
-        kind: "compare", "gradients", "starts" or "literature".
-    """
-    former = _former(folder, kind)
-    if former is None:
-        return None
-    try:
-        settings, argv = former["settings"], former["environment"]["argv"]
-        what = f"{len(former['problems'])} problems, {settings['dtype']}, seed {settings['seed']}"
-        told = f"`{shortened(shlex.join(argv), 60)}` ({what})"
-    except (KeyError, TypeError):
-        return f"{kind}.json, a record that is malformed"
-    return told.encode(errors="replace").decode()
+        Plots of a former run of this kind that are not drawn again are removed.
 
+        Raises:
+            ImportError: plots are wanted and matplotlib is missing.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        former = (self._former(folder) or {}).get("files")
+        plots = plots and bool(self.figures) and any(problem["entries"] for problem in record["problems"])
+        names = [*self._told, *(self._drawn if plots else ())]
+        write_json({**record, "files": names}, folder / names[0])
+        (folder / names[1]).write_text(f"{text}\n", encoding="utf-8")
+        if plots:
+            with steady():
+                for name, draw in self.figures.items():
+                    write(draw(record), folder, name)
+        for name in set(self._drawn).difference(names):
+            if isinstance(former, list) and name in former:
+                (folder / name).unlink(missing_ok=True)
+        return [folder / name for name in names]
 
-def _drawn(kind: str) -> list[str]:
-    return [f"{name}.{form}" for name in PLOTS[kind] for form in ("svg", "png")]
+    def former_run(self, folder: Path) -> str | None:
+        """Return in a line which run's files lie in ``folder``, or None."""
+        former = self._former(folder)
+        if former is None:
+            return None
+        try:
+            settings, argv = former["settings"], former["environment"]["argv"]
+            what = f"{len(former['problems'])} problems, {settings['dtype']}, seed {settings['seed']}"
+            told = f"`{shortened(shlex.join(argv), 60)}` ({what})"
+        except (KeyError, TypeError):
+            return f"{self.kind}.json, a record that is malformed"
+        return told.encode(errors="replace").decode()
 
+    @property
+    def _told(self) -> list[str]:
+        return [f"{self.kind}.json", f"{self.kind}.txt"]
 
-def _draw(comparison: Any, kind: str, folder: Path) -> None:
-    if kind == "compare":
-        from deqlm.comparison.plots import draw_all as draw
-    elif kind == "gradients":
-        from deqlm.comparison.gradient_plot import draw_gradients as draw
-    else:
-        from deqlm.comparison.start_plot import draw_starts as draw
-    draw(comparison, folder)
+    @property
+    def _drawn(self) -> list[str]:
+        return [f"{name}.{form}" for name in self.figures for form in ("svg", "png")]
 
-
-def _former(folder: Path, kind: str) -> dict[str, Any] | None:
-    """Return the record that lies in ``folder``, if one does and it is ours."""
-    try:
-        found = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and found.get("record") == RECORDS[kind] else None
+    def _former(self, folder: Path) -> dict[str, Any] | None:
+        """Return the record that lies in ``folder``, if one does and it is ours."""
+        try:
+            found = json.loads((folder / f"{self.kind}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) and found.get("record") == self.command else None
 
 
 def write_json(data: dict[str, Any], path: Path) -> Path:
@@ -162,12 +120,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return value
-
-
-def _entry(entry: Any) -> dict[str, Any]:
-    plain = {key: finite(value) for key, value in vars(entry).items() if key != "trace"}
-    return {**plain, "seconds": entry.seconds, "trace": _trace(entry.trace)} if isinstance(entry, Entry) else plain
-
-
-def _trace(trace: Trace | None) -> dict[str, Any] | None:
-    return None if trace is None else {key: finite(value) for key, value in vars(trace).items()}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from deqlm.comparison.record import finite
 from deqlm_solvers import Map
 
 __all__ = ["CountingMap", "Recorder", "Trace", "synchronize"]
@@ -31,6 +33,10 @@ class Trace:
         self.evaluations = evaluations
         self.seconds = seconds
         self.residual = residual
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; infinities become None."""
+        return {key: finite(value) for key, value in vars(self).items()}
 
     def scaled(self, total: float) -> Trace:
         """Return the trace with its clock scaled to a run of ``total`` seconds."""

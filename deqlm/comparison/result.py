@@ -1,150 +1,226 @@
-"""What a comparison returns."""
+"""What every comparison returns: entries per problem, and how they become a table, plain data and files."""
 
 from __future__ import annotations
 
-import math
-import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from deqlm.comparison.base import Result, Row, position
-from deqlm.comparison.recorder import Trace
+from deqlm.comparison.record import VERSION, Files, finite
+from deqlm.reporting.table import aligned, joined, problem_block, shortened
+from deqlm_solvers.core.checks import suggest
 
-__all__ = ["Comparison", "Entry", "ProblemResult"]
+__all__ = ["Column", "EntryBase", "Result", "Row", "position"]
 
-Outcome = Literal["solved", "unsolved", "raised", "not installed"]
+LONGEST_NAME = 34
 
 
-@dataclass
-class Entry:
-    """One solver on one problem.
+class EntryBase:
+    """What all entries have: who, what came of it, and a message; subclasses are dataclasses.
 
     Attributes:
-        solver: label, as one would type it.
-        outcome: "solved" (every row), "unsolved" (a row is not, by its true residual), "raised", "not installed".
+        solver: its label, as one would type it.
+        outcome: what came of it.
         message: what was raised, or which package is missing; one line.
-        solved: rows whose true relative residual is at most `Setting.accepted`, 1.05 times the tolerance.
-        evaluations: calls of f, as f saw them.
-        row_evaluations: rows summed over those calls.
-        token_evaluations: tokens summed over those rows; 0 where the problem has none.
-        times: seconds of each timed run.
-        overhead: seconds per evaluation beyond a bare call of f; may be below 0 by noise.
-        memory: most bytes held at once, in units of the state; see `MemoryMeter`. None when not measured.
-        residual: largest over rows of ||f(z) - z|| / ||f(z)||, f in float64, at the returned point.
-        error: largest over rows of ||z - truth|| / ||truth||; None where no answer is known.
-        statuses: rows per `Status` as the solver reports them.
-        claimed: rows that the solver calls CONVERGED.
-        counts_agree: whether the solver's own count of evaluations is the true one.
-        remark: why a failure is no weakness of the method, where that is known.
-        warnings: distinct warnings of the recorded run.
-        trace: residual against evaluations and time; None where the solver did not run.
-
-    Examples:
-        >>> from deqlm.comparison import Entry
-        >>> Entry(solver="anderson", outcome="solved", times=[0.2, 0.1, 0.3]).seconds
-        0.2
     """
 
     solver: str
-    outcome: Outcome = "raised"
-    message: str = ""
-    solved: int = 0
-    evaluations: int = 0
-    row_evaluations: int = 0
-    token_evaluations: int = 0
-    times: list[float] = field(default_factory=list)
-    overhead: float | None = None
-    memory: float | None = None
-    residual: float = math.inf
-    error: float | None = None
-    statuses: dict[str, int] = field(default_factory=dict)
-    claimed: int = 0
-    counts_agree: bool = True
-    remark: str = ""
-    warnings: list[str] = field(default_factory=list)
-    trace: Trace | None = None
+    outcome: str
+    message: str
+
+    @property
+    def name(self) -> str:
+        """Label of who was compared."""
+        return self.solver
 
     @property
     def ran(self) -> bool:
-        """True when the solver returned something."""
-        return self.outcome in ("solved", "unsolved")
+        """True when something was returned."""
+        return self.outcome == "ran"
 
     @property
-    def seconds(self) -> float | None:
-        """Median of the timed runs; None when there are none."""
-        return statistics.median(self.times) if self.times else None
+    def said(self) -> str:
+        """A line below the table, or nothing."""
+        return f"{self.name} {self.outcome}: {self.message}" if self.message else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; infinities and NaN become None."""
+        return {key: finite(value) for key, value in vars(self).items()}
+
+
+E = TypeVar("E", bound=EntryBase)
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        head: its name.
+        show: what it shows of a problem and an entry.
+        left: its cells stand to the left.
+        always: it shows something of an entry that did not run, too.
+        where: whether a problem has it; None for every problem.
+    """
+
+    head: str
+    show: Callable[[Any, Any], str]
+    left: bool = False
+    always: bool = False
+    where: Callable[[Any], bool] | None = None
+
+    def cell(self, problem: Any, entry: EntryBase) -> str:
+        """Return what stands in the line of an entry."""
+        return self.show(problem, entry) if entry.ran or self.always else "-"
+
+
+def name_column(head: str) -> Column:
+    """Return the first column of a table."""
+    return Column(f"  {head}", lambda _, entry: "  " + shortened(entry.name, LONGEST_NAME), left=True, always=True)
+
+
+def last_column(show: Callable[[Any], str]) -> Column:
+    """Return the last column: a remark on an entry that ran, or why another did not."""
+    return Column("", lambda _, e: show(e) if e.ran else e.outcome.upper(), left=True, always=True)
 
 
 @dataclass
-class ProblemResult(Row):
-    """All solvers on one problem.
+class Row(Generic[E]):
+    """A problem of a comparison.
 
     Attributes:
         label, title: name as typed, and what the problem tests.
         rows, unknowns: shape (B, N) of the state.
-        tokens: positions of a row; 0 where the state has none.
-        tol: relative tolerance asked for.
-        max_iter: evaluations allowed.
-        f_seconds: median time of a bare call of f.
-        note: what the reader must know about f and the residuals; a line each.
-        message: why the problem could not be built; then there are no entries.
-        entries: one per solver, in the order asked for.
-
-    Examples:
-        >>> from deqlm.comparison import compare
-        >>> problem = compare("two_cycle", "anderson", repeats=1, progress=False)["two_cycle"]
-        >>> problem.rows, problem.unknowns, problem.entry("anderson").solved
-        (32, 64, 32)
+        message: why the problem was not compared; then there are no entries.
+        entries: one per contender, in the order asked for.
     """
 
-    tokens: int = 0
-    tol: float = 0.0
-    max_iter: int = 0
-    f_seconds: float = 0.0
-    note: str = ""
-    message: str = ""
-    entries: list[Entry] = field(default_factory=list)
+    label: str
+    title: str
+    rows: int = 0
+    unknowns: int = 0
+    message: str = field(default="", kw_only=True)
+    entries: list[E] = field(default_factory=list, kw_only=True)
 
-    def entry(self, solver: str) -> Entry:
-        """Return the entry of a solver label.
+    contender: ClassVar[str] = "solver"
+    absent: ClassVar[str] = "not compared"
+
+    def entry(self, name: str) -> E:
+        """Return the entry of a label.
 
         Raises:
-            KeyError: no such solver in this comparison; the message names the nearest one.
+            KeyError: nobody of this label in this comparison; the message names the nearest one.
         """
-        return self.entries[position("solver", solver, [entry.solver for entry in self.entries])]
+        return self.entries[position(self.contender, name, [entry.name for entry in self.entries])]
+
+    def facts(self) -> list[str]:
+        """Return the lines above the table."""
+        return []
+
+
+R = TypeVar("R", bound=Row[Any])
 
 
 @dataclass
-class Comparison(Result[ProblemResult]):
-    """Result of `compare`: a table (`str`), plain data (`to_dict`), files (`save`), problems by label (index).
+class Result(Generic[R]):
+    """A table (`str`), plain data (`to_dict`), files (`save`), problems by label (index).
+
+    A subclass says what its entries look like: ``columns`` and ``legend`` of the table, ``files`` with its plots. Its
+    own columns, or other `blocks`, are all that makes one comparison differ from another here.
 
     Attributes:
-        problems: one `ProblemResult` per problem, in the order asked for.
-        settings: dtype, device, batch, seed, repeats as used.
-        environment: versions, hardware, commit; see `environment`.
+        problems: one row per problem, in the order asked for.
+        settings: dtype, device, batch, seed, repeats, threads as used.
+        environment: versions, hardware, commit.
         seconds: how long the comparison took.
         interrupted: True when it was stopped by Ctrl-C; what was done until then is there.
-
-    Examples:
-        >>> from deqlm.comparison import compare
-        >>> result = compare("symmetric:rho=0.5", "fixed_point,anderson", repeats=1, progress=False)
-        >>> result.solvers
-        ['fixed_point', 'anderson']
-        >>> counts = {entry.solver: entry.evaluations for entry in result["symmetric:rho=0.5"].entries}
-        >>> counts["anderson"] < counts["fixed_point"]
-        True
-        >>> [path.name for path in result.save("my-results", plots=False)]
-        ['compare.json', 'compare.txt']
     """
 
-    kind = "compare"
+    columns: ClassVar[tuple[Column, ...]] = ()
+    legend: ClassVar[str] = ""
+    files: ClassVar[Files]
 
-    @property
-    def solvers(self) -> list[str]:
-        """Labels of all solvers, in the order asked for."""
-        return list(dict.fromkeys(entry.solver for problem in self.problems for entry in problem.entries))
+    problems: list[R] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    def __getitem__(self, problem: str) -> R:
+        """Return the result of a problem label.
+
+        Raises:
+            KeyError: no such problem in this comparison; the message names the nearest one.
+        """
+        return self.problems[position("problem", problem, [each.label for each in self.problems])]
 
     def __str__(self) -> str:
-        from deqlm.comparison.report import table
+        return joined(self.blocks(), self.legend, self.interrupted)
 
-        return table(self)
+    @property
+    def contenders(self) -> list[str]:
+        """Labels of all that were compared, in the order asked for."""
+        return list(dict.fromkeys(entry.name for problem in self.problems for entry in problem.entries))
+
+    def blocks(self) -> list[str]:
+        """Return the parts of the table: one per problem."""
+        return [self._block(problem) for problem in self.problems]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; infinities and NaN become None."""
+        return {
+            "record": self.files.command,
+            "version": VERSION,
+            "environment": self.environment,
+            "settings": self.settings,
+            "seconds": self.seconds,
+            "interrupted": self.interrupted,
+            "problems": [
+                {
+                    **{key: value for key, value in vars(problem).items() if key != "entries"},
+                    "entries": [entry.to_dict() for entry in problem.entries],
+                }
+                for problem in self.problems
+            ],
+        }
+
+    def save(self, folder: str | Path, plots: bool = True) -> list[Path]:
+        """Write JSON, the table as text, and the plots (SVG and PNG); return what was written.
+
+        Files are named after the comparison: ``compare.json``, ``gradients.json`` or ``starts.json`` and so on. A
+        former run in ``folder`` is replaced: files that its JSON names and this one lacks are removed.
+
+        Raises:
+            ImportError: plots are wanted and matplotlib is missing.
+        """
+        return self.files.save(self.to_dict(), str(self), Path(folder), plots)
+
+    def _block(self, problem: R) -> str:
+        columns = [column for column in self.columns if column.where is None or column.where(problem)]
+        rows = [[column.head for column in columns]]
+        rows += [[column.cell(problem, entry) for column in columns] for entry in problem.entries]
+        table = aligned(rows, [i for i, column in enumerate(columns) if column.left])
+        said = [entry.said for entry in problem.entries if entry.said]
+        why = f"{problem.absent}: {problem.message}" if problem.message else ""
+        return problem_block(f"{problem.label}: {problem.title}", [*problem.facts(), *table], said, why)
+
+
+def position(kind: str, name: str, labels: Sequence[str]) -> int:
+    """Return where a label stands.
+
+    Raises:
+        KeyError: it is not there; the message names the nearest one, and a name without options stands for its first
+            label.
+
+    Examples:
+        >>> position("solver", "anderson", ["fixed_point", "anderson"])
+        1
+        >>> position("problem", "symmetric", ["two_cycle", "symmetric:rho=0.9,unknowns=8"])
+        Traceback (most recent call last):
+        KeyError: "no problem 'symmetric' in this comparison: did you mean 'symmetric:rho=0.9,unknowns=8'?"
+    """
+    if name in labels:
+        return labels.index(name)
+    near = next((label for label in labels if label.partition(":")[0] == name), None)
+    tail = suggest(name, list(labels)) if near is None else f"did you mean {near!r}?"
+    raise KeyError(f"no {kind} {name!r} in this comparison: {tail}")

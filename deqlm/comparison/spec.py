@@ -9,25 +9,11 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-import torch
-
-from deqlm.comparison.problem import PROBLEMS, TOLERANCES, Problem, label_of
-from deqlm.comparison.problems.user import UserProblem, load_callable
+from deqlm.comparison.problem import label_of
 from deqlm_solvers import Options, Registry
 from deqlm_solvers.core.checks import suggest
 
-__all__ = [
-    "PluginError",
-    "load",
-    "make_from",
-    "parse_device",
-    "parse_dtype",
-    "parse_problem",
-    "split_specs",
-    "to_list",
-    "to_problem",
-    "to_rows",
-]
+__all__ = ["PluginError", "load", "make_from", "read_options", "split_specs", "to_list", "to_rows"]
 
 T = TypeVar("T", bound=Options)
 
@@ -116,75 +102,11 @@ def make_from(registry: Registry[T], spec: str) -> T:
     name, _, rest = spec.partition(":")
     if name not in registry:
         raise KeyError(f"unknown {registry.kind} {name!r}: {suggest(name, registry)}")
-    cls, given = load(registry, name), _options(rest)
+    cls, given = load(registry, name), read_options(rest)
     try:
         return cls(**given)
     except TypeError as error:
         raise _wrong_type(cls, given) or error from None
-
-
-def parse_problem(spec: str) -> Problem:
-    """Return a problem from ``name:key=value,...`` or ``module:callable``.
-
-    Raises:
-        KeyError: an unknown name.
-        TypeError, ValueError: an unknown option, a value that breaks its rule, or nothing to import.
-    """
-    name, colon, rest = spec.partition(":")
-    if name.endswith(".py") and not colon:
-        raise ValueError(f"problem {name!r} is a file, name a function in it: {name}:make")
-    head = rest.partition(":")[0]
-    if not colon or "=" in head:
-        if name not in PROBLEMS:
-            raise KeyError(f"unknown problem {name!r}: {suggest(name, PROBLEMS)}, or your own module:callable")
-        return make_from(PROBLEMS, spec)
-    attribute, _, options = rest.partition(":")
-    where = f"{name}:{attribute}"
-    return UserProblem(make=load_callable(where), shown=spec, options=_options(options))
-
-
-def parse_device(name: str | torch.device) -> torch.device:
-    """Return a device that this machine has.
-
-    Raises:
-        ValueError: no such kind of device, or none of it here.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {str(name)!r}: {suggest(str(name), ('cpu', 'cuda', 'mps'))}") from None
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not here.get(device.type, True) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device {str(name)!r} is not available here; `deqlm env` lists what is")
-    return device
-
-
-def to_problem(given: Any) -> Problem:
-    """Return a problem from an object, a spec, or a factory that returns ``(f, z0)``.
-
-    Raises:
-        TypeError: anything else.
-    """
-    if isinstance(given, Problem):
-        return given
-    if isinstance(given, str):
-        return parse_problem(given)
-    if callable(given):
-        return UserProblem(make=given)
-    raise TypeError(f"a problem must be a name, a Problem or a factory of (f, z0), got {given!r}")
-
-
-def parse_dtype(name: str | torch.dtype) -> torch.dtype:
-    """Return one of the dtypes a comparison can run in.
-
-    Raises:
-        ValueError: any other; the message names the nearest one.
-    """
-    known = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCES}
-    text = str(name).removeprefix("torch.")
-    if text not in known:
-        raise ValueError(f"unknown dtype {text!r}: {suggest(text, known)}")
-    return known[text]
 
 
 def to_rows(
@@ -219,6 +141,25 @@ def to_rows(
     return rows
 
 
+def read_options(text: str) -> dict[str, Any]:
+    """Return the options of ``key=value,...``.
+
+    Raises:
+        ValueError: an item without a value.
+
+    Examples:
+        >>> read_options("memory=5,impl=torch")
+        {'memory': 5, 'impl': 'torch'}
+    """
+    values: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"an option must be key=value, got {item!r}")
+        values[key.strip()] = _literal(value.strip())
+    return values
+
+
 def _wrong_type(cls: type[Options], given: Mapping[str, Any]) -> ValueError | None:
     """Return which option has a value of the wrong kind, for a class that fails on it without saying so."""
     kinds = {f.name: str(f.type) for f in fields(cls) if f.name in given}  # type: ignore[arg-type]
@@ -238,16 +179,6 @@ def _spec_of(item: Any) -> str:
     name = str(values.pop("name", ""))
     tail = ",".join(f"{key}={value}" for key, value in values.items())
     return f"{name}:{tail}" if tail else name
-
-
-def _options(text: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"an option must be key=value, got {item!r}")
-        values[key.strip()] = _literal(value.strip())
-    return values
 
 
 def _literal(text: str) -> Any:

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Look", "figure", "looks", "steady", "write"]
+__all__ = [
+    "PALETTE",
+    "Look",
+    "can_draw",
+    "figure",
+    "key",
+    "legend_below",
+    "looks",
+    "panels",
+    "say_absent",
+    "steady",
+    "write",
+]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 """Okabe and Ito (2008), Color universal design, without their yellow, which is faint on white, and with a brown."""
@@ -54,6 +67,11 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     return chosen
 
 
+def can_draw() -> bool:
+    """Say whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
 @contextmanager
 def steady() -> Iterator[None]:
     """Draw with our settings and nobody else's; the user's own come back afterwards."""
@@ -73,6 +91,54 @@ def figure(width: float, height: float) -> Any:
     made = Figure(figsize=(width, height))
     FigureCanvasAgg(made)
     return made
+
+
+def panels(count: int, columns: int, size: tuple[float, float], below: float, sharey: bool = False) -> Any:
+    """Return a figure and its axes, so many columns and as many lines as ``count`` panels need; the others are empty.
+
+    Args:
+        count: panels that are drawn on.
+        columns: of panels.
+        size: width and height of a panel, in inches.
+        below: inches that stay free.
+        sharey: all panels have one vertical axis.
+    """
+    lines = max(1, -(-count // columns))
+    made = figure(size[0] * columns, size[1] * lines + below)
+    axes = made.subplots(lines, columns, squeeze=False, sharey=sharey).flatten()
+    for panel in axes[count:]:
+        panel.set_axis_off()
+    return made, axes
+
+
+def key(label: str, **look: Any) -> Any:
+    """Return what a legend shows of a line or a marker."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, **look)
+
+
+def legend_below(made: Any, keys: Sequence[Any], columns: int, height: float, left: float = 0.0, **more: Any) -> None:
+    """Draw a legend of so many columns below all panels, and give these the rest.
+
+    Args:
+        made: the figure.
+        keys: as `key` makes them.
+        columns: at most.
+        height: inches of the legend.
+        left: share of the figure's width that stays free for a label.
+        **more: of matplotlib's ``legend``.
+    """
+    made.legend(handles=keys, loc="lower center", ncols=max(1, min(columns, len(keys))), fontsize=8, **more)
+    made.tight_layout(rect=(left, height / made.get_figheight(), 1, 1))
+
+
+def say_absent(panel: Any, absent: Sequence[str]) -> None:
+    """Write into a panel who is missing from it."""
+    if not absent:
+        return
+    shown = absent if len(absent) <= 3 else [*absent[:3], f"and {len(absent) - 3} more"]
+    panel.text(0.03, 0.05, "\n".join(shown), transform=panel.transAxes, fontsize=6.5, color="#555555", va="bottom")
 
 
 def write(made: Any, folder: Path, name: str) -> list[Path]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-__all__ = ["WIDTH", "aligned", "amount", "block", "duration", "joined", "shortened", "wrapped"]
+__all__ = ["WIDTH", "aligned", "amount", "duration", "joined", "problem_block", "shortened", "wrapped"]
 
 WIDTH = 120
 
@@ -18,28 +17,19 @@ def joined(blocks: Iterable[str], legend: str, interrupted: bool) -> str:
     return "\n\n".join([*blocks, legend, *ending])
 
 
-def block(
-    problem: Any,
-    facts: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    left: Sequence[int],
-    said: Iterable[str],
-    absent: str = "not compared",
-) -> str:
+def problem_block(head: str, lines: Iterable[str], said: Iterable[str], why: str = "") -> str:
     """Return what a report says of one problem.
 
     Args:
-        problem: its ``label``, ``title`` and ``message`` are shown.
-        facts: lines above the table.
-        rows: of the table, the first one names the columns.
-        left: columns that are left-aligned.
+        head: its name and what it tests.
+        lines: facts and the table.
         said: remarks on entries, below the table.
-        absent: what a problem with a message is.
+        why: the reason for which there is nothing else to show.
     """
-    head = shortened(f"{problem.label}: {problem.title}", WIDTH)
-    if problem.message:
-        return "\n".join([head, *wrapped(f"{absent}: {problem.message}")])
-    return "\n".join([head, *facts, *aligned(rows, left), *(line for text in said for line in wrapped(text))])
+    head = shortened(head, WIDTH)
+    if why:
+        return "\n".join([head, *wrapped(why)])
+    return "\n".join([head, *lines, *(line for text in said for line in wrapped(text))])
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:

@@ -3,7 +3,8 @@
     python tests/benchmarks/run_all.py --out docs
 
 makes a temporary environment with jax, jaxopt and optimistix (or takes one, --jax), then does what
-`deqlm compare --full --out docs --jax ...` does, and adds the record of the fused step. Run it on an idle machine.
+`PYTHONPATH=tests python -m benchmarks.comparison --out docs --jax ...` does, and adds the record of the fused step.
+Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import tempfile
 import venv
 from pathlib import Path
 
-from deqlm.cli.main import main as deqlm
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.comparison.__main__ import main as compare
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("jax", "jaxopt", "optimistix")
@@ -35,7 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", default="docs", help="folder of the page, its records and its plots (default docs)")
     parser.add_argument("--jax", metavar="PYTHON", help="an interpreter that has jax; default: a temporary one")
     parser.add_argument("--no-jax", action="store_true", help="leave jax out")
-    parser.add_argument("--parts", help="only these parts, as for deqlm compare --full")
+    parser.add_argument("--parts", help="only these parts, as for benchmarks.comparison")
     parser.add_argument("--fused", action="store_true", help="also measure the fused step, two minutes more")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +48,7 @@ def main(argv: list[str]) -> int:
             python = jax_environment(folder)
         options = ["--jax", python] if python else []
         options += ["--parts", arguments.parts] if arguments.parts else []
-        status = deqlm(["compare", "--full", "--out", arguments.out, "--progress", *options])
+        status = compare(["--out", arguments.out, "--progress", *options])
     if status == 0 and arguments.fused:
         record = Path(arguments.out, "records", "fused_step.json")
         command = [sys.executable, str(HERE / "speed_fused_step.py"), "--record", str(record)]

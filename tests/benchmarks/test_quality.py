@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.quality_set import problems
+from benchmarks.comparison.quality_maps import problems
 from deqlm.comparison import compare_literature
 from deqlm.comparison.literature.contenders import is_peer, own
 from deqlm_solvers import Anderson, Broyden, Fallback, FixedPoint, NewtonKrylov, Solve, Solver, Stop

@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deqlm.comparison.full.adjoint import measure_adjoint
-from deqlm.comparison.full.page import blocks
-from deqlm.comparison.full.speed import measure_overhead, measure_rows, measure_speed
-from deqlm.comparison.full.verdicts import default_of, verdicts
+from benchmarks.comparison.adjoint import measure_adjoint
+from benchmarks.comparison.page import blocks
+from benchmarks.comparison.speed import measure_overhead, measure_rows, measure_speed
+from benchmarks.comparison.verdicts import default_of, verdicts
 
 pytestmark = pytest.mark.bench
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from deqlm.comparison import PROBLEMS, Problem, Setting, compare
+from deqlm.comparison import PROBLEMS, Problem, Settings, compare
 from deqlm.comparison.noise import changes
 from deqlm.comparison.recorder import Recorder, Trace, relative_residual
 from deqlm_solvers import SOLVERS, Anderson, Solver, StepSolver, options, register_solver
@@ -217,7 +217,7 @@ def test_a_problem_that_cannot_be_built_keeps_its_block():
 def test_interruption_leaves_what_was_done():
     @options
     class Stops(Problem):
-        def build(self, setting: Setting):
+        def build(self, settings: Settings):
             raise KeyboardInterrupt
 
     result = compare([TINY, Stops(), TINY], ["anderson"], **FAST)

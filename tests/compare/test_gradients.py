@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from deqlm import GRADIENTS, Gradient, Stop, options, register_gradient
-from deqlm.comparison import PROBLEMS, GradientComparison, Setting, compare_gradients
-from deqlm.comparison.gradients import GradientEntry, GradientProblem, _Subject
+from deqlm.comparison import PROBLEMS, GradientComparison, Settings, compare_gradients
+from deqlm.comparison.gradients.result import GradientEntry, GradientProblem
+from deqlm.comparison.gradients.subject import GradientSubject
 
 PROBLEM = "tanh:rho=0.5,unknowns=8"
 FAST = {"repeats": 1, "batch": 3, "progress": False}
@@ -33,8 +34,8 @@ def test_every_registered_method_has_a_row_and_exact_ones_agree():
 
 
 def test_the_truth_is_that_of_long_unrolling():
-    case = PROBLEMS["tanh"](rho=0.5, unknowns=6).build(Setting(dtype=torch.float64, batch=2))
-    subject = _Subject(case, 0, Stop())
+    case = PROBLEMS["tanh"](rho=0.5, unknowns=6).build(Settings(dtype=torch.float64, batch=2))
+    subject = GradientSubject(case, 0, Stop())
     z = case.z0
     for _ in range(200):
         z = case.f(z)
@@ -95,11 +96,11 @@ def test_options_are_taken_and_counts_repeat():
 
 def test_the_plot_shows_what_a_step_pays():
     pytest.importorskip("matplotlib")
-    from deqlm.comparison.gradient_plot import draw_costs
+    from deqlm.comparison.gradients.plot import draw_costs
 
     entry = GradientEntry("implicit", "ran", cosine=1.0, error=1e-3, forward=[1.0, 2.0, 9.0], backward=[3.0, 1.0, 2.0])
     problem = GradientProblem("p", "title", entries=[entry])
-    panel = draw_costs(GradientComparison([problem])).axes[0]
+    panel = draw_costs(GradientComparison([problem]).to_dict()).axes[0]
     assert panel.get_lines()[0].get_xdata() == [4000.0]
     assert panel.get_xlabel() == "forward + backward, ms"
     with pytest.raises(KeyError, match="did you mean 'implicit'"):

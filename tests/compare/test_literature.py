@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from deqlm.cli.main import main
-from deqlm.comparison import PROBLEMS, Setting, compare_literature
+from deqlm.comparison import PROBLEMS, Settings, compare_literature
 from deqlm.comparison.literature.contenders import PEERS, contenders, is_peer, own
-from deqlm.comparison.literature.page import draw_literature, literature_blocks
-from deqlm.comparison.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.entry import LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.result import LiteratureComparison
 from deqlm.comparison.literature.run import within_tolerance
 from deqlm.comparison.literature.verdict import behind, false_words, scores, unsolved
 from deqlm.comparison.problems.literature import literature, literature_problems
 from deqlm_solvers import SOLVERS, Solve, Solver, Status, Stop, options, register_solver
 
 THREE = "boggs,dottie,chebyquad_8"
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def entry(solver, form="f", outcome="solved", word="CONVERGED", evaluations=5):
@@ -143,7 +141,6 @@ def test_a_peer_that_is_not_installed_says_so(monkeypatch):
     result = compare_literature("dottie", "newton,scipy.hybr", progress=False)
     assert [e.outcome for e in result["dottie"].entries] == ["solved", "not installed"]
     assert "not installed" in str(result)
-    assert "Not installed here: scipy.hybr." in literature_blocks(result.to_dict())["scores"]
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
@@ -164,11 +161,11 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
 def test_one_of_them_is_a_problem_of_the_plain_comparison():
     plus, minus = (PROBLEMS["literature"](case="wood", sign=sign) for sign in ("plus", "minus"))
     assert plus.label == "literature:case=wood,sign=plus"
-    case = minus.build(Setting(dtype=torch.float64, batch=2))
+    case = minus.build(Settings(dtype=torch.float64, batch=2))
     wood = literature("wood")
     assert torch.equal(case.z0, wood.start.expand(2, 4))
     assert torch.equal(case.f(case.z0), case.z0 - wood.system(case.z0))
-    assert torch.equal(plus.build(Setting(dtype=torch.float64)).f(wood.start), wood.start + wood.system(wood.start))
+    assert torch.equal(plus.build(Settings(dtype=torch.float64)).f(wood.start), wood.start + wood.system(wood.start))
     with pytest.raises(KeyError, match="did you mean 'wood'"):
         PROBLEMS["literature"](case="wod")
     with pytest.raises(ValueError, match="sign='plus' is not used for dottie, which is a map"):
@@ -189,7 +186,6 @@ def test_the_command_lists_the_problems(capsys):
         (["--suite", "literature", "--solvers", "scipy.hybrid"], "did you mean 'scipy.hybr'"),
         (["--suite", "literature", "--dtype", "float64"], "--dtype has no meaning with --suite literature"),
         (["--suite", "literature", "--gradients"], "--gradients has no meaning with --suite literature"),
-        (["--suite", "literature", "--full"], "--full has no meaning with --suite literature"),
     ],
 )
 def test_mistakes_in_the_command_are_told(argv, text, capsys, tmp_path):
@@ -199,35 +195,6 @@ def test_mistakes_in_the_command_are_told(argv, text, capsys, tmp_path):
         code = error.code
     assert code == 2
     assert text in capsys.readouterr().err
-
-
-def test_the_page_is_drawn_from_the_record(tmp_path):
-    result = compare_literature(THREE, "newton,fixed_point", progress=False)
-    result.save(tmp_path / "records", plots=False)
-    page = draw_literature(tmp_path)
-    text = page.read_text()
-    calls = [e.evaluations for e in result["boggs"].entries if e.solver == "newton"]
-    assert f"| boggs | {result['boggs'].title} | 2 | {calls[0]} / {calls[1]} | - / - |" in text
-    assert "| newton | 2 | 2 | 2 | 0 | 0 |" in text
-    page.write_text(text.replace("| newton | 2", "| spoiled | 2").replace("# Problems", "# My problems"))
-    assert draw_literature(tmp_path).read_text() == text.replace("# Problems", "# My problems")
-    assert literature_blocks(result.to_dict()) == literature_blocks(json.loads(json.dumps(result.to_dict())))
-
-
-def test_the_part_of_the_full_comparison_writes_record_and_page(tmp_path, capsys, monkeypatch):
-    small = compare_literature("dottie", "newton", progress=False)
-    monkeypatch.setattr("deqlm.comparison.literature.page.compare_literature", lambda progress: small)
-    assert main(["compare", "--full", "--parts", "literature", "--no-plots", "--out", str(tmp_path)]) == 0
-    assert str(tmp_path / "literature.md") in capsys.readouterr().out
-    assert (tmp_path / "records/literature.json").exists()
-
-
-def test_the_page_of_the_documents_is_that_of_its_record():
-    record = json.loads((DOCS / "records/literature.json").read_text())
-    text = (DOCS / "literature.md").read_text()
-    for name, block in literature_blocks(record).items():
-        assert f"<!-- begin {name} -->\n{block}\n<!-- end {name} -->" in text
-    assert len(record["problems"]) == len(list(literature_problems()))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deqlm.comparison import Comparison, Entry, ProblemResult, compare
-from deqlm.comparison.plots import draw_profile, draw_residuals, profile
+from deqlm.comparison.solvers.plots import draw_profile, draw_residuals, profile
 from deqlm.reporting.style import looks, steady
 
 pytest.importorskip("matplotlib")
@@ -34,7 +34,7 @@ def test_written_as_svg_and_png_and_deterministic(result, tmp_path):
 
 def test_a_failing_solver_ends_with_a_cross(result):
     with steady():
-        made = draw_residuals(result, "evaluations")
+        made = draw_residuals(result.to_dict(), "evaluations")
     panel = made.axes[1]
     assert panel.get_title(loc="left") == "two_cycle:unknowns=4"
     markers = [line.get_marker() for line in panel.get_lines() if line.get_marker() != "None"]
@@ -45,8 +45,8 @@ def test_raised_and_missing_solvers_are_named_in_the_panel():
     entries = [Entry(solver="boom", outcome="raised"), Entry(solver="gone", outcome="not installed")]
     comparison = Comparison(problems=[ProblemResult("p", "title", 1, 1, 1e-5, 10, entries=entries)])
     with steady():
-        made = draw_residuals(comparison, "seconds")
-        draw_profile(comparison)
+        made = draw_residuals(comparison.to_dict(), "seconds")
+        draw_profile(comparison.to_dict())
     assert "boom raised" in made.axes[0].texts[0].get_text()
     assert "gone not installed" in made.axes[0].texts[0].get_text()
 
@@ -61,7 +61,7 @@ def test_profile_ratios():
             ProblemResult("q", "", entries=[entry("a", "unsolved", 5), entry("b", "solved", 20)]),
         ]
     )
-    assert profile(comparison, lambda e: e.evaluations) == {"a": [1.0], "b": [1.0, 3.0]}
+    assert profile(comparison.to_dict(), "evaluations") == {"a": [1.0], "b": [1.0, 3.0]}
 
 
 def test_looks_differ_within_and_between_families():

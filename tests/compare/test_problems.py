@@ -5,24 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deqlm.comparison import DEFAULT, PROBLEMS, TOLERANCES, Setting
+from deqlm.comparison import DEFAULT, PROBLEMS, TOLERANCES, Settings
 from deqlm.comparison.problems import DIFFERENTIABLE, QUICK, HardRow, NonNormal, Parity, Rotation, Symmetric, Tanh
 from deqlm.comparison.truth import bisect, jacobians, polish
 from deqlm_solvers import FixedPoint, Solve, Stop
 
-DOUBLE = Setting(dtype=torch.float64, batch=2)
+DOUBLE = Settings(dtype=torch.float64, batch=2)
 SMALL = {"unknowns": 16}
 
 
-def jacobian(problem, setting=DOUBLE):
-    case = problem.build(setting)
+def jacobian(problem, settings=DOUBLE):
+    case = problem.build(settings)
     return jacobians(case.f, case.z0)
 
 
 @pytest.mark.parametrize("name", list(PROBLEMS))
 def test_float64_answer_is_a_fixed_point_and_float32_agrees(name):
     problem = PROBLEMS[name]()
-    case = problem.build(Setting(dtype=torch.float32, batch=2))
+    case = problem.build(Settings(dtype=torch.float32, batch=2))
     truth = case.solution()
     assert truth is not None
     assert truth.dtype == torch.float64
@@ -35,7 +35,7 @@ def test_float64_answer_is_a_fixed_point_and_float32_agrees(name):
 @pytest.mark.parametrize("problem", [*DEFAULT, *QUICK, *DIFFERENTIABLE], ids=lambda p: p.label)
 def test_default_problems_build_the_same_twice_in_every_dtype(problem):
     for dtype in TOLERANCES:
-        first, second = (problem.build(Setting(dtype=dtype, batch=2, seed=3)) for _ in range(2))
+        first, second = (problem.build(Settings(dtype=dtype, batch=2, seed=3)) for _ in range(2))
         with torch.no_grad():
             fz = first.f(first.z0)
             assert torch.equal(fz, second.f(second.z0))
@@ -46,7 +46,7 @@ def test_default_problems_build_the_same_twice_in_every_dtype(problem):
 @pytest.mark.parametrize("problem", DEFAULT, ids=lambda p: p.label)
 def test_the_seed_changes_the_problem(problem):
     with torch.no_grad():
-        values = [case.f(case.z0) for case in (problem.build(Setting(batch=2, seed=seed)) for seed in (0, 1))]
+        values = [case.f(case.z0) for case in (problem.build(Settings(batch=2, seed=seed)) for seed in (0, 1))]
     assert not torch.equal(*values)
 
 
@@ -73,7 +73,7 @@ def test_rotation_turns_by_60_degrees_and_stretches():
 
 
 def test_one_row_is_hard():
-    J = jacobian(HardRow(**SMALL), Setting(dtype=torch.float64))
+    J = jacobian(HardRow(**SMALL), Settings(dtype=torch.float64))
     radius = torch.linalg.eigvals(J).abs().amax(1)
     assert radius[7].item() == pytest.approx(0.998)
     assert torch.allclose(radius[torch.arange(32) != 7], torch.tensor(0.5, dtype=torch.float64))
@@ -98,7 +98,7 @@ def test_two_cycle_never_settles_under_plain_iteration():
 
 
 def test_parity_residual_is_constant_and_then_zero():
-    case = Parity().build(Setting())
+    case = Parity().build(Settings())
     stop = Stop(max_iter=400, rtol=1e-5, trace=True)
     sol = Solve(FixedPoint(), stop)(case.f, case.z0)
     assert sol.trace is not None
@@ -131,10 +131,10 @@ def test_bad_options_are_refused(name, options):
 
 
 def test_labels_can_be_typed():
-    from deqlm.comparison.spec import parse_problem
+    from deqlm.comparison.problems.named import to_problem
 
     for problem in DEFAULT:
-        assert parse_problem(problem.label) == problem
+        assert to_problem(problem.label) == problem
 
 
 def test_polish_says_none_where_there_is_no_fixed_point():

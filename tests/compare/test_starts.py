@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from deqlm.cli.main import main
-from deqlm.comparison import SEQUENCES, Sequence, Setting, StartComparison, UserSequence, compare_starts
-from deqlm.comparison.problems.sequences import STANDARD, Epochs, Inputs, Tokens, to_sequence
-from deqlm.comparison.starts import StartEntry, StartProblem
+from deqlm.comparison import SEQUENCES, Sequence, Settings, StartComparison, UserSequence, compare_starts
+from deqlm.comparison.problems.named import to_sequence
+from deqlm.comparison.problems.sequences import STANDARD, Epochs, Inputs, Tokens
+from deqlm.comparison.starts.result import StartEntry, StartProblem
 from deqlm_solvers import StepSolver, options, register_solver
 
 FAST = {"repeats": 1, "batch": 3, "progress": False}
@@ -59,8 +60,8 @@ def test_where_it_pays(sequence, verdict):
 
 @pytest.mark.parametrize("sequence", STANDARD, ids=lambda sequence: sequence.label)
 def test_members_repeat_and_contract(sequence):
-    setting = Setting(dtype=torch.float64, batch=2, seed=3)
-    twins = list(zip(sequence.members(setting), sequence.members(setting), strict=True))
+    settings = Settings(dtype=torch.float64, batch=2, seed=3)
+    twins = list(zip(sequence.members(settings), sequence.members(settings), strict=True))
     assert len(twins) == sequence.length
     for case, twin in twins:
         assert torch.equal(case.f(case.z0), twin.f(twin.z0))
@@ -72,13 +73,13 @@ def test_members_repeat_and_contract(sequence):
 
 
 def test_inputs_change_by_what_they_say():
-    first, second = list(Inputs(change=0.1, length=2).members(Setting(dtype=torch.float64)))
+    first, second = list(Inputs(change=0.1, length=2).members(Settings(dtype=torch.float64)))
     a, b = (case.f(torch.zeros_like(case.z0)).atanh() for case in (first, second))
     assert ((a - b).norm() / a.norm()).item() == pytest.approx(0.1, rel=0.3), "the two directions are not orthogonal"
 
 
 def test_the_epochs_are_those_of_a_training_that_learns():
-    cases = list(Epochs(rate=0.01, length=4).members(Setting(dtype=torch.float64)))
+    cases = list(Epochs(rate=0.01, length=4).members(Settings(dtype=torch.float64)))
     points = [case.f(case.z0) for case in cases]
     assert all(not torch.equal(a, b) for a, b in pairwise(points))
 
@@ -150,9 +151,9 @@ def test_command_record_and_plot(tmp_path, capsys):
 
 def test_the_plot_has_a_line_for_each_start():
     pytest.importorskip("matplotlib")
-    from deqlm.comparison.start_plot import draw_sequences
+    from deqlm.comparison.starts.plot import draw_sequences
 
     problem = StartProblem("p", "title", entries=[StartEntry("anderson", "ran", zero=[9.0, 8.0], previous=[3.0, 2.0])])
-    panel = draw_sequences(StartComparison([problem])).axes[0]
+    panel = draw_sequences(StartComparison([problem]).to_dict()).axes[0]
     assert [list(line.get_ydata()) for line in panel.get_lines()] == [[9.0, 8.0], [3.0, 2.0]]
     assert list(panel.get_lines()[0].get_xdata()) == [2, 3]

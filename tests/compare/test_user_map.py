@@ -7,7 +7,8 @@ import torch
 
 from deqlm import DEQ
 from deqlm.comparison import UserProblem, compare, compare_gradients
-from deqlm.comparison.spec import parse_problem, split_specs
+from deqlm.comparison.problems.named import to_problem
+from deqlm.comparison.spec import split_specs
 from deqlm.layers import Attention, Block
 from deqlm.models import Backbone, ImplicitLM
 from deqlm.wrap.inject import Inject
@@ -85,8 +86,8 @@ def test_a_function_given_as_such():
 
 def test_an_option_that_the_factory_does_not_take_names_the_nearest(file):
     with pytest.raises(TypeError, match="unknown option 'widht': did you mean 'width'"):
-        parse_problem(f"{file}:make:widht=8")
-    assert parse_problem(f"{file}:tree:anything=1")
+        to_problem(f"{file}:make:widht=8")
+    assert to_problem(f"{file}:tree:anything=1")
 
 
 def test_an_option_comes_before_what_the_comparison_offers(file):
@@ -105,7 +106,7 @@ def test_an_option_comes_before_what_the_comparison_offers(file):
 )
 def test_what_cannot_be_found_is_named(file, spec, text):
     with pytest.raises(ValueError, match=text):
-        parse_problem(spec.format(file=file))
+        to_problem(spec.format(file=file))
 
 
 def test_lists_keep_options_with_their_name():

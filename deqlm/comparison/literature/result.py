@@ -2,84 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
-from deqlm.comparison.base import Result, Row
+from deqlm.comparison.literature.entry import LiteratureRow
+from deqlm.comparison.literature.table import LEGEND, table_blocks
+from deqlm.comparison.record import Files
+from deqlm.comparison.result import Result
 
-__all__ = ["LiteratureComparison", "LiteratureEntry", "LiteratureRow"]
-
-
-@dataclass
-class LiteratureEntry:
-    """One solver on one form of one problem.
-
-    Attributes:
-        solver, form: its label, and "z - F", "z + F", "f", or "F" for a solver of F(z) = 0.
-        outcome: "solved" or "unsolved" by the true residual, "raised", "not installed".
-        word: what the solver says: a `Status`, or "FAILED" or "MINIMUM" where a peer says no more.
-        residual: ||F(z)||_2 of the returned point, in float64.
-        evaluations: calls of the function; what a dense Jacobian takes is not a call for each product.
-        seconds: of the solve.
-        message: what was raised, one line.
-    """
-
-    solver: str
-    form: str
-    outcome: Literal["solved", "unsolved", "raised", "not installed"] = "raised"
-    word: str = ""
-    residual: float = math.inf
-    evaluations: int = 0
-    seconds: float = 0.0
-    message: str = ""
-
-    @property
-    def ran(self) -> bool:
-        """True when the solver returned something."""
-        return self.outcome in ("solved", "unsolved")
-
-    @property
-    def false(self) -> bool:
-        """True when the solver says CONVERGED of a point that is not within tolerance."""
-        return self.word == "CONVERGED" and self.outcome != "solved"
-
-
-@dataclass
-class LiteratureRow(Row):
-    """One problem.
-
-    Attributes:
-        label, title: its name and its source.
-        max_iter: evaluations that our solvers may make.
-        least: smallest ||F|| there is, where F has no root; else 0.
-        message: why it was not compared; never set here.
-        entries: one per solver and form.
-    """
-
-    max_iter: int = 0
-    least: float = 0.0
-    message: str = ""
-    entries: list[LiteratureEntry] = field(default_factory=list)
-
-    def solved_by(self, solver: str, form: str | None = None) -> bool:
-        """Say whether a solver solves the problem, in one form or in any."""
-        mine = [e for e in self.entries if e.solver == solver]
-        return any(e.outcome == "solved" for e in mine if form in (None, e.form) or e.form in ("f", "F"))
+__all__ = ["LiteratureComparison"]
 
 
 @dataclass
 class LiteratureComparison(Result[LiteratureRow]):
     """Result of `compare_literature`: a table (`str`), plain data (`to_dict`), files (`save`), problems by label."""
 
-    kind = "literature"
+    files: ClassVar[Files] = Files("literature", "deqlm compare --suite literature")
+    legend: ClassVar[str] = LEGEND
 
     @property
     def solvers(self) -> list[str]:
         """Labels of all solvers, in the order asked for."""
-        return list(dict.fromkeys(entry.solver for problem in self.problems for entry in problem.entries))
+        return self.contenders
 
-    def __str__(self) -> str:
-        from deqlm.comparison.literature.report import table
-
-        return table(self)
+    def blocks(self) -> list[str]:
+        return table_blocks(self.problems, self.solvers)

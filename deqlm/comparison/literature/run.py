@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from deqlm.comparison.literature.contenders import TOLERANCE, Contender, contenders
-from deqlm.comparison.literature.result import LiteratureComparison, LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.entry import LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.result import LiteratureComparison
 from deqlm.comparison.problems.literature import LiteratureProblem, literature, literature_problems
 from deqlm.comparison.recorder import CountingMap
-from deqlm.comparison.runner import one_line
-from deqlm.comparison.session import Session
+from deqlm.comparison.run import compare_on_all, one_line
+from deqlm.comparison.settings import Settings, SettingsOptions
 from deqlm.comparison.spec import to_list
 from deqlm.reporting.progress import Progress
 from deqlm_solvers import Solver
@@ -28,9 +30,7 @@ SLACK = 1.05
 def compare_literature(
     problems: Iterable[str | LiteratureProblem] | str | None = None,
     solvers: Iterable[str | Mapping[str, Any] | Solver] | str | None = None,
-    *,
-    threads: int | None = 1,
-    progress: bool | None = None,
+    **settings: Unpack[SettingsOptions],
 ) -> LiteratureComparison:
     """Solve problems of the literature in float64 to ||F(z)|| <= 1e-8, with every solver as it comes.
 
@@ -43,15 +43,14 @@ def compare_literature(
         problems: names, problems, or one name; None takes all.
         solvers: specs, dicts or objects, "scipy.hybr", "scipy.lm", "scipy.df-sane", "scipy.krylov", "scipy.trf"; None
             takes ours and all peers.
-        threads: threads of torch for the run; None leaves torch's setting.
-        progress: draw a progress bar on stderr; None when that is a terminal.
+        **settings: of the fields of `Settings` those that published problems do not say: ``threads``, ``progress``.
 
     Returns:
         `LiteratureComparison`: ``print`` it, or read its fields. After Ctrl-C it holds what was done.
 
     Raises:
         KeyError: an unknown name; the message has the nearest one.
-        TypeError, ValueError: bad options, or a solver asked for twice.
+        TypeError, ValueError: a bad option, one without meaning here, or a solver asked for twice.
 
     Examples:
         >>> from deqlm.comparison import compare_literature
@@ -59,9 +58,9 @@ def compare_literature(
         >>> [(entry.form, entry.outcome) for entry in result["boggs"].entries]
         [('z - F', 'solved'), ('z + F', 'solved')]
     """
-    session = Session.of(
-        dtype="float64", device="cpu", batch=None, seed=0, repeats=1, quick=False, threads=threads, progress=progress
-    )
+    for name in Settings.fixed(settings):
+        raise ValueError(f"{name} has no meaning for problems of the literature, they say it themselves; leave it out")
+    fixed = replace(Settings.of(**settings), dtype=torch.float64, repeats=1)
     asked = to_list(problems)
     everything = list(literature_problems()) if asked is None else []
     chosen = everything or [literature(p) if isinstance(p, str) else p for p in asked or []]
@@ -76,7 +75,7 @@ def compare_literature(
             bar.step(f"{problem.name}  {rival.label}")
             row.entries += [_entry(rival, problem, form) for form in rival.forms(problem)]
 
-    return session.over(chosen, LiteratureComparison, compare_on, len(chosen) * len(rivals))
+    return compare_on_all(chosen, fixed, LiteratureComparison, compare_on, len(chosen) * len(rivals))
 
 
 def within_tolerance(problem: LiteratureProblem, z: Tensor) -> bool:

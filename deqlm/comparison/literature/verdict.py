@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from deqlm.comparison.literature.contenders import is_peer
-from deqlm.comparison.literature.result import LiteratureEntry, LiteratureRow
+from deqlm.comparison.literature.entry import LiteratureEntry, LiteratureRow
 
 __all__ = ["Score", "behind", "false_words", "scores", "unsolved"]
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deqlm.comparison.problem import Setting, TensorProblem, register_problem
+from deqlm.comparison.problem import TensorProblem, register_problem
+from deqlm.comparison.settings import Settings
 from deqlm_solvers import options
 from deqlm_solvers.core.checks import number, require, whole
 
@@ -38,8 +39,8 @@ class Slow(Linear):
     slow_budget: ClassVar[int] = 1000
     telling: ClassVar[tuple[str, ...]] = ("rho",)
 
-    def budget(self, setting: Setting) -> int:
-        return self.slow_budget if self.rho >= 0.95 else super().budget(setting)
+    def budget(self, settings: Settings) -> int:
+        return self.slow_budget if self.rho >= 0.95 else super().budget(settings)
 
 
 @register_problem("symmetric")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from deqlm.comparison.problem import Case, Problem, Setting, register_problem
+from deqlm.comparison.problem import Case, Problem, register_problem
 from deqlm.comparison.problems.literature import literature
+from deqlm.comparison.settings import Settings
 from deqlm_solvers import options
 from deqlm_solvers.core.checks import require
 
@@ -49,10 +50,10 @@ class Published(Problem):
     def title(self) -> str:
         return literature(self.case).source
 
-    def build(self, setting: Setting) -> Case:
+    def build(self, settings: Settings) -> Case:
         problem = literature(self.case)
         f = problem.map("f" if problem.is_map else "z - F" if self.sign == "minus" else "z + F")
-        rows = setting.batch or 1
-        start = problem.start.to(setting.device).expand(rows, -1).contiguous()
-        root = None if problem.root is None else problem.root.to(setting.device).expand(rows, -1)
-        return Case(f, f, start.to(setting.dtype), problem.max_iter, solution=lambda: root)
+        rows = settings.batch or 1
+        start = problem.start.to(settings.device).expand(rows, -1).contiguous()
+        root = None if problem.root is None else problem.root.to(settings.device).expand(rows, -1)
+        return Case(f, f, start.to(settings.dtype), problem.max_iter, solution=lambda: root)

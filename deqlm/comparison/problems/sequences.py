@@ -3,56 +3,46 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from deqlm.comparison.problem import Case, Setting, label_of
-from deqlm.comparison.problems.user import UserProblem, call_with, load_callable
+from deqlm.comparison.problem import Case, Family
+from deqlm.comparison.problems.factory import FromFactory
+from deqlm.comparison.problems.user import UserProblem
+from deqlm.comparison.settings import Settings
 from deqlm.functional import solve
-from deqlm_solvers import Options, Registry, Stop, options
-from deqlm_solvers.core.checks import number, suggest, whole
+from deqlm_solvers import Registry, Stop, options
+from deqlm_solvers.core.checks import number, whole
 
-__all__ = ["SEQUENCES", "STANDARD", "Epochs", "Inputs", "Sequence", "Tokens", "UserSequence", "to_sequence"]
+__all__ = ["SEQUENCES", "STANDARD", "Epochs", "Inputs", "Sequence", "Tokens", "UserSequence"]
 
 MAX_ITER = 300
 
 
-class Sequence(Options, ABC):
+class Sequence(Family):
     """A family of maps that are solved one after another. Subclass it and implement `members`.
 
     Class attributes:
-        telling: options that the label always names.
-        rows: B, where the setting does not say.
+        rows: B, where the settings do not say.
 
     Examples:
-        >>> from deqlm.comparison import Setting
-        >>> len(list(Inputs(length=3).members(Setting())))
+        >>> from deqlm.comparison import Settings
+        >>> len(list(Inputs(length=3).members(Settings())))
         3
     """
 
-    telling: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[int] = 16
 
     @abstractmethod
-    def members(self, setting: Setting) -> Iterator[Case]:
+    def members(self, settings: Settings) -> Iterator[Case]:
         """Yield the maps in order, each with the start of a solve that knows of no other; equal settings, equal bits.
 
         A map may change when the next one is asked for.
         """
-
-    @property
-    def title(self) -> str:
-        """First line of the class docstring."""
-        return (type(self).__doc__ or "").strip().splitlines()[0].rstrip(".")
-
-    @property
-    def label(self) -> str:
-        """Registry name and options, as one would type it."""
-        return label_of(self, *self.telling)
 
 
 SEQUENCES: Registry[Sequence] = Registry("sequence", Sequence, "deqlm.sequences")
@@ -81,13 +71,13 @@ class Inputs(Sequence):
         whole("length", self.length, 2)
         whole("unknowns", self.unknowns, 2)
 
-    def members(self, setting: Setting) -> Iterator[Case]:
-        draw, rows = _normal(setting), setting.batch or self.rows
+    def members(self, settings: Settings) -> Iterator[Case]:
+        draw, rows = _normal(settings), settings.batch or self.rows
         W = _of_radius(draw(self.unknowns, self.unknowns), 0.9)
         u, v = draw(rows, self.unknowns), draw(rows, self.unknowns)
         angle = 2 * torch.asin(torch.tensor(self.change / 2, dtype=torch.float64, device="cpu"))
         for t in range(self.length):
-            yield _tanh_case(setting, W, (angle * t).cos() * u + (angle * t).sin() * v)
+            yield _tanh_case(settings, W, (angle * t).cos() * u + (angle * t).sin() * v)
 
 
 @SEQUENCES.register("epochs")
@@ -112,14 +102,14 @@ class Epochs(Sequence):
         whole("length", self.length, 2)
         whole("unknowns", self.unknowns, 2)
 
-    def members(self, setting: Setting) -> Iterator[Case]:
-        draw, rows = _normal(setting), setting.batch or self.rows
+    def members(self, settings: Settings) -> Iterator[Case]:
+        draw, rows = _normal(settings), settings.batch or self.rows
         W = nn.Parameter(_of_radius(draw(self.unknowns, self.unknowns), 0.8))
         u, target = draw(rows, self.unknowns), draw(rows, self.unknowns)
         b = nn.Parameter(torch.zeros_like(u[0]))
         optimiser = torch.optim.Adam([W, b], lr=self.rate)
         for _ in range(self.length):
-            yield _tanh_case(setting, W.detach(), u + b.detach())
+            yield _tanh_case(settings, W.detach(), u + b.detach())
             with torch.enable_grad():
                 sol = solve(
                     lambda z: torch.tanh(z @ W.mT + u + b),
@@ -156,13 +146,13 @@ class Tokens(Sequence):
         whole("length", self.length, 2)
         whole("unknowns", self.unknowns, 2)
 
-    def members(self, setting: Setting) -> Iterator[Case]:
-        draw, rows = _normal(setting), setting.batch or self.rows
+    def members(self, settings: Settings) -> Iterator[Case]:
+        draw, rows = _normal(settings), settings.batch or self.rows
         W = _of_radius(draw(self.unknowns, self.unknowns), 0.8)
         before = torch.zeros(rows, self.unknowns, dtype=torch.float64, device="cpu")
         for t in range(self.length):
             entering = self.carry * before + (draw(rows, self.unknowns) if t % 6 == 0 else 0.0)
-            yield _tanh_case(setting, W, entering)
+            yield _tanh_case(settings, W, entering)
             # the chain goes on from the exact point, so that every solver sees the same maps
             z = before
             for _ in range(MAX_ITER):
@@ -171,12 +161,13 @@ class Tokens(Sequence):
 
 
 @options
-class UserSequence(Sequence):
+class UserSequence(FromFactory, Sequence):
     """Your own sequence.
 
     Args:
         make: called like the factory of a `UserProblem`; it returns or yields pairs (f, z0).
         shown: name in tables; None takes the factory's own.
+        options: further keywords for ``make``.
 
     Examples:
         >>> from deqlm.comparison import compare_starts
@@ -188,22 +179,13 @@ class UserSequence(Sequence):
         True
     """
 
-    make: Callable[..., Any]
-    shown: str | None = None
+    own: ClassVar[str] = "sequence"
 
-    @property
-    def title(self) -> str:
-        return (self.make.__doc__ or "your own sequence").strip().splitlines()[0].rstrip(".")
-
-    @property
-    def label(self) -> str:
-        return self.shown or getattr(self.make, "__name__", "sequence")
-
-    def members(self, setting: Setting) -> Iterator[Case]:
+    def members(self, settings: Settings) -> Iterator[Case]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setting.seed)
-            for pair in call_with(self.make, setting):
-                yield UserProblem(make=lambda pair=pair: pair).build(setting)
+            torch.manual_seed(settings.seed)
+            for pair in self.made(settings):
+                yield UserProblem(make=lambda pair=pair: pair).build(settings)
 
 
 STANDARD: tuple[Sequence, ...] = (
@@ -217,31 +199,8 @@ STANDARD: tuple[Sequence, ...] = (
 """What ``--starts`` compares on by default."""
 
 
-def to_sequence(given: Any) -> Sequence:
-    """Return a sequence from an object, a spec, or a factory of pairs (f, z0).
-
-    Raises:
-        KeyError: an unknown name.
-        TypeError, ValueError: a bad option, or anything else.
-    """
-    from deqlm.comparison.spec import make_from
-
-    if isinstance(given, Sequence):
-        return given
-    if callable(given):
-        return UserSequence(make=given)
-    if not isinstance(given, str):
-        raise TypeError(f"a sequence must be a name, a Sequence or a factory of pairs (f, z0), got {given!r}")
-    name, colon, rest = given.partition(":")
-    if name in SEQUENCES or not colon or "=" in rest.partition(":")[0]:
-        if name not in SEQUENCES:
-            raise KeyError(f"unknown sequence {name!r}: {suggest(name, SEQUENCES)}, or your own module:callable")
-        return make_from(SEQUENCES, given)
-    return UserSequence(make=load_callable(given), shown=given)
-
-
-def _normal(setting: Setting) -> Callable[..., Tensor]:
-    generator = setting.generator()
+def _normal(settings: Settings) -> Callable[..., Tensor]:
+    generator = settings.generator()
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
@@ -249,9 +208,9 @@ def _of_radius(W: Tensor, rho: float) -> Tensor:
     return W * (rho / torch.linalg.eigvals(W).abs().max())
 
 
-def _tanh_case(setting: Setting, W: Tensor, b: Tensor) -> Case:
-    """Return tanh(W z + b) in the dtype of the setting, with fixed copies of what was given in float64."""
-    low = [copy.deepcopy(t).to(setting.dtype).to(setting.device) for t in (W, b)]
+def _tanh_case(settings: Settings, W: Tensor, b: Tensor) -> Case:
+    """Return tanh(W z + b) in the dtype of the settings, with fixed copies of what was given in float64."""
+    low = [copy.deepcopy(t).to(settings.dtype).to(settings.device) for t in (W, b)]
     high = [t.double() for t in low]
     return Case(
         f=lambda z: torch.tanh(torch.addmm(low[1], z, low[0].mT)),

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deqlm.comparison.problem import Case, Problem, Setting, register_problem
+from deqlm.comparison.problem import Case, Problem, register_problem
+from deqlm.comparison.settings import Settings
 from deqlm.comparison.truth import polish
 from deqlm_solvers import Map, options
 from deqlm_solvers.core.checks import require, whole
@@ -21,7 +22,7 @@ __all__ = ["Transformer"]
 class Transformer(Problem):
     """nn.TransformerEncoderLayer in eval() on the text of Python's own documentation, z = layer(z + embedding).
 
-    The text is `pydoc_data.topics`, which every Python has; weights are random with the seed of the setting.
+    The text is `pydoc_data.topics`, which every Python has; weights are random with the seed of the settings.
 
     Args:
         width: features of a position, divisible by 4 (the heads).
@@ -39,16 +40,16 @@ class Transformer(Problem):
         require(ok, "width", self.width, f"divisible by {self.HEADS}")
         whole("length", self.length, 1)
 
-    def build(self, setting: Setting) -> Case:
-        rows = setting.batch or self.rows
+    def build(self, settings: Settings) -> Case:
+        rows = settings.batch or self.rows
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setting.seed)
+            torch.manual_seed(settings.seed)
             known: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
             options = {"dropout": 0.0, "batch_first": True, **known}
             layer = nn.TransformerEncoderLayer(self.width, self.HEADS, 2 * self.width, **options)
             table = torch.randn(256, self.width, **known)
-        layer = layer.eval().to(setting.device, setting.dtype)
-        u = table[read_text(rows, self.length)].to(setting.device, setting.dtype)
+        layer = layer.eval().to(settings.device, settings.dtype)
+        u = table[read_text(rows, self.length)].to(settings.device, settings.dtype)
         exact_layer, exact_u = copy.deepcopy(layer).double(), u.double()
         exact = self._map(exact_layer, exact_u)
         z0 = torch.zeros_like(u).flatten(1)
@@ -56,7 +57,7 @@ class Transformer(Problem):
             f=self._map(layer, u),
             exact=exact,
             z0=z0,
-            max_iter=self.budget(setting),
+            max_iter=self.budget(settings),
             solution=lambda: polish(exact, z0),
             parameters=(*layer.parameters(), u),
             exact_parameters=(*exact_layer.parameters(), exact_u),

@@ -1,0 +1,1 @@
+"""Gradient methods beside the exact gradient of the fixed point."""

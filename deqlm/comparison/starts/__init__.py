@@ -1,0 +1,1 @@
+"""Solves from zero beside solves from the solution of the map before."""
