@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXEMPT = ("models", "hf", "layers", "ops", "comparison/full", "testing")
-"""Modules that are built on the default device like those of torch, programs that measure, and checks of plug-ins,
+EXEMPT = ("models", "hf", "layers", "ops", "testing")
+"""Modules that are built on the default device like those of torch, and checks of plug-ins,
 which set and put back the defaults."""
 
 FACTORIES = {"zeros", "ones", "empty", "full", "eye", "linspace", "rand", "randn", "tensor"}
