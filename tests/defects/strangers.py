@@ -88,7 +88,7 @@ WORDS = (
         group="words",
         was='A page said that a solver costs "-745 us per solve".',
         now="A difference below what can be measured is not printed as a cost.",
-        shown="compare/test_full.py::test_a_cost_below_zero_is_not_printed",
+        shown="benchmarks/test_comparison.py::test_a_cost_below_zero_is_not_printed",
     ),
 )
 
