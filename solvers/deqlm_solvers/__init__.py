@@ -8,6 +8,8 @@ from deqlm_solvers.core.solution import Adjoint, ConvergenceError, ConvergenceWa
 from deqlm_solvers.core.solver import GUARANTEES, SOLVERS, Evaluation, Map, Solver, register_solver
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
+from deqlm_solvers.loop.criterion import Criterion
+from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.memory.forecast import Forecast, forecast_solve
 from deqlm_solvers.methods.anderson import Anderson
@@ -31,9 +33,11 @@ __all__ = [
     "ConvergenceError",
     "ConvergenceWarning",
     "Cost",
+    "Criterion",
     "Deer",
     "Dogleg",
     "Evaluation",
+    "Evaluator",
     "Fallback",
     "FixedPoint",
     "Forecast",

@@ -53,6 +53,14 @@ class Criterion:
 
     Raises:
         ValueError: weights, token_dim, scale or mask that do not fit the state.
+
+    Examples:
+        >>> import torch
+        >>> from deqlm_solvers import Criterion, Evaluation, Layout, Stop
+        >>> z = torch.ones(1, 4)
+        >>> read = Criterion(Stop(rtol=0.5), Layout(), z)(Evaluation(z, 1.25 * z))
+        >>> read.residual.item(), read.ratio.item() <= 1
+        (0.5, True)
     """
 
     def __init__(self, stop: Stop, layout: Layout, z: Tensor) -> None:

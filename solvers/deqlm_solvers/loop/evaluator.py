@@ -53,6 +53,11 @@ class Evaluator:
         eps: of the dtype that f computes in.
         autocast: the dtype of autocast in f, or None.
         steps: calls of f that ``max_iter`` bounds.
+
+    Examples:
+        >>> f = Evaluator(lambda z: 0.5 * z + 1, torch.zeros(2, 3))
+        >>> f.at(torch.ones(2, 3)).r[0, 0].item(), f(torch.ones(2, 3))[0, 0].item(), f.calls
+        (0.5, 1.5, 2)
     """
 
     def __init__(self, f: Map, z0: Tensor, round: Map | None = None, record: bool = False) -> None:
