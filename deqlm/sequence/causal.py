@@ -15,7 +15,7 @@ from deqlm.wrap.inject import Inject
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.trees import map_tensors
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.dtypes import HALF
+from deqlm_solvers.core.dtypes import rounding_slack
 from deqlm_solvers.core.kinds import is_dense
 
 __all__ = ["CausalCall", "has_chunks"]
@@ -202,5 +202,5 @@ class LayerChunk:
 
 
 def _same(got: Tensor, want: Tensor) -> bool:
-    slack = 1e3 * torch.finfo(want.dtype).eps if want.dtype not in HALF else 0.05
+    slack = rounding_slack(want.dtype)
     return got.shape == want.shape and torch.allclose(got, want, rtol=slack, atol=slack, equal_nan=True)

@@ -7,48 +7,48 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deqlm.diagnostics.diagnosis.report import Diagnosis
+from deqlm.diagnostics.diagnosis.findings import Findings
 
 __all__ = ["draw"]
 
 MOST_NAMED = 8
 
 
-def draw(diagnosis: Diagnosis, path: Path) -> Path:
+def draw(found: Findings, title: str, path: Path) -> Path:
     """Write the plot; see `Diagnosis.plot`."""
     try:
         from deqlm.reporting.style import PALETTE, figure, steady
 
         with steady():
             made = figure(7.5, 4.2)
-            _draw(made, diagnosis, PALETTE)
+            _draw(made, found, title, PALETTE)
             made.savefig(path, dpi=150)
     except ImportError as error:
         raise ImportError('a plot needs matplotlib: pip install "deqlm[compare]"') from error
     return path
 
 
-def _draw(made: Any, diagnosis: Diagnosis, palette: Sequence[str]) -> None:
+def _draw(made: Any, found: Findings, title: str, palette: Sequence[str]) -> None:
     panel = made.subplots()
-    rows = len(diagnosis.passed)
-    asked, plain = diagnosis.trace, None if diagnosis.plain is None else diagnosis.plain.trace
+    rows = len(found.passed)
+    asked, plain = found.trace, None if found.plain is None else found.plain.trace
     for row in range(rows):
         color = palette[row % len(palette)]
         if asked is not None:
-            label = f"row {row}: {diagnosis.status[row]}" if row < MOST_NAMED else None
+            label = f"row {row}: {found.status[row]}" if row < MOST_NAMED else None
             _curve(panel, asked[row], color, 1.8, "-", label)
             end = _last(asked[row])
             if end is not None:
-                marker = "o" if diagnosis.passed[row] else "X"
+                marker = "o" if found.passed[row] else "X"
                 panel.plot(*end, marker=marker, color=color, linestyle="none", markeredgecolor="white")
-        if plain is not None and not (diagnosis.plain_solver and asked is not None):
+        if plain is not None and not (found.plain_solver and asked is not None):
             _curve(panel, plain[row], color, 0.9, ":", None)
-    if plain is not None and not diagnosis.plain_solver:
+    if plain is not None and not found.plain_solver:
         panel.plot([], [], color="#777777", linewidth=0.9, linestyle=":", label="plain iteration")
     panel.set_yscale("log")
     panel.set_xlabel("evaluations of f")
     panel.set_ylabel("residual ||f(z) - z||")
-    panel.set_title(f"{diagnosis.cause.value}: {diagnosis.solver}", loc="left")
+    panel.set_title(title, loc="left")
     if panel.get_legend_handles_labels()[0]:
         panel.legend(fontsize=8)
     made.tight_layout()

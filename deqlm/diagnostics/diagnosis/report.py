@@ -12,6 +12,7 @@ from typing import Any
 
 from deqlm.diagnostics.diagnosis.cause import Cause
 from deqlm.diagnostics.diagnosis.findings import Findings
+from deqlm.diagnostics.diagnosis.plot import draw
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 
 __all__ = ["Diagnosis"]
@@ -68,9 +69,7 @@ class Diagnosis(Findings):
         Raises:
             ImportError: matplotlib is missing; the message names the extra.
         """
-        from deqlm.diagnostics.diagnosis.plot import draw
-
-        return draw(self, Path(path))
+        return draw(self, f"{self.cause.value}: {self.solver}", Path(path))
 
     def __str__(self) -> str:
         return "\n".join(_wrapped(head, text) for head, text in self._lines())

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.dtypes import rounding_slack
 from deqlm_solvers.core.solver import Map
 
 __all__ = ["SubsetMap", "subset"]
@@ -61,7 +62,7 @@ def subset(
         return None
     if not isinstance(got, Tensor) or got.shape != want.shape:
         return None
-    slack = min(1e3 * torch.finfo(want.dtype).eps, 0.05)
+    slack = rounding_slack(want.dtype)
     apart = torch.linalg.vector_norm((got - want).nan_to_num(0.0), dim=1, dtype=torch.float64)
     size = torch.linalg.vector_norm(want.nan_to_num(0.0), dim=1, dtype=torch.float64)
     same = (apart <= slack * size + torch.finfo(want.dtype).tiny) & (got.isfinite() == want.isfinite()).all(1)

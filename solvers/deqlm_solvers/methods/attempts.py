@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
-from deqlm_solvers.core.dtypes import inner_dtype
+from deqlm_solvers.core.dtypes import inner_dtype, rounding_slack
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
@@ -249,7 +249,7 @@ def _probe(f: Map, z: Tensor, failed: Tensor, compact: bool) -> _Probe:
 
 def _agree(a: Tensor, b: Tensor) -> bool:
     """Say whether two evaluations of the same rows (K, N) are the same up to what a kernel may round otherwise."""
-    slack = min(1e3 * torch.finfo(a.dtype).eps, 0.05)
+    slack = rounding_slack(a.dtype)
     near = torch.isclose(a, b, rtol=slack, atol=0.0, equal_nan=True)
     apart = torch.where(near, 0.0, b - a)
     size = torch.linalg.vector_norm(a.nan_to_num(), dim=1, dtype=torch.float64)

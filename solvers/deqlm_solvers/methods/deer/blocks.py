@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.dtypes import HALF
+from deqlm_solvers.core.dtypes import rounding_slack
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.stop import Stop
@@ -116,7 +116,7 @@ def check_causal(f: Evaluator, at: Evaluation, grid: Grid, mask: Tensor | None) 
     z = at.z.reshape(rows, *grid)
     moved = torch.where((place == last)[..., None], z + 1 + z.abs(), z)
     fz, want = f.aside(moved.reshape(at.z.shape)).to(at.fz.dtype).reshape(z.shape), at.fz.reshape(z.shape)
-    slack = 0.05 if f.dtype in HALF else 1e3 * torch.finfo(f.dtype).eps
+    slack = rounding_slack(f.dtype)
     size = torch.where(counts[..., None], want, 0.0).abs().amax((1, 2), keepdim=True)
     leaks = ((fz - want).abs() > slack * size).any(2) & counts & (place < last)
     if bool(leaks.any()):
