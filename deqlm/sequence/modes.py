@@ -3,15 +3,54 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from deqlm_solvers import Options, Registry, options
+import torch
+
+from deqlm.sequence.chunk_evaluator import ChunkMap
+from deqlm.sequence.chunk_size import FIRST, sizes_of
+from deqlm.sequence.chunked_solve import ChunkedSolve, StartOf
+from deqlm.sequence.frontier import WindowSolve, check_slide
+from deqlm.wrap.rows import Rows
+from deqlm_solvers import Options, Registry, Solve, Solver, StepSolver, options
 from deqlm_solvers.core.checks import require, whole
 
-__all__ = ["MODES", "Auto", "Chunked", "Frontier", "Mode", "Sequential", "Simultaneous"]
+__all__ = ["MODES", "Auto", "Chunked", "Frontier", "Mode", "Sequential", "Simultaneous", "TokenCall"]
 
-StartOf = Literal["zero", "previous"]
+
+@dataclass(frozen=True, eq=False)
+class TokenCall:
+    """One call along the tokens, as a mode sees it.
+
+    Attributes:
+        chunk: returns the map of tokens ``start`` to ``stop`` (exclusive).
+        rows: how the state, (B, L, ...), is packed.
+        how: solver and stop of each chunk.
+        cache: what tokens before the first one left.
+        commit: the last chunk is committed too.
+        owner: whose map it is; what a call finds out about it may be kept as long as it lives.
+    """
+
+    chunk: Callable[[int, int], ChunkMap]
+    rows: Rows
+    how: Solve
+    cache: Any
+    commit: bool
+    owner: object = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, L, ...)."""
+        return self.rows.shapes[0]
+
+    @property
+    def circumstances(self) -> tuple[Any, ...]:
+        """What the time and the number of evaluations of a chunk depend on, besides the layer and its input."""
+        inference, rows = torch.is_inference_mode_enabled(), self.rows
+        return (self.how, self.shape[0], self.shape[2:], rows.dtype, rows.device, torch.get_num_threads(), inference)
 
 
 class Mode(Options, ABC):
@@ -39,6 +78,19 @@ class Mode(Options, ABC):
     def one_solve(self, length: int) -> bool:
         """Say whether ``length`` tokens are one solve, whatever a call finds out."""
         return len(self.cuts(length)) == 1
+
+    def for_solver(self, solver: Solver) -> Mode:
+        """Return the mode to take with ``solver``; self, the default, where any will do."""
+        return self
+
+    def way(self, call: TokenCall) -> ChunkedSolve | WindowSolve:
+        """Return how a call goes along its tokens; the default solves the chunks of `cuts`.
+
+        Raises:
+            ValueError: a solver or stop that the mode cannot honour.
+        """
+        cuts = self.cuts(call.shape[1])
+        return ChunkedSolve(call.chunk, cuts, call.shape, call.cache, call.commit, self.start)
 
 
 MODES: Registry[Mode] = Registry("mode", Mode, "deqlm.sequence.modes")
@@ -100,6 +152,15 @@ class Chunked(Mode):
 
     def one_solve(self, length: int) -> bool:
         return length == 1 if self.size == "auto" else length <= self.size
+
+    def way(self, call: TokenCall) -> ChunkedSolve | WindowSolve:
+        if self.size != "auto":
+            return super().way(call)
+        made = self.replace(size=FIRST).way(call)
+        if isinstance(made, ChunkedSolve) and not call.how.stop.is_budget:
+            made.sizes = sizes_of(call.owner, call.circumstances, call.how.stop.max_iter)
+            made.cuts = made.sizes.cuts(call.shape[1])
+        return made
 
 
 @MODES.register("sequential")
@@ -165,6 +226,10 @@ class Frontier(Mode):
     def one_solve(self, length: int) -> bool:
         return False
 
+    def way(self, call: TokenCall) -> WindowSolve:
+        check_slide(call.how)
+        return WindowSolve(call.chunk, self.window, call.shape, call.cache, call.commit)
+
 
 @MODES.register("auto")
 @options
@@ -190,6 +255,15 @@ class Auto(Mode):
 
     def cuts(self, length: int) -> list[tuple[int, int]]:
         return Simultaneous().cuts(length) if length <= self.SHORT else Chunked(self.SIZE).cuts(length)
+
+    def for_solver(self, solver: Solver) -> Mode:
+        # a whole solver has a budget of its own, which a short attempt would cut
+        return self if isinstance(solver, StepSolver) else Simultaneous()
+
+    def way(self, call: TokenCall) -> ChunkedSolve:
+        cuts = self.cuts(call.shape[1])
+        tries = self.TRIED if len(cuts) > 1 else 0
+        return ChunkedSolve(call.chunk, cuts, call.shape, call.cache, call.commit, self.start, tries)
 
 
 def _check_start(start: str) -> None:

@@ -111,6 +111,7 @@ NEAR = {
     "held": ("masked",),
     "failures": ("deq", "failed_rows"),
     "chunks": ("modes", "sizes"),
+    "chunked_solve": ("modes", "sizes"),
     "chunk_evaluator": ("modes", "causal"),
     "frozen_prefix": ("frontier",),
 }
@@ -155,7 +156,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         ],
         ROWS,
     ),
-    "chunks and window": (files("deqlm/sequence", "chunks", "chunk_evaluator", "frontier", "frozen_prefix"), TOKENS),
+    "chunks and window": (files("deqlm/sequence", "chunks", "chunked_solve", "chunk_evaluator", "frontier", "frozen_prefix"), TOKENS),
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import deqlm
 from deqlm import DEQ
 from deqlm.sequence.causal import CausalCall
-from deqlm.sequence.chunks import _joined
+from deqlm.sequence.chunked_solve import _joined
 from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
 from deqlm.wrap.inject import Add
 from deqlm_solvers import FixedPoint, Solution, Stop

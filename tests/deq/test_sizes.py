@@ -102,7 +102,7 @@ def test_calls_agree_whatever_the_clock_says(monkeypatch):
     x = 0.1 * torch.randn(2, 150, 8, dtype=torch.float64)
     want = deqlm.DEQ(deq.layer, causal=True, solver=deq.solve.solver, stop=deq.solve.stop)(x)
     ticks = iter(range(10**6))
-    monkeypatch.setattr("deqlm.sequence.chunks.time.perf_counter", lambda: next(ticks) ** 1.5)
+    monkeypatch.setattr("deqlm.sequence.chunked_solve.time.perf_counter", lambda: next(ticks) ** 1.5)
     seen = []
     for _ in range(3):
         y, sol = deq(x, with_stats=True)
