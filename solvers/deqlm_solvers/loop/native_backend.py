@@ -84,9 +84,9 @@ class NativeBackend(Backend):
         return super().declines(method, stop, layout, z) or load().why
 
     def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> None:
-        library, update, eps = load().library, method.native_rule(), evaluator.eps
-        assert library is not None and update is not None
-        self.update, self.stop, self.start = update, stop, z
+        library, native, eps = load().library, method.native_rule(), evaluator.eps
+        assert library is not None and native is not None
+        self.native, self.stop, self.start = native, stop, z
         self.rows, self.unknowns = z.shape
         suffix = "float" if z.dtype == torch.float32 else "double"
         functions = library.functions
@@ -97,7 +97,7 @@ class NativeBackend(Backend):
         self.criterion, self.masked = criterion, criterion.masked
         self._masked = criterion.masked
         plain = stop.per == "row" and stop.norm == "l2" and layout.scale is None and layout.atol_scale is None
-        key = (update, stop, self.rows, self.unknowns, z.dtype, torch.get_num_threads())
+        key = (native, stop, self.rows, self.unknowns, z.dtype, torch.get_num_threads())
         solve = _Solve.from_buffer_copy(_described(*key))
         solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
         self.solve, self.pointer = solve, ctypes.addressof(solve)
@@ -117,7 +117,7 @@ class NativeBackend(Backend):
         self.looked = self.k = 0
         self.trace: list[Tensor] = []
         self.traced = stop.trace
-        self.plain = update.rule == Update.PICARD
+        self.plain = native.rule == Update.PICARD
         self.index: Tensor | None = None
         self.present = self.rows
         self.owns_output: bool | None = None
@@ -160,7 +160,7 @@ class NativeBackend(Backend):
             return False
         if self.traced and self.solve.budget:
             return False
-        if (self.update.damping if k else self.update.first_damping) != 1.0 or not fz.is_contiguous():
+        if (self.native.damping if k else self.native.first_damping) != 1.0 or not fz.is_contiguous():
             return False
         if self.owns_output is None:
             if self.previous is None:
@@ -221,7 +221,7 @@ class NativeBackend(Backend):
         return bool(self._review(self.pointer, z.data_ptr(), fz.data_ptr(), self.k, take_up))
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        rows, choices = self.rows, self.update.choices
+        rows, choices = self.rows, self.native.choices
         residual, relative = torch.empty(2, rows, dtype=torch.float64, device=CPU)
         steps = torch.empty(rows, dtype=torch.int64, device=CPU)
         status = torch.empty(rows, dtype=torch.int8, device=CPU)
@@ -268,12 +268,12 @@ class NativeBackend(Backend):
 
 
 def native_bytes(
-    update: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, groups: int = 0
+    native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, groups: int = 0
 ) -> int | None:
-    """Return the bytes of a solve's workspace, the returned point included; None where there is no update.
+    """Return the bytes of a solve's workspace, the returned point included; None where nothing is compiled.
 
     Args:
-        update: what `StepSolver.native_rule` says.
+        native: what `StepSolver.native_rule` says.
         stop: the stopping rule.
         rows: B.
         unknowns: N.
@@ -283,7 +283,7 @@ def native_bytes(
     library = load().library
     if library is None:
         return None
-    solve = _describe(update, stop, rows, unknowns, dtype, torch.get_num_threads())
+    solve = _describe(native, stop, rows, unknowns, dtype, torch.get_num_threads())
     solve.groups = groups
     suffix = "float" if dtype == torch.float32 else "double"
     workspace = getattr(library.functions, f"workspace_bytes_{suffix}")(ctypes.addressof(solve))
@@ -295,23 +295,23 @@ _ONE = (ctypes.c_double * 1)(1.0)
 
 
 @functools.lru_cache(maxsize=64)
-def _described(update: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> bytes:
+def _described(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> bytes:
     library = load().library
     assert library is None or library.functions.struct_bytes() == ctypes.sizeof(_Solve), "state.h and _Solve differ"
-    return bytes(_describe(update, stop, rows, unknowns, dtype, threads))
+    return bytes(_describe(native, stop, rows, unknowns, dtype, threads))
 
 
-def _describe(update: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> _Solve:
+def _describe(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> _Solve:
     double = dtype == torch.float64
-    ridge = update.ridge if update.ridge is not None else (1e-12 if double else 1e-6)
+    ridge = native.ridge if native.ridge is not None else (1e-12 if double else 1e-6)
     solve = _Solve()
-    solve.rows, solve.unknowns, solve.pairs, solve.rule = rows, unknowns, update.pairs, update.rule
-    solve.line_search, solve.automatic, solve.budget = update.line_search, stop.test_every == "auto", stop.is_budget
+    solve.rows, solve.unknowns, solve.pairs, solve.rule = rows, unknowns, native.pairs, native.rule
+    solve.line_search, solve.automatic, solve.budget = native.line_search, stop.test_every == "auto", stop.is_budget
     solve.max_iter, solve.patience = stop.max_iter, -1 if stop.patience is None else stop.patience
     solve.threads = threads
     solve.rtol, solve.atol, solve.divergence = stop.rtol, stop.atol, stop.divergence
-    solve.damping, solve.first_damping, solve.ridge = update.damping, update.first_damping, ridge
-    solve.least_pivot, solve.growth, solve.plain_rate = 1e-9 if double else 1e-4, update.growth, update.plain_rate
+    solve.damping, solve.first_damping, solve.ridge = native.damping, native.first_damping, ridge
+    solve.least_pivot, solve.growth, solve.plain_rate = 1e-9 if double else 1e-4, native.growth, native.plain_rate
     return solve
 
 
