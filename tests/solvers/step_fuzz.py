@@ -81,7 +81,7 @@ def solve_rows(draw: random.Random) -> None:
         leaves=leaves,
         token_mask=torch.rand(rows, tokens) > 0.4 if masks else None,
         scale=torch.rand(rows, dtype=torch.float64) if draw.random() < 0.3 and not stop.is_budget else None,
-        unit=torch.rand(rows, dtype=torch.float64) if draw.random() < 0.3 and stop.atol else None,
+        atol_scale=torch.rand(rows, dtype=torch.float64) if draw.random() < 0.3 and stop.atol else None,
     )
     Solve(solver_of(draw), stop)(map_of(draw, b), torch.zeros_like(b), layout)
 
