@@ -156,7 +156,10 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         ],
         ROWS,
     ),
-    "chunks and window": (files("deqlm/sequence", "chunks", "chunked_solve", "chunk_evaluator", "frontier", "frozen_prefix"), TOKENS),
+    "chunks and window": (
+        files("deqlm/sequence", "chunks", "chunked_solve", "chunk_evaluator", "frontier", "frozen_prefix"),
+        TOKENS,
+    ),
 }
 
 
