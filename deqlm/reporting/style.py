@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "PALETTE",
+    "SETTINGS",
     "Look",
     "can_draw",
     "figure",

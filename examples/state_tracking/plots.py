@@ -7,24 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deqlm.reporting.style import PALETTE, SETTINGS
+
 __all__ = ["accuracy_by_length", "budgets", "drawing", "easy_and_hard", "frontier", "modes", "steps_by_position"]
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-"""Okabe and Ito (2008), Color universal design, without their yellow."""
-
-SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "deqlm",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-}
 
 Data = dict[str, Any]
 
