@@ -10,6 +10,7 @@ from deqlm.diagnostics import (
     diagnose,
     forecast_memory,
 )
+from deqlm.equilibrium.module import Equilibrium
 from deqlm.functional import solve
 from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unrolled, register_gradient
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
@@ -58,6 +59,7 @@ __all__ = [
     "Deer",
     "Diagnosis",
     "Dogleg",
+    "Equilibrium",
     "Fallback",
     "FixedPoint",
     "Forecast",

@@ -21,7 +21,7 @@ from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import DeqOptions
 from deqlm.models.failing import WhenFailed
 from deqlm.sequence.modes import Mode
-from deqlm_solvers import Solve, Stop
+from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.core.checks import require, suggest
 
 __all__ = ["ImplicitForCausalLM", "ImplicitLlamaForCausalLM", "ImplicitMamba2ForCausalLM"]
@@ -84,6 +84,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
         num_items_in_batch: int | Tensor | None = None,
         mode: str | Mapping[str, Any] | Mode | None = None,
         stop: Stop | Mapping[str, Any] | None = None,
+        solver: str | Mapping[str, Any] | Solver | None = None,
+        gradient: str | Mapping[str, Any] | Gradient | None = None,
         start: Tensor | None = None,
         on_failure: WhenFailed | None = None,
         record: SolveRecord | None = None,
@@ -110,6 +112,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             num_items_in_batch: the loss is the sum over labels divided by this; None is their number.
             mode: a mode of `deqlm.sequence.modes` in place of the configuration's.
             stop: a `deqlm.Stop`, or a dict of its fields, in place of that of the solve in use.
+            solver: an object, a name or a dict, in place of that of the solve in use.
+            gradient: likewise, in place of the configuration's.
             start: where the solve starts, see `deqlm.models.ImplicitLM`.
             on_failure: "auto", "warn", "raise" or "ignore", in place of the configuration's.
             record: takes down what the solve came to, for ``generate``.
@@ -140,6 +144,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             use_cache=use_cache,
             mode=mode,
             stop=one_stop(stop),
+            solver=solver,
+            gradient=gradient,
             start=start,
             logits_to_keep=logits_to_keep,
             label_count=num_items_in_batch,
@@ -184,6 +190,11 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
     @solve.setter
     def solve(self, value: Solve) -> None:
         self.lm.solve = value
+
+    @property
+    def last(self) -> Solution | None:
+        """What the last solve came to, without its state; see `deqlm.Equilibrium`."""
+        return self.lm.last
 
     @property
     def gradient(self) -> Gradient:

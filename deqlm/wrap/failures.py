@@ -11,7 +11,7 @@ from deqlm.wrap.likely_mistakes import likely_mistake
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Solution, Status, Stop
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.solution import FailedGrad, OnFailure, apply_policy, check_on_failure
+from deqlm_solvers.core.policy import FailedGrad, OnFailure, apply_policy, check_on_failure
 
 __all__ = ["Failures"]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deqlm.wrap.buffers import Buffer, moved, watch
+from deqlm.wrap.hidden import reached
 from deqlm.wrap.turns import Turn
 
 __all__ = ["Replay"]
@@ -34,7 +35,7 @@ class Replay:
     Args:
         layer: what is evaluated.
         device: device of the state, whose generator is watched beside the CPU's.
-        module: whose buffers are watched; None is the layer, where it is a module.
+        module: whose buffers are watched; None is the layer, or the modules that it reads where it is a function.
     """
 
     def __init__(self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None) -> None:
@@ -44,7 +45,7 @@ class Replay:
         self.sealed = False
         self.noisy = False
         self.start = _generator_states(device)
-        self.module = layer if module is None and isinstance(layer, nn.Module) else module
+        self.module = reached(layer) if module is None else module
         self.buffers: list[Buffer] = []
         self._each: list[Buffer] = []
         self._turn = Turn(self.module, device)
