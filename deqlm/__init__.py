@@ -16,6 +16,7 @@ from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unr
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
+from deqlm.wrap.once import once_per_call_
 from deqlm_solvers import (
     SOLVERS,
     Adjoint,
@@ -87,6 +88,7 @@ __all__ = [
     "diagnose",
     "forecast_memory",
     "forecast_solve",
+    "once_per_call_",
     "options",
     "register_gradient",
     "register_solver",

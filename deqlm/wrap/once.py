@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-__all__ = ["close_call", "once_per_call_", "open_call"]
+__all__ = ["close_call", "made_once", "once_per_call_", "open_call"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -78,6 +78,11 @@ def once_per_call_(module: M) -> M:
         if type(part) is ParametrizationList:
             part.__class__ = _OncePerCall
     return module
+
+
+def made_once(parametrised: ParametrizationList) -> bool:
+    """Say whether a tensor is computed once per call."""
+    return isinstance(parametrised, _OncePerCall)
 
 
 def _saves_are_hooked() -> bool:

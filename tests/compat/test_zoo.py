@@ -88,6 +88,8 @@ class Words(nn.Module):
         x = x[:, None].expand(-1, 3, -1)
         states, info = self.deq(lambda z: self.library.mem_gc(self.layer, (z + x,)) * 0.3, torch.zeros_like(x))
         assert info["abs_lowest"].max() < 1e-11
+        if not self.training:
+            return states[-1].square().mean()
         z = states[-1].detach().requires_grad_()
         torch.manual_seed(3)
         with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative

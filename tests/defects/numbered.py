@@ -331,7 +331,7 @@ NUMBERED = (
     Defect(
         id="41",
         kind="silent",
-        does="Rows that begin with residual 0 are frozen for ever, and said to be solved, where rows follow from others.",
+        does="Rows that begin with residual 0 are frozen for ever, and told as solved, where rows follow from others.",
         rule="`batch_dims=0` makes one problem of such a batch, whose gradient is whole; `diagnose` says when to.",
         ours=names.ours_wakes_rows_that_begin_solved,
         theirs=names.theirs_leaves_them_asleep,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defects import anderson, backward, configuration, names, radius, stopping, transforms
-from defects.defect import FAMILY, STATES, STUDY, Defect
+from defects.defect import FAMILY, STUDY, Defect
 
 __all__ = ["VERIFIED"]
 

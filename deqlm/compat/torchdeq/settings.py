@@ -10,7 +10,7 @@ from typing import Any
 
 from deqlm.compat.torchdeq.arguments import ELSEWHERE
 from deqlm_solvers.core.checks import number, require, suggest, whole
-from deqlm_solvers.core.solution import OnFailure, check_on_failure
+from deqlm_solvers.core.policy import OnFailure, check_on_failure
 
 __all__ = ["Settings"]
 
