@@ -14,30 +14,28 @@ __all__ = ["close_call", "made_once", "once_per_call_", "open_call"]
 M = TypeVar("M", bound=nn.Module)
 
 
-class _Call:
-    """The weights made so far in the call of a thread, and whether they carry a graph."""
-
-    def __init__(self) -> None:
-        self.grad = torch.is_grad_enabled()
-        self.weights: dict[int, tuple[tuple[tuple[Tensor, int], ...], Tensor]] = {}
+_Weights = dict[int, tuple[tuple[tuple[Tensor, int], ...], Tensor]]
+"""By the list that made it: what a weight was made of, with versions, and the weight."""
 
 
 class _Local(threading.local):
-    call: _Call | None = None
+    """The call that is open on a thread: whether it has a graph, and the weights made so far."""
+
+    call: tuple[bool, _Weights] | None = None
 
 
 _LOCAL = _Local()
 
 
-def open_call() -> _Call | None:
+def open_call() -> tuple[bool, _Weights] | None:
     """Begin a call on this thread, unless one is open, and return the one that was; `close_call` takes it."""
     outer = _LOCAL.call
     if outer is None:
-        _LOCAL.call = _Call()
+        _LOCAL.call = torch.is_grad_enabled(), {}
     return outer
 
 
-def close_call(outer: _Call | None) -> None:
+def close_call(outer: tuple[bool, _Weights] | None) -> None:
     """End what `open_call` began."""
     _LOCAL.call = outer
 
@@ -54,10 +52,11 @@ class _OncePerCall(ParametrizationList):
         if any(t.is_inference() for t in originals):
             return super().forward()
         now = tuple((t, t._version) for t in originals)
-        kept = call.weights.get(id(self))
+        grad, weights = call
+        kept = weights.get(id(self))
         if kept is None or any(a is not b or m != n for (a, m), (b, n) in zip(kept[0], now, strict=True)):
-            with torch.set_grad_enabled(call.grad):
-                kept = call.weights[id(self)] = now, super().forward()
+            with torch.set_grad_enabled(grad):
+                kept = weights[id(self)] = now, super().forward()
         return kept[1]
 
 

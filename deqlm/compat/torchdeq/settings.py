@@ -14,6 +14,9 @@ from deqlm_solvers.core.policy import OnFailure, check_on_failure
 
 __all__ = ["Settings"]
 
+LEAST = {"f_max_iter": 0, "b_max_iter": 1, "eval_f_max_iter": 0, "n_states": 1}
+"""Smallest values of whole numbers."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -69,7 +72,7 @@ class Settings:
     on_failure: OnFailure = "warn"
 
     def __post_init__(self) -> None:
-        for name, least in (("f_max_iter", 0), ("b_max_iter", 1), ("eval_f_max_iter", 0), ("n_states", 1)):
+        for name, least in LEAST.items():
             whole(name, getattr(self, name), least)
         for name in ("f_tol", "b_tol", "eval_factor"):
             number(name, getattr(self, name), ">= 0", lambda t: t >= 0)
