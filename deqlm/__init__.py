@@ -11,7 +11,7 @@ from deqlm.diagnostics import (
     forecast_memory,
 )
 from deqlm.equilibrium.module import Equilibrium
-from deqlm.functional import solve
+from deqlm.functional import root, solve
 from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unrolled, register_gradient
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
@@ -92,6 +92,7 @@ __all__ = [
     "options",
     "register_gradient",
     "register_solver",
+    "root",
     "solve",
     "testing",
     "within_memory",

@@ -27,6 +27,7 @@ class Failures:
         ask: the call that tells more, for the text of a failure.
         layer: what is solved, whose parts may tell what is wrong.
         map: what is solved, on rows.
+        looks: whether a failure is looked into by a few evaluations more.
     """
 
     on_failure: OnFailure = "warn"
@@ -34,6 +35,7 @@ class Failures:
     ask: str = "deqlm.diagnose(f, z0)"
     layer: Any = None
     map: RowMap | None = None
+    looks: bool = True
 
     def __post_init__(self) -> None:
         check_on_failure(self.on_failure)
@@ -70,7 +72,7 @@ class Failures:
         return bad
 
     def _apply(self, policy: OnFailure, sol: Solution) -> None:
-        f = self.map
+        f = self.map if self.looks else None
 
         def likely() -> str:
             return "" if f is None else likely_mistake(f, f.f if self.layer is None else self.layer, sol)
