@@ -123,7 +123,7 @@ class Stop(Options):
             _keep_as_double(self, name)
         self._refuse_ignored()
 
-    @property
+    @functools.cached_property
     def is_budget(self) -> bool:
         """True when nothing is tested: both tolerances are zero."""
         return self.rtol == 0 and self.atol == 0
