@@ -26,7 +26,7 @@ from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.trees import map_tensors, start_like
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require, whole
-from deqlm_solvers.core.transforms import refuse_tracing
+from deqlm_solvers.core.kinds import refuse_tracing
 
 __all__ = ["ImplicitLM", "LMOutput"]
 

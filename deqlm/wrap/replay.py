@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deqlm.wrap.buffers import Buffer, moved, watch
-from deqlm.wrap.turns import Turn
+from deqlm.wrap.buffers import Buffer, Turn, moved, watch
 
 __all__ = ["Replay"]
 

@@ -8,9 +8,8 @@ from torch import Tensor
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.dtypes import autocast_dtype, inner_dtype
-from deqlm_solvers.core.kinds import require_state
+from deqlm_solvers.core.kinds import refuse_transforms, require_state
 from deqlm_solvers.core.solver import Evaluation, Map
-from deqlm_solvers.core.transforms import refuse_transforms
 from deqlm_solvers.loop.derivative import Derivatives
 from deqlm_solvers.loop.subset import subset
 
@@ -29,8 +28,9 @@ def check_start(z0: Tensor) -> None:
         raise TypeError(f"z0 must be a tensor, got {type(z0).__name__}")
     refuse_transforms(z0)
     require_state(z0, "z0")
-    require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
-    require(z0.is_floating_point(), "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
+    if z0.dim() != 2 or not z0.is_floating_point():
+        require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
+        require(False, "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
 
 
 class Evaluator:
