@@ -17,6 +17,7 @@ from deqlm.wrap.held import Held
 from deqlm.wrap.trees import describe, in_order, map_tensors, structure_hint, tree_flatten, tree_unflatten
 from deqlm_solvers import Layout, Solve
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.cost import Count
 from deqlm_solvers.core.kinds import memory_format, refuse_tracing, require_state
 
 __all__ = ["RowMap", "Rows"]
@@ -176,6 +177,7 @@ class RowMap:
         owner: the layer or function of the user that f evaluates, which may leave tensors somewhere, or None.
 
     Attributes:
+        count: evaluations of f so far, those of maps made by `without` and `narrow` included.
         solved_by: how a solved point was found, solve and layout, for the gradient method that connects it; None
             elsewhere.
     """
@@ -202,17 +204,17 @@ class RowMap:
         self.held = held
         self.owner = owner
         self.solved_by: tuple[Solve, Layout] | None = None
-        self._counter = [0, 0]
+        self.count = Count()
 
     @property
     def calls(self) -> int:
-        """Evaluations of f so far, those of maps made by `without` and `narrow` included."""
-        return self._counter[0]
+        """Evaluations of f so far."""
+        return self.count.calls
 
     @property
     def row_calls(self) -> int:
         """Rows summed over those evaluations."""
-        return self._counter[1]
+        return self.count.rows
 
     def settle(self, z: Tensor) -> None:
         """Evaluate at ``z`` (B, N) once if evaluations might differ in what they save for backward before that."""
@@ -223,9 +225,9 @@ class RowMap:
         """Return f at ``z`` (B, N), likewise; ``bare`` is the map in which nothing is held."""
         if self.held is not None and not bare:
             return self.held.evaluate(partial(self, bare=True), z)
-        rows, counter = self.rows, self._counter
-        counter[0] += 1
-        counter[1] += rows.count
+        rows = self.rows
+        self.count.calls += 1
+        self.count.rows += rows.count
         if not rows.plain:
             return rows.pack(self.f(rows.unpack(z), *self.prepared))
         shape = rows.shapes[0]
@@ -250,7 +252,7 @@ class RowMap:
 
         made = RowMap(self.rows.narrow(rows.shape[0]), self.f, map_tensors(select, self.prepared), fixed=self.fixed)
         made.held = None if self.held is None else self.held.select(rows)
-        made._counter = self._counter
+        made.count = self.count
         return made
 
     def without(self, bad: Tensor, z: Tensor) -> RowMap:
@@ -271,7 +273,7 @@ class RowMap:
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
             tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
             made = RowMap(self.rows, self.f, tree, self.prepare, held=held, owner=self.owner)
-            made._counter = self._counter
+            made.count = self.count
             return made
 
         with torch.no_grad():
