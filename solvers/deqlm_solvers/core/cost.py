@@ -62,10 +62,9 @@ class Count:
         Cost(evaluations=1, row_evaluations=2, token_evaluations=16, vjps=0, jvps=0)
     """
 
-    __slots__ = ("calls", "rows", "tokens")
-
-    def __init__(self) -> None:
-        self.calls = self.rows = self.tokens = 0
+    calls = 0
+    rows = 0
+    tokens = 0
 
     def add(self, rows: int, tokens: int = 0) -> None:
         """Count one call."""
