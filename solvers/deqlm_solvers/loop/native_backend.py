@@ -72,7 +72,7 @@ class NativeBackend(Backend):
     def declines(cls, method: Method, stop: Stop, layout: Layout, z: Tensor) -> str:
         """Return why not; builds the compiled step if nothing else stands against it."""
         if method.native_rule() is None:
-            return "the solver has no fused step"
+            return "the solver has no compiled step"
         if z.device.type != "cpu":
             return f"it runs on the CPU, and the state is on {z.device}"
         if z.dtype not in (torch.float32, torch.float64) or type(z) is not Tensor:

@@ -57,7 +57,7 @@ class StepSolver(Solver):
         return True
 
     def native_rule(self) -> NativeRule | None:
-        """Return the parameters of the fused step that does the same on a CPU, or None."""
+        """Return the parameters of the compiled step that does the same on a CPU, or None."""
         return None
 
     def picked(self, state: Any) -> tuple[Tensor, tuple[str, ...]] | None:
