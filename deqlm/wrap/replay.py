@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
-from deqlm.wrap.buffers import Buffer, moved, watch
+from deqlm.wrap.buffers import Buffer, Turn, moved, watch
 from deqlm.wrap.hidden import reached
 from deqlm.wrap.once import close_call, made_once, open_call
-from deqlm.wrap.turns import Turn
 
 __all__ = ["Replay"]
 
