@@ -2,6 +2,7 @@
 
 from deqlm.diagnostics.audit.audit import audit_gradient
 from deqlm.diagnostics.audit.audit_report import GradientAudit, MethodAudit
+from deqlm.diagnostics.certify import Certificate, certify
 from deqlm.diagnostics.diagnosis.cause import Cause
 from deqlm.diagnostics.diagnosis.contraction import Contraction
 from deqlm.diagnostics.diagnosis.diagnose import diagnose
@@ -18,6 +19,7 @@ from deqlm.diagnostics.radius import spectral_radius
 __all__ = [
     "Backward",
     "Cause",
+    "Certificate",
     "Contraction",
     "Diagnosis",
     "Findings",
@@ -34,6 +36,7 @@ __all__ = [
     "Skip",
     "Suggestion",
     "audit_gradient",
+    "certify",
     "diagnose",
     "forecast_memory",
     "spectral_radius",
