@@ -2,7 +2,7 @@
 
 from deqlm.diagnostics.audit.audit import audit_gradient
 from deqlm.diagnostics.audit.audit_report import GradientAudit, MethodAudit
-from deqlm.diagnostics.certify import Certificate, certify
+from deqlm.diagnostics.certificate import Certificate, certify
 from deqlm.diagnostics.diagnosis.cause import Cause
 from deqlm.diagnostics.diagnosis.contraction import Contraction
 from deqlm.diagnostics.diagnosis.diagnose import diagnose
