@@ -10,7 +10,9 @@ from deqlm.diagnostics import (
     diagnose,
     forecast_memory,
 )
+from deqlm.equilibrium.correction import fixed_point_correction
 from deqlm.equilibrium.module import Equilibrium
+from deqlm.equilibrium.watch import States
 from deqlm.functional import root, solve
 from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unrolled, register_gradient
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
@@ -78,6 +80,7 @@ __all__ = [
     "Solution",
     "Solve",
     "Solver",
+    "States",
     "Status",
     "StepSolver",
     "Stop",
@@ -85,6 +88,7 @@ __all__ = [
     "__version__",
     "audit_gradient",
     "diagnose",
+    "fixed_point_correction",
     "forecast_memory",
     "forecast_solve",
     "options",
