@@ -6,9 +6,11 @@ from deqlm.diagnostics import (
     Diagnosis,
     GradientAudit,
     MemoryForecast,
+    Monitor,
     audit_gradient,
     diagnose,
     forecast_memory,
+    monitor,
 )
 from deqlm.equilibrium.correction import fixed_point_correction
 from deqlm.equilibrium.module import Equilibrium
@@ -71,6 +73,7 @@ __all__ = [
     "Implicit",
     "Inject",
     "MemoryForecast",
+    "Monitor",
     "Newton",
     "NewtonKrylov",
     "OneStep",
@@ -91,6 +94,7 @@ __all__ = [
     "fixed_point_correction",
     "forecast_memory",
     "forecast_solve",
+    "monitor",
     "options",
     "register_gradient",
     "register_solver",

@@ -13,9 +13,12 @@ from deqlm.diagnostics.diagnosis.probes import InPlace, Mixing, Randomness
 from deqlm.diagnostics.diagnosis.report import Diagnosis
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 from deqlm.diagnostics.memory import MemoryForecast, forecast_memory
+from deqlm.diagnostics.monitoring.monitor import Monitor, monitor
+from deqlm.diagnostics.monitoring.record import Call
 
 __all__ = [
     "Backward",
+    "Call",
     "Cause",
     "Contraction",
     "Diagnosis",
@@ -25,6 +28,7 @@ __all__ = [
     "MemoryForecast",
     "MethodAudit",
     "Mixing",
+    "Monitor",
     "Parts",
     "PathDependence",
     "Plain",
@@ -35,4 +39,5 @@ __all__ = [
     "audit_gradient",
     "diagnose",
     "forecast_memory",
+    "monitor",
 ]
