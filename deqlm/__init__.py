@@ -20,6 +20,7 @@ from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unr
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
+from deqlm.wrap.once import once_per_call_
 from deqlm_solvers import (
     SOLVERS,
     Adjoint,
@@ -95,6 +96,7 @@ __all__ = [
     "forecast_memory",
     "forecast_solve",
     "monitor",
+    "once_per_call_",
     "options",
     "register_gradient",
     "register_solver",

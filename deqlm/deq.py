@@ -23,6 +23,7 @@ from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
 from deqlm.wrap.inject import Add, make_inject
 from deqlm.wrap.memory_cap import OnCap
+from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.trees import first_tensor, start_like, tensors, zeros_like_tree
@@ -131,7 +132,7 @@ class DEQ(Equilibrium):
         )
         # two frames up: __init__ is wrapped
         warn_of_hidden("layer", layer, stacklevel=3)
-        self.layer = layer
+        self.layer = once_per_call_(layer) if isinstance(layer, nn.Module) else layer
         self.inject = make_inject(inject)
         self.mode = MODES.make(mode)
         require(isinstance(causal, bool), "causal", causal, "True or False")

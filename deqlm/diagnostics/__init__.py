@@ -15,6 +15,7 @@ from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 from deqlm.diagnostics.memory import MemoryForecast, forecast_memory
 from deqlm.diagnostics.monitoring.monitor import Monitor, monitor
 from deqlm.diagnostics.monitoring.record import Call
+from deqlm.diagnostics.radius import spectral_radius
 
 __all__ = [
     "Backward",
@@ -40,4 +41,5 @@ __all__ = [
     "diagnose",
     "forecast_memory",
     "monitor",
+    "spectral_radius",
 ]

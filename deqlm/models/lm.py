@@ -20,14 +20,14 @@ from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
 from deqlm.models.failing import LMFailures, WhenFailed
 from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, wanted
 from deqlm.sequence.chunks import per_token, solve_chunks
-from deqlm.sequence.modes import MODES, Auto, Chunked, Mode, Simultaneous
+from deqlm.sequence.modes import MODES, Mode
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.trees import map_tensors, start_like
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require, whole
-from deqlm_solvers.core.transforms import refuse_tracing
+from deqlm_solvers.core.kinds import refuse_tracing
 
 __all__ = ["ImplicitLM", "LMOutput"]
 
@@ -262,8 +262,7 @@ class ImplicitLM(nn.Module):
         if grad:
             method.check(how)
         refuse_collective(self.backbone, how, method)
-        if isinstance(mode, Auto) and (grad or how.stop.is_budget):
-            mode = Simultaneous()
+        mode = mode.for_model(how.stop, grad)
         # without grad, a solver that takes derivatives takes them by the state
         context = context if grad else replace(context, constant=True)
         u = self.backbone.project(e, context)
@@ -306,9 +305,7 @@ class ImplicitLM(nn.Module):
 
     def _explicit(self, e: Tensor, context: Context, before: LMCache, mode: Mode) -> tuple[Tensor, tuple[Any, ...]]:
         outputs, layers = [], before.layers
-        if isinstance(mode, Auto) or mode == Chunked("auto", start=mode.start):
-            mode = Simultaneous()  # no chunk is cheaper than another
-        for first, end in mode.cuts(e.shape[1]):
+        for first, end in mode.unsolved().cuts(e.shape[1]):
             part = context.tokens(first, end)
             y, layers = self.backbone.forward_chunk(e[:, first:end], None, layers, part)
             outputs.append(y)

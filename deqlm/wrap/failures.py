@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -53,7 +54,9 @@ class Failures:
 
     def of(self, f: RowMap) -> Failures:
         """Return the policies for the solve of ``f``."""
-        return replace(self, map=f)
+        made = copy.copy(self)  # whose policies have been checked
+        object.__setattr__(made, "map", f)
+        return made
 
     def report(self, sol: Solution, stop: Stop) -> None:
         """Apply ``on_failure``; a budget is not read for a warning."""

@@ -110,11 +110,15 @@ def start_like(start: Any, like: Any) -> Any:
 
 def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Return a tree with ``change`` of every tensor in it; other leaves stay."""
+    if isinstance(tree, Tensor):
+        return change(tree)
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def tensors(tree: Any) -> list[Tensor]:
     """Return the tensors of a tree."""
+    if isinstance(tree, Tensor):
+        return [tree]
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 

@@ -125,7 +125,7 @@ class Stop(Options):
             _keep_as_double(self, name)
         self._refuse_ignored()
 
-    @property
+    @functools.cached_property
     def is_budget(self) -> bool:
         """True when nothing is tested: both tolerances are zero, or no evaluation is made."""
         return (self.rtol == 0 and self.atol == 0) or self.max_iter == 0

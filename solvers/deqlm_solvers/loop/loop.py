@@ -42,7 +42,8 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
     if stop.max_iter == 0:
         return unmoved(z0)
     evaluator = Evaluator(f, z0, layout.round, record=method.differentiates)
-    warn_below_floor(stop, evaluator.autocast or z0.dtype)
+    if stop.rtol < evaluator.eps:
+        warn_below_floor(stop, evaluator.autocast or z0.dtype)
     quiet = nullcontext() if evaluator.autocast is None else torch.autocast(z0.device.type, enabled=False)
     with torch.set_grad_enabled(graph), quiet:
         z = z0.to(evaluator.inner, copy=True, memory_format=torch.contiguous_format)
