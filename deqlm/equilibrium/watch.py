@@ -16,7 +16,7 @@ from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm_solvers import Layout, Map, Options, Solution, Solve, Status, options
 from deqlm_solvers.core.checks import require, whole
-from deqlm_solvers.core.transforms import in_transform
+from deqlm_solvers.core.kinds import in_transform
 
 __all__ = ["OnEvaluation", "States", "Watch"]
 
