@@ -6,11 +6,15 @@ from deqlm.diagnostics import (
     Diagnosis,
     GradientAudit,
     MemoryForecast,
+    Monitor,
     audit_gradient,
     diagnose,
     forecast_memory,
+    monitor,
 )
+from deqlm.equilibrium.correction import fixed_point_correction
 from deqlm.equilibrium.module import Equilibrium
+from deqlm.equilibrium.watch import States
 from deqlm.functional import root, solve
 from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unrolled, register_gradient
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
@@ -71,6 +75,7 @@ __all__ = [
     "Implicit",
     "Inject",
     "MemoryForecast",
+    "Monitor",
     "Newton",
     "NewtonKrylov",
     "OneStep",
@@ -81,6 +86,7 @@ __all__ = [
     "Solve",
     "Solver",
     "StableInject",
+    "States",
     "Status",
     "StepSolver",
     "Stop",
@@ -88,8 +94,10 @@ __all__ = [
     "__version__",
     "audit_gradient",
     "diagnose",
+    "fixed_point_correction",
     "forecast_memory",
     "forecast_solve",
+    "monitor",
     "once_per_call_",
     "options",
     "register_gradient",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deqlm.equilibrium.module import Equilibrium
 from deqlm.equilibrium.rows import solve_rows
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop
+from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.collective import refuse_collective
 from deqlm.sequence.causal import CausalCall
@@ -26,7 +27,7 @@ from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.trees import first_tensor, start_like, tensors, zeros_like_tree
-from deqlm_solvers import Solution, Solve
+from deqlm_solvers import Adjoint, Solution, Solve
 from deqlm_solvers.core.checks import explain_options, require
 from deqlm_solvers.core.kinds import require_state
 from deqlm_solvers.core.peer_names import HINTS
@@ -162,6 +163,9 @@ class DEQ(Equilibrium):
         solver: GivenSolver | None = None,
         stop: GivenStop | None = None,
         gradient: GivenGradient | None = None,
+        states: Sequence[int] | States | None = None,
+        on_evaluation: OnEvaluation | None = None,
+        on_backward: Callable[[Adjoint], object] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return the fixed point, or ``(fixed point, Solution)``.
@@ -177,6 +181,12 @@ class DEQ(Equilibrium):
             stop: likewise; all fields that it does not name have `Stop`'s defaults. ``Stop(max_iter=k, rtol=0)`` draws
                 a budget, and ``Stop(max_iter=0)`` leaves the gradient's steps alone to move the start.
             gradient: likewise.
+            states: numbers of evaluations after which the point is kept in `Solution.states`, or `States`, which says
+                how gradients reach them.
+            on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an
+                error in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
+            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`; methods that solve
+                nothing never call).
             **kwargs: further keywords of the layer, such as masks.
 
         Returns:
@@ -191,12 +201,14 @@ class DEQ(Equilibrium):
         how, method = self.settings(solver, stop, gradient)
         refuse_collective(self.layer, how, method)
         rowmap, layer = self.on_rows(x, args, kwargs, start)
-        failures = replace(self.failures, layer=self.layer, ask="deqlm.diagnose(deq, x)")
+        failures = replace(self.failures, layer=self.layer, ask="deqlm.diagnose(deq, x)", then=on_backward)
+        watch = Watch.of(states, on_evaluation)
         with layer:
             if self.causal:
-                sol = self._by_chunks(rowmap, how, method, failures, token_mask)
+                sol = self._by_chunks(rowmap, how, method, failures, token_mask, watch)
             else:
-                sol = solve_rows(rowmap, how, method, failures, token_mask=token_mask, cap=self.cap)
+                more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+                sol = solve_rows(rowmap, how, method, failures, **more)
         self.last = sol.without_state()
         return (sol.z, sol) if with_stats else sol.z
 
@@ -232,7 +244,13 @@ class DEQ(Equilibrium):
         def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def _by_chunks(
-        self, rowmap: RowMap, how: Solve, gradient: Gradient, failures: Failures, token_mask: Tensor | None
+        self,
+        rowmap: RowMap,
+        how: Solve,
+        gradient: Gradient,
+        failures: Failures,
+        token_mask: Tensor | None,
+        watch: Watch | None,
     ) -> Solution:
         shapes = rowmap.rows.shapes
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
@@ -241,7 +259,9 @@ class DEQ(Equilibrium):
         call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
         how = how.replace(stop=per_token(how.stop))
         if not several:
-            return solve_rows(rowmap, how, gradient, failures, token_mask=token_mask, cap=self.cap)
+            more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+            return solve_rows(rowmap, how, gradient, failures, **more)
+        require(watch is None, "mode", self.mode, "'simultaneous' with states or on_evaluation, which see all tokens")
         return solve_chunks(
             *(rowmap, call.chunk, self.mode, how, gradient, failures),
             cache=call.cache,

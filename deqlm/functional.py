@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm.equilibrium.call import solve_map
+from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.gradients.implicit import Implicit
 from deqlm.wrap.eager import eagerly
@@ -17,7 +18,7 @@ from deqlm.wrap.failures import Failures
 from deqlm.wrap.memory_cap import MemoryCap, OnCap
 from deqlm.wrap.rows import Rows
 from deqlm.wrap.trees import tree_less
-from deqlm_solvers import Fallback, Newton, NewtonKrylov, Solution, Solve, Solver, Stop
+from deqlm_solvers import Adjoint, Fallback, Newton, NewtonKrylov, Solution, Solve, Solver, Stop
 from deqlm_solvers.core.checks import explain_options
 from deqlm_solvers.core.peer_names import HINTS
 from deqlm_solvers.core.policy import OnFailure
@@ -48,6 +49,9 @@ def solve(
     failed_grad: str = "drop",
     memory_cap: int | str | None = None,
     on_cap: OnCap = "refuse",
+    states: Sequence[int] | States | None = None,
+    on_evaluation: OnEvaluation | None = None,
+    on_backward: Callable[[Adjoint], object] | None = None,
 ) -> Solution:
     """Solve z = f(z, *args) for a tensor or a tree of tensors, every row on its own.
 
@@ -76,6 +80,11 @@ def solve(
         memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
             such as "2GiB", or None for no limit. Forecast before the solve; what f needs inside is not in it.
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
+        states: numbers of evaluations after which the point is kept in `Solution.states`, or `States`, which says how
+            gradients reach them.
+        on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an error
+            in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
+        on_backward: called with the `Adjoint` when a backward solve has been made.
 
     Returns:
         `Solution` with ``z`` in the structure of ``z0`` and one entry per row in the batch shape.
@@ -98,8 +107,9 @@ def solve(
     how = Solve(solver, Stop() if stop is None else stop)
     method = GRADIENTS.make(gradient)
     method.check(how)
-    failures = Failures(on_failure, failed_grad)  # type: ignore[arg-type]
+    failures = Failures(on_failure, failed_grad, then=on_backward)  # type: ignore[arg-type]
     more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": MemoryCap.of(memory_cap, on_cap)}
+    more["watch"] = Watch.of(states, on_evaluation)
     return solve_map(f, Rows(z0, batch_dims), args, {}, how, method, failures, **more)
 
 

@@ -14,10 +14,13 @@ from deqlm.diagnostics.diagnosis.probes import InPlace, Mixing, Randomness
 from deqlm.diagnostics.diagnosis.report import Diagnosis
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 from deqlm.diagnostics.memory import MemoryForecast, forecast_memory
+from deqlm.diagnostics.monitoring.monitor import Monitor, monitor
+from deqlm.diagnostics.monitoring.record import Call
 from deqlm.diagnostics.radius import spectral_radius
 
 __all__ = [
     "Backward",
+    "Call",
     "Cause",
     "Certificate",
     "Contraction",
@@ -28,6 +31,7 @@ __all__ = [
     "MemoryForecast",
     "MethodAudit",
     "Mixing",
+    "Monitor",
     "Parts",
     "PathDependence",
     "Plain",
@@ -39,5 +43,6 @@ __all__ = [
     "certify",
     "diagnose",
     "forecast_memory",
+    "monitor",
     "spectral_radius",
 ]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 
 from deqlm.equilibrium.call import solve_map
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, check_evaluation, in_use, make_solve
+from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.memory_cap import MemoryCap, OnCap
 from deqlm.wrap.rows import Rows
 from deqlm.wrap.trees import start_like
-from deqlm_solvers import Solution, Solve, Stop
+from deqlm_solvers import Adjoint, Solution, Solve, Stop
 from deqlm_solvers.core.checks import explain_options, whole
 from deqlm_solvers.core.peer_names import HINTS
 from deqlm_solvers.core.policy import OnFailure
@@ -116,6 +118,9 @@ class Equilibrium(nn.Module):
         scale: float | Tensor | None = None,
         token_mask: Tensor | None = None,
         with_stats: bool = False,
+        states: Sequence[int] | States | None = None,
+        on_evaluation: OnEvaluation | None = None,
+        on_backward: Callable[[Adjoint], object] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return the fixed point of ``f(z, *args, **kwargs)``, or ``(fixed point, Solution)``.
@@ -136,6 +141,12 @@ class Equilibrium(nn.Module):
             scale: s of the tolerance ``atol + rtol * max(||f(z)||, s)``: a number, or one per row.
             token_mask: bool, batch shape + (L,), True where a token counts; for ``Stop(per="token")``.
             with_stats: also return the `Solution`, whose ``adjoint`` is filled in by backward.
+            states: numbers of evaluations after which the point is kept in `Solution.states`, or `States`, which says
+                how gradients reach them.
+            on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an
+                error in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
+            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`; methods that solve
+                nothing never call).
             **kwargs: further keywords of f.
 
         Raises:
@@ -148,7 +159,8 @@ class Equilibrium(nn.Module):
         how, method = self.settings(solver, stop, gradient)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
         more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": self.cap}
-        sol = solve_map(f, rows, args, kwargs, how, method, self.failures, **more)
+        more["watch"] = Watch.of(states, on_evaluation)
+        sol = solve_map(f, rows, args, kwargs, how, method, replace(self.failures, then=on_backward), **more)
         self.last = sol.without_state()
         return (sol.z, sol) if with_stats else sol.z
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from deqlm.equilibrium.watch import Watch
 from deqlm.gradients.base import Gradient
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.held import Held
@@ -32,10 +33,12 @@ def solve_rows(
     token_mask: Tensor | None = None,
     cap: MemoryCap | None = None,
     tokens: int | None = None,
+    watch: Watch | None = None,
 ) -> Solution:
     """Solve a packed map from its own start and unpack the solution; see `deqlm.solve`.
 
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
+    ``watch`` is what the call looks at on the way.
     """
     rows = f.rows
     how = how.resolve(rows.z0, *rows.dtypes)
@@ -50,6 +53,8 @@ def solve_rows(
     )
     if cap is not None:
         how, gradient = cap.apply(how, gradient.for_solve(how), rows, layout)
+    if watch is not None:
+        how = watch.over(how, rows)
     failures = failures.of(f)
     z0 = rows.z0
     if layout.token_mask is not None and (masked := Criterion(how.stop, layout, z0).masked) is not None:
@@ -68,6 +73,8 @@ def solve_rows(
     else:
         sol = gradient.plain(how, f, z0, layout, failures)
         failures.report(sol, how.stop)
+    if watch is not None:
+        sol = watch.close(sol, f, (how, layout), gradient, failures)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))
     spent = Cost(f.calls, f.row_calls, f.row_calls * tokens, sol.cost.vjps, sol.cost.jvps)
@@ -115,7 +122,8 @@ def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
 
 
 def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
-    sol = sol.replace(z=rows.result(sol.z), cost=cost)
+    states = tuple(rows.result(state) for state in sol.states) if sol.states else ()
+    sol = sol.replace(z=rows.result(sol.z), states=states, cost=cost)
     if rows.batch_dims == 1:
         return sol
     return sol.map_rows(lambda t, axis: t.reshape((*t.shape[:axis], *rows.batch_shape, *t.shape[axis + 1 :])))

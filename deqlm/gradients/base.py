@@ -23,6 +23,7 @@ class Gradient(Options, ABC):
         exact: at a converged point the gradient is the implicit one up to tolerances; the contract suite tests it.
         keeps_point: `connect` returns the value of the solved point; if not, the reported residual is that of the
             point before.
+        through_steps: the solve itself carries the graph, and `connect` cannot connect a point.
 
     Examples:
         >>> import torch
@@ -36,6 +37,7 @@ class Gradient(Options, ABC):
 
     exact: ClassVar[bool] = False
     keeps_point: ClassVar[bool] = True
+    through_steps: ClassVar[bool] = False
 
     def check(self, solve: Solve) -> None:
         """Refuse, at construction, a solve that this method cannot differentiate.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -53,6 +55,8 @@ class Unrolled(Gradient):
     checkpoint: bool = False
     same_value: bool = False
 
+    through_steps: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         require(isinstance(self.same_value, bool), "same_value", self.same_value, "True or False")
         require(isinstance(self.checkpoint, bool), "checkpoint", self.checkpoint, "True or False")
@@ -75,7 +79,7 @@ class Unrolled(Gradient):
         if not self.same_value:
             return super().plain(solve, f, z0, layout, failures)
         assert isinstance(solve.solver, StepSolver)
-        start, evaluate = z0.detach(), torch.no_grad()(lambda z: f(z))
+        start, evaluate = z0.detach(), solve.seen(torch.no_grad()(lambda z: f(z)))
         return run(solve.solver, evaluate, start, solve.stop, layout, graph=True).replace(solver=solve.solver)
 
     def attach(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
@@ -97,5 +101,5 @@ class Unrolled(Gradient):
         if self.checkpoint and isinstance(f, RowMap):
             f.settle(z0)
         step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
-        sol = run(solver, step, z0, solve.stop, layout, graph=True).replace(solver=solver)
+        sol = run(solver, solve.seen(step), z0, solve.stop, layout, graph=True).replace(solver=solver)
         return sol if sol.z.requires_grad else sol.replace(z=nothing(f, sol.z))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class Failures:
         ask: the call that tells more, for the text of a failure.
         layer: what is solved, whose parts may tell what is wrong.
         map: what is solved, on rows.
+        then: called with the `Adjoint` when a backward solve has been recorded.
         looks: whether a failure is looked into by a few evaluations more.
     """
 
@@ -36,16 +38,19 @@ class Failures:
     ask: str = "deqlm.diagnose(f, z0)"
     layer: Any = None
     map: RowMap | None = None
+    then: Callable[[Adjoint], object] | None = None
     looks: bool = True
 
     def __post_init__(self) -> None:
         check_on_failure(self.on_failure)
         ok = self.failed_grad in ("drop", "keep", "raise")
         require(ok, "failed_grad", self.failed_grad, "'drop', 'keep' or 'raise'")
+        if self.then is not None and not callable(self.then):
+            raise TypeError(f"on_backward must be a function, got {type(self.then).__name__}")
 
     def adjoint(self) -> Adjoint:
         """Return the empty report that the backward solve will fill in."""
-        return Adjoint(on_failure=self.on_failure, failed_grad=self.failed_grad, ask=self.ask)
+        return Adjoint(on_failure=self.on_failure, failed_grad=self.failed_grad, ask=self.ask, then=self.then)
 
     def of(self, f: RowMap) -> Failures:
         """Return the policies for the solve of ``f``."""

@@ -90,6 +90,10 @@ class Solve(Options):
             return unmoved(z0).replace(solver=self.solver)
         return self.solver.solve(f, z0, self.stop, layout or Layout()).replace(solver=self.solver)
 
+    def seen(self, f: Map) -> Map:
+        """Return f as whoever runs the loop by himself is to evaluate it; a solve that is watched shows it."""
+        return f
+
     def resolve(self, z0: Tensor, *dtypes: torch.dtype) -> Self:
         """Return the solve with a number for ``rtol="auto"``; self where it has one.
 
