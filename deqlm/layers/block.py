@@ -153,9 +153,9 @@ class Block(nn.Module):
             batch: rows B.
             device: None is that of the parameters; others are for mixers whose ``empty_cache`` takes one.
         """
-        if device is None or not _takes(self.mixer.empty_cache, "device"):
-            return self.mixer.empty_cache(batch)
-        return self.mixer.empty_cache(batch, device=device)
+        empty = self.mixer.empty_cache
+        takes = device is not None and _takes(getattr(empty, "__func__", empty), "device")
+        return empty(batch, device=device) if takes else empty(batch)
 
     def _mlp(self, z: Tensor, mixed: Tensor, context: Context) -> Tensor:
         z = z + mixed.to(z.dtype)
@@ -178,7 +178,7 @@ def enter_chunk(mixer: Any, z: Tensor, u: Tensor | None, cache: Any, context: Co
     Raises:
         TypeError: ``forward`` takes no cache, and a library has replaced it.
     """
-    if _takes(mixer.forward, "cache"):
+    if _takes(type(mixer).forward, "cache") or _takes(getattr(mixer.forward, "__func__", mixer.forward), "cache"):
         return mixer(z, u, context, cache=cache)
     if "forward" in vars(mixer):
         raise TypeError(
@@ -191,12 +191,8 @@ def enter_chunk(mixer: Any, z: Tensor, u: Tensor | None, cache: Any, context: Co
     return entered(z, u, cache, context)
 
 
-def _takes(function: Any, name: str) -> bool:
-    """Say whether a method takes an argument by that name."""
-    return _takes_by_name(getattr(function, "__func__", function), name)
-
-
 @lru_cache(maxsize=256)
-def _takes_by_name(function: Any, name: str) -> bool:
+def _takes(function: Any, name: str) -> bool:
+    """Say whether a function takes an argument by that name."""
     parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
