@@ -111,12 +111,21 @@ class Backbone(nn.Module):
 
         Raises:
             TypeError: the explicit twin, which injects nothing.
+            RuntimeError: this backbone is sharded by itself, so that nobody has gathered the injection.
         """
         if self.injection is None or self.injection_norm is None:
             raise TypeError("an explicit backbone (implicit=False) has no injection")
         context = NOTHING if context is None else context
-        normed = context.normalise(self.injection_norm, context.keep(e))
-        return context.apply(self.injection, normed)
+        try:
+            normed = context.normalise(self.injection_norm, context.keep(e))
+            return context.apply(self.injection, normed)
+        except RuntimeError as error:
+            if not any(hasattr(p, "full_tensor") for p in self.parameters()):
+                raise
+            raise RuntimeError(
+                "the injection is sharded, and its parameters are gathered in a call of the backbone only: shard the "
+                "model as a whole, fully_shard(model), with or without its blocks by themselves, and not the backbone"
+            ) from error
 
     def forward(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.gradients.collective import refuse_collective
-from deqlm.layers import Context
+from deqlm.layers import Context, fold_weight_norm_
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
 from deqlm.models.failing import LMFailures, WhenFailed
@@ -211,6 +211,24 @@ class ImplicitLM(nn.Module):
         logits = self.head(seen.to(getattr(self.head.weight, "dtype", seen.dtype)))
         after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask)
         return LMOutput(logits, self._loss(logits, labels, mask, label_count), solution, state, after)
+
+    def fold_weight_norm(self) -> ImplicitLM:
+        """Make the normalised weights plain parameters, with their values of now, and return the model.
+
+        Calls save the normalisation, and what quantises or replaces weights finds plain ones. Optimisers have to be
+        made anew, and a model that loads the weights is one of ``weight_norm=False``.
+
+        Raises:
+            RuntimeError: weights that are sharded or offloaded.
+
+        Examples:
+            >>> from deqlm.layers import Attention, Block
+            >>> model = ImplicitLM(Backbone([Block(Attention(8, n_head=2))]), vocab_size=5)
+            >>> type(model.fold_weight_norm().backbone.layers[0].mixer.wq)
+            <class 'torch.nn.modules.linear.Linear'>
+        """
+        fold_weight_norm_(self)
+        return self
 
     def _before(self, e: Tensor, mask: Tensor | None, cache: LMCache | None) -> LMCache:
         """Return the cache of earlier tokens, checked against embeddings and mask of the next ones."""
