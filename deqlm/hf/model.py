@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -181,6 +181,19 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             section.refuse_solving()
         self.config.deq = section
         section.apply(self.lm)
+
+    def fold_weight_norm(self) -> Self:
+        """Make the normalised weights plain parameters, set ``config.weight_norm`` to False, and return the model.
+
+        The values stay. Quantisation and whatever else replaces weights needs it, and a generated token costs less.
+        Optimisers have to be made anew.
+
+        Raises:
+            RuntimeError: weights that are sharded or offloaded.
+        """
+        self.lm.fold_weight_norm()
+        self.config.weight_norm = False
+        return self
 
     @property
     def solve(self) -> Solve:
