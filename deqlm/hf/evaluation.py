@@ -34,12 +34,12 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     """
     found = [part for part in model.modules() if isinstance(part, ImplicitForCausalLM)]
     require(bool(found), "model", type(model).__name__, "one of deqlm.hf, or what holds one")
-    before = [(part.config.deq, part.solve, part.gradient, part.no_grad) for part in found]
+    before = [(part, part.config.deq, part.solve, part.gradient, part.no_grad) for part in found]
     try:
         for part in found:
             part.set_deq("evaluation")
         yield
     finally:
-        for part, (section, *now) in zip(found, before, strict=True):
+        for part, section, solve, gradient, no_grad in before:
             part.set_deq(section)
-            part.solve, part.gradient, part.no_grad = now
+            part.solve, part.gradient, part.no_grad = solve, gradient, no_grad

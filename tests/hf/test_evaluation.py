@@ -1,4 +1,4 @@
-"""The section of evaluation: scores of a text depend on nothing behind it, nor on the batch, whether solves converge."""
+"""The section of evaluation: scores depend on nothing behind a token and not on the batch, converged or not."""
 
 from __future__ import annotations
 
@@ -121,9 +121,11 @@ def test_for_a_while_and_then_as_before():
     bounded(4).apply(made)
     made.no_grad = Solve(Anderson(), Stop(max_iter=7, per="token"))
     before = (made.config.deq, made.solve, made.gradient, made.no_grad, made.lm.mode)
-    with pytest.raises(ZeroDivisionError), evaluation(holder):
+    with evaluation(holder):
         assert made.no_grad.stop.is_budget
-        raise ZeroDivisionError
     assert (made.config.deq, made.solve, made.gradient, made.no_grad, made.lm.mode) == before
-    with pytest.raises(ValueError, match="model must be one of deqlm.hf"), evaluation(nn.Linear(2, 2)):
+    with pytest.raises(KeyError), evaluation(holder):
+        made.lm({}["tokens"])
+    assert made.no_grad == before[3]
+    with pytest.raises(ValueError, match=r"model must be one of deqlm\.hf"), evaluation(nn.Linear(2, 2)):
         pass
