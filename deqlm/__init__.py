@@ -10,11 +10,13 @@ from deqlm.diagnostics import (
     diagnose,
     forecast_memory,
 )
-from deqlm.functional import solve
+from deqlm.equilibrium.module import Equilibrium
+from deqlm.functional import root, solve
 from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unrolled, register_gradient
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
+from deqlm.wrap.once import once_per_call_
 from deqlm_solvers import (
     SOLVERS,
     Adjoint,
@@ -58,6 +60,7 @@ __all__ = [
     "Deer",
     "Diagnosis",
     "Dogleg",
+    "Equilibrium",
     "Fallback",
     "FixedPoint",
     "Forecast",
@@ -85,9 +88,11 @@ __all__ = [
     "diagnose",
     "forecast_memory",
     "forecast_solve",
+    "once_per_call_",
     "options",
     "register_gradient",
     "register_solver",
+    "root",
     "solve",
     "testing",
     "within_memory",

@@ -13,6 +13,7 @@ from deqlm.diagnostics.diagnosis.probes import InPlace, Mixing, Randomness
 from deqlm.diagnostics.diagnosis.report import Diagnosis
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 from deqlm.diagnostics.memory import MemoryForecast, forecast_memory
+from deqlm.diagnostics.radius import spectral_radius
 
 __all__ = [
     "Backward",
@@ -35,4 +36,5 @@ __all__ = [
     "audit_gradient",
     "diagnose",
     "forecast_memory",
+    "spectral_radius",
 ]

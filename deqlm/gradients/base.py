@@ -60,6 +60,10 @@ class Gradient(Options, ABC):
         """Return how many evaluations of f a call keeps in its graph, at most; None where that is unknown."""
         return None
 
+    def plain(self, solve: Solve, f: Map, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
+        """Return the solution of a call without grad, from ``z0`` (B, N); the default is what `settle` makes of it."""
+        return self.settle(f, solve(f, z0, layout), failures)
+
     def settle(self, f: Map, sol: Solution, failures: Failures) -> Solution:
         """Return the solution of a call without grad; ``sol`` is the solver's."""
         return sol

@@ -22,7 +22,7 @@ from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import DeqOptions
 from deqlm.models.failing import WhenFailed
 from deqlm.sequence.modes import Mode
-from deqlm_solvers import Solve, Stop
+from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.core.checks import require, suggest
 
 __all__ = ["ImplicitForCausalLM", "ImplicitLlamaForCausalLM", "ImplicitMamba2ForCausalLM"]
@@ -85,6 +85,8 @@ class ImplicitForCausalLM(InstalledCode, ImplicitGenerationMixin, PreTrainedMode
         num_items_in_batch: int | Tensor | None = None,
         mode: str | Mapping[str, Any] | Mode | None = None,
         stop: Stop | Mapping[str, Any] | None = None,
+        solver: str | Mapping[str, Any] | Solver | None = None,
+        gradient: str | Mapping[str, Any] | Gradient | None = None,
         start: Tensor | None = None,
         on_failure: WhenFailed | None = None,
         record: SolveRecord | None = None,
@@ -111,6 +113,8 @@ class ImplicitForCausalLM(InstalledCode, ImplicitGenerationMixin, PreTrainedMode
             num_items_in_batch: the loss is the sum over labels divided by this; None is their number.
             mode: a mode of `deqlm.sequence.modes` in place of the configuration's.
             stop: a `deqlm.Stop`, or a dict of its fields, in place of that of the solve in use.
+            solver: an object, a name or a dict, in place of that of the solve in use.
+            gradient: likewise, in place of the configuration's.
             start: where the solve starts, see `deqlm.models.ImplicitLM`.
             on_failure: "auto", "warn", "raise" or "ignore", in place of the configuration's.
             record: takes down what the solve came to, for ``generate``.
@@ -141,6 +145,8 @@ class ImplicitForCausalLM(InstalledCode, ImplicitGenerationMixin, PreTrainedMode
             use_cache=use_cache,
             mode=mode,
             stop=one_stop(stop),
+            solver=solver,
+            gradient=gradient,
             start=start,
             logits_to_keep=logits_to_keep,
             label_count=num_items_in_batch,
@@ -185,6 +191,11 @@ class ImplicitForCausalLM(InstalledCode, ImplicitGenerationMixin, PreTrainedMode
     @solve.setter
     def solve(self, value: Solve) -> None:
         self.lm.solve = value
+
+    @property
+    def last(self) -> Solution | None:
+        """What the last solve came to, without its state; see `deqlm.Equilibrium`."""
+        return self.lm.last
 
     @property
     def gradient(self) -> Gradient:

@@ -10,8 +10,7 @@ from deqlm.gradients import GRADIENTS, Gradient, Phantom, Unrolled
 from deqlm.models import ImplicitLM, LMOptions
 from deqlm.models.failing import LMFailures, WhenFailed
 from deqlm.models.lm import EVALUATION, FREE
-from deqlm.sequence.frontier import check_slide
-from deqlm.sequence.modes import MODES, Auto, Chunked, Frontier, Mode, Sequential, Simultaneous
+from deqlm.sequence.modes import MODES, Auto, Chunked, Mode, Sequential, Simultaneous
 from deqlm.training import Phases
 from deqlm_solvers import FixedPoint, Options, Solve, Solver, Stop, options
 from deqlm_solvers.core.checks import require
@@ -226,8 +225,8 @@ class DeqOptions(Options):
 
     def _refuse_contradictions(self) -> None:
         for name in MODE_NAMES:
-            if isinstance(getattr(self, name), Frontier):
-                check_slide(self.no_grad.solve)
+            getattr(self, name).check(self.no_grad.solve)
         if isinstance(self.grad.gradient, Unrolled):
             rule = "'auto' or 'simultaneous' with gradient 'unrolled', which differentiates the steps of one solve"
-            require(self.mode in (Auto(), Simultaneous()), "mode", self.mode, rule)
+            one = self.mode.for_model(self.grad.stop, grad=True) == Simultaneous()
+            require(one, "mode", self.mode, rule)

@@ -10,6 +10,7 @@ from deqlm.layers.mlp import GatedMLP, LlamaMLP
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.norm import GatedRMSNorm
 from deqlm.layers.rope import Rope, row_positions
+from deqlm.layers.shared_dropout import SharedDropout
 from deqlm.layers.weight_norm import NormedConv1d, NormedLinear, fold_weight_norm_, weight_norm_
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "NormedConv1d",
     "NormedLinear",
     "Rope",
+    "SharedDropout",
     "VariationalDropout",
     "depth_scale_",
     "fold_weight_norm_",
