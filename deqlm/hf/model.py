@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from deqlm.gradients import Gradient
 from deqlm.hf.arguments import check_positions, one_cache, one_stop, real_tokens
+from deqlm.hf.auto_map import InstalledCode
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.generation import ImplicitGenerationMixin
@@ -27,7 +28,7 @@ from deqlm_solvers.core.checks import require, suggest
 __all__ = ["ImplicitForCausalLM", "ImplicitLlamaForCausalLM", "ImplicitMamba2ForCausalLM"]
 
 
-class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
+class ImplicitForCausalLM(InstalledCode, ImplicitGenerationMixin, PreTrainedModel):
     """What both families share: an `ImplicitLM` of the configuration's options, with the calls of transformers.
 
     ``solve``, ``gradient`` and ``no_grad`` say how the model is solved now; they start as ``config.deq`` says, and
@@ -167,16 +168,16 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return made if as_dict else made.to_tuple()
 
-    def set_deq(self, deq: DeqOptions | Mapping[str, Any]) -> None:
+    def set_deq(self, deq: DeqOptions | Mapping[str, Any] | str) -> None:
         """Solve in another way from now on, and save it with the configuration.
 
         Args:
-            deq: the whole section, or a dict of its fields.
+            deq: the whole section, a dict of its fields, or "evaluation": `DeqOptions.for_evaluation` of this one.
 
         Raises:
             ValueError, TypeError, KeyError: see `DeqOptions`.
         """
-        section = DeqOptions.of(deq)
+        section = self.config._section(deq)
         if not self.config.implicit:
             section.refuse_solving()
         self.config.deq = section
