@@ -13,7 +13,7 @@ from deqlm.sequence.modes import Mode
 from deqlm.wrap.failures import Failures
 from deqlm_solvers import ConvergenceError, ConvergenceWarning, FixedPoint, Solution, Solve, Status, Stop
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.solution import FailedGrad, OnFailure, user_level
+from deqlm_solvers.core.policy import FailedGrad, OnFailure, user_level
 
 __all__ = ["LMFailures", "WhenFailed", "advice", "check_when_failed"]
 

@@ -12,7 +12,7 @@ from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Solution
 from deqlm_solvers.core.agreement import rows_changed
 from deqlm_solvers.core.norms import row_norms
-from deqlm_solvers.core.solution import RUNAWAY
+from deqlm_solvers.core.policy import RUNAWAY
 from deqlm_solvers.loop.runaway import GROWN
 
 __all__ = ["likely_mistake"]
@@ -22,7 +22,8 @@ LEFT, BENT = 0.9, 0.05
 whose Jacobian is nearer to I."""
 
 _RANDOM = (
-    "f gives another value at every evaluation: call eval(), or hold its noise fixed within a solve, as a DEQ does"
+    "f gives another value at every evaluation: noise of torch's own generators is held within a solve, that of "
+    "another generator, of numpy or of random is not; draw it before the solve, and give it as an argument"
 )
 _STATISTICS = "BatchNorm in train() mixes rows: call eval(), or make one problem of the batch with batch_dims=0"
 _BATCH_SECOND = "takes the batch second and mixes rows, which come first here: give it batch_first=True"

@@ -153,6 +153,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         [
             *files("deqlm/wrap", "rows", "trees", "cuts", "held", "replay", "buffers", "failures"),
             *files("deqlm", "functional"),
+            *files("deqlm/equilibrium", "call", "rows", "settings"),
         ],
         ROWS,
     ),
