@@ -15,7 +15,7 @@ from deqlm.hf.arguments import check_positions, one_cache, one_stop, real_tokens
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.generation import ImplicitGenerationMixin
-from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights
+from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights, refuse_to_leave_out
 from deqlm.hf.output import ImplicitCausalLMOutput
 from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import DeqOptions
@@ -290,7 +290,10 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **asked)
         model, info = loaded
         refuse_other_weights(cls.__name__, info, resize=resize)
-        files.refuse_quantised_files(info["unexpected_keys"])
+        if getattr(model, "hf_quantizer", None) is None:
+            files.refuse_quantised_files(info["unexpected_keys"])
+        else:
+            refuse_to_leave_out(model)
         return (model, info) if wants_info else model
 
     @torch.no_grad()
