@@ -6,6 +6,7 @@ implicit layer learns that on short sequences and goes on with longer ones; see 
     python -m examples.state_tracking demo              a minute: S3, one implicit layer against explicit ones
     python -m examples.state_tracking cpu               half an hour: Z2, Z3, S3, A5, S5, transformers, modes
     python -m examples.state_tracking full              hours: rates, equal steps, equal time, five seeds
+    python -m examples.state_tracking automata          parity, cycles, arithmetic: the published table, one label each
     python -m examples.state_tracking paper --help      the authors' size, on one GPU
     python -m examples.state_tracking train --help      a model of your own
     python -m examples.state_tracking evaluate --help   look at a trained model
@@ -55,6 +56,25 @@ def parser() -> argparse.ArgumentParser:
     full.add_argument("--groups", nargs="+", choices=commands.FULL_GROUPS, help="default: all")
     full.add_argument("--quick", action="store_true", help="tiny settings, to see that it runs")
     add_workers(full)
+
+    automata = add_command(
+        names, "automata", commands.automata, "the published table of automata, by its protocol", out=OUT
+    )
+    automata.add_argument(
+        "--tasks", nargs="+", default=list(commands.TABLE), metavar="TASK", help=f"of {', '.join(commands.CONTRACTS)}"
+    )
+    automata.add_argument(
+        "--models",
+        nargs="*",
+        default=[],
+        metavar="LABEL",
+        help=f"beside the implicit layer, in its time: {'; '.join(commands.MODELS)} (default: none)",
+    )
+    automata.add_argument("--all-models", action="store_true", help="all of them")
+    automata.add_argument("--seeds", type=int, default=5, help="how many (default %(default)s)")
+    automata.add_argument("--search", action="store_true", help="only search the rates of these models (rates.json)")
+    automata.add_argument("--quick", action="store_true", help="three steps of each, to see that it runs")
+    add_workers(automata)
 
     paper = add_command(names, "paper", commands.paper, "the authors' experiments at their size, on one GPU", out=OUT)
     paper.add_argument(

@@ -15,6 +15,9 @@ from examples.state_tracking import demo as minute
 from examples.state_tracking import full as hours
 from examples.state_tracking import paper as authors
 from examples.state_tracking import report, small
+from examples.state_tracking.automata import table as automata_table
+from examples.state_tracking.automata.recipe import MODELS
+from examples.state_tracking.automata.tasks import CONTRACTS, TABLE, contract
 from examples.state_tracking.data import WordProblem, word_problem
 from examples.state_tracking.evaluate import agreement, by_budget, frontier, predict, summary
 from examples.state_tracking.experiment import load, run, write_json
@@ -93,6 +96,22 @@ def full_pictures(group: str, data: dict[str, Any], out: Path) -> list[Path]:
         for kind in ("equal_steps", "equal_time")
         for path in plots.accuracy_by_length(data[kind], out / f"{group}-{kind}", metric="last10", chance=chance)
     ]
+
+
+def automata(args: Namespace) -> None:
+    models = tuple(MODELS) if args.all_models else tuple(args.models)
+    how = {"workers": args.workers, "progress": args.progress}
+    if args.search:
+        write_json(automata_table.RATES, automata_table.search(models, args.out / "search", **how))
+        tell([automata_table.RATES])
+        return
+    for task in args.tasks:
+        print(contract(task).line())
+    out = args.out / "quick" if args.quick else args.out
+    data = automata_table.tabulate(args.tasks, models, out, seeds=args.seeds, quick=args.quick, **how)
+    print("\naccuracy of the last token, per cent: mean over seeds (each seed)")
+    print(automata_table.describe(data))
+    tell([out / "automata.json"])
 
 
 def paper(args: Namespace) -> None:
