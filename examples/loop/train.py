@@ -223,7 +223,7 @@ class _Training:
         self.optimizer.zero_grad()
         with torch.no_grad():
             measured = {"loss": output.loss, "grad_norm": norm, **self.task.scores(output.logits, batch)}
-            if self.watchman is not None and solution is not None:
+            if solution is not None:
                 measured["converged"] = solution.converged.double().mean()
             self.pending.append((self.step, torch.stack([value.double() for value in measured.values()])))
         self.names = list(measured)

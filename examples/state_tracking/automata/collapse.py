@@ -10,7 +10,7 @@ from deqlm.training import Curriculum, Stage, free, warm_up
 from examples.loop import Guard, LoopOptions
 from examples.state_tracking.automata.experiment import run
 from examples.state_tracking.automata.recipe import AutomatonRecipe
-from examples.state_tracking.experiment import write_json
+from examples.state_tracking.experiment import read_json, write_json
 from examples.state_tracking.jobs import run_jobs
 
 __all__ = ["LABELS", "collapsing", "compare"]
@@ -63,3 +63,15 @@ def compare(out: Path, *, steps: int = 1000, workers: int = 2, progress: bool | 
     data = {"results": [{**r, "curve": curve(folder)} for r, folder in zip(results, folders, strict=True)]}
     write_json(out / "collapse.json", data)
     return data
+
+
+def curve(folder: Path) -> dict[str, list[float | None]]:
+    """Return the learning curve of a run as columns, one entry per record of its log."""
+    records = read_json(folder / "log.json")["records"]
+    columns = ("step", "length", "lr", "loss", "accuracy", "grad_norm", "converged")
+    found = {name: [_short(record.get(name)) for record in records] for name in columns}
+    return {**found, "evaluations": [_short(r["evaluations"] / r["steps"]) for r in records]}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
