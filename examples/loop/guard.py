@@ -19,9 +19,9 @@ class Guard(Options):
 
     Loss and share of converged rows are looked at in windows. The window with the least loss of a stage is the best
     one, and weights and optimizer behind it are kept. A later window of that stage whose loss lies above it by ``rise``
-    times the loss of the very first window, or a loss that is not finite, is a fall: weights and optimizer return to the best
-    window, the rate is multiplied with ``factor`` from then on, and both are told, with the share of converged rows before and
-    after.
+    times the loss of the very first window, or a loss that is not finite, is a fall: weights and optimizer return to
+    the best window, the rate is multiplied with ``factor`` from then on, and both are told, with the share of converged
+    rows before and after.
 
     Args:
         window: steps, >= 1; so often are weights copied at most.

@@ -8,12 +8,13 @@ from typing import Any
 from deqlm.models import LMOptions, Mamba2Options
 from deqlm.training import Curriculum, Stage, free, warm_up
 from examples.loop import Guard, LoopOptions
+from examples.loop.guard import Fall
 from examples.state_tracking.automata.experiment import run
 from examples.state_tracking.automata.recipe import AutomatonRecipe
 from examples.state_tracking.experiment import read_json, write_json
 from examples.state_tracking.jobs import run_jobs
 
-__all__ = ["LABELS", "collapsing", "compare"]
+__all__ = ["LABELS", "collapsing", "compare", "describe"]
 
 LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 20, 28, 40)
 LABELS = ("constant rate", "constant rate, guarded")
@@ -75,3 +76,15 @@ def curve(folder: Path) -> dict[str, list[float | None]]:
 
 def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
+
+
+def describe(data: dict[str, Any]) -> str:
+    """Return what happened as text: the last accuracy of each training, and every fall that the guard answered."""
+    lines = []
+    for result in data["results"]:
+        accuracies = result["curve"]["accuracy"]
+        best, last = max(a for a in accuracies if a is not None), accuracies[-1]
+        found = f"accuracy {best:.3f} at best, {last:.3f} in the end; tests {result['mean']:.3f}"
+        lines.append(f"{result['label']}: {found}")
+        lines += [f"  {Fall(**fall).line()}" for fall in result["training"]["falls"]]
+    return "\n".join(lines)

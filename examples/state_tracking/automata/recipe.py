@@ -24,14 +24,18 @@ OURS = "implicit, 1 layer"
 UNROLLED = 12
 """Longest sequence whose solve is unrolled in training; longer ones are solved."""
 
+SMALL = {"width": 32, "lr": 5e-3, "steps": 900, "hop": 1, "more": 2, "until": 0.98}
+LARGE = {"width": 64, "lr": 3e-3, "steps": 1000, "hop": 2, "more": 4, "until": 0.97}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "cycle_navigation": {"width": 32, "lr": 5e-3, "steps": 900},
-    "even_pairs": {"width": 32, "lr": 5e-3, "steps": 900},
-    "modular_arithmetic": {"width": 64, "lr": 3e-3, "steps": 1600},
-    "parity": {"width": 32, "lr": 5e-3, "steps": 900},
-    "modular_arithmetic_brackets": {"width": 64, "lr": 3e-3, "steps": 1600},
+    "cycle_navigation": SMALL,
+    "even_pairs": SMALL,
+    "modular_arithmetic": LARGE,
+    "parity": SMALL,
+    "modular_arithmetic_brackets": LARGE,
 }
-"""What differs between the tasks: width, highest rate, and the steps over which it would decay to zero."""
+"""What differs between the tasks: width, highest rate, the steps over which it would decay to zero; tokens per
+evaluation of an unrolled solve, as many as one step of the automaton reads, and how many more evaluations; and the
+accuracy that ends a stage."""
 
 
 @options
@@ -127,8 +131,8 @@ class AutomatonRecipe(Options):
 def implicit(task: str, seed: int = 0, **changes: Any) -> AutomatonRecipe:
     """Return the training of one implicit Mamba2 layer on a task.
 
-    Sequences of up to 12 tokens are unrolled for two evaluations more than they have tokens, longer ones are solved and
-    differentiated through six phantom steps. A stage ends when the last tokens of 20 steps are right.
+    Sequences of up to 12 tokens are unrolled for a few evaluations more than the automaton takes steps, longer ones are
+    solved and differentiated through six phantom steps. A stage ends when the last tokens of 20 steps are right.
 
     Args:
         task: name of a contract.
@@ -144,7 +148,7 @@ def implicit(task: str, seed: int = 0, **changes: Any) -> AutomatonRecipe:
         weight_norm=False,
         labels="aligned",
     )
-    loop = _loop(_stages(found, solved=True), lr=given["lr"], steps=given["steps"], seed=seed, **changes)
+    loop = _loop(_stages(found, given, solved=True), lr=given["lr"], steps=given["steps"], seed=seed, **changes)
     return AutomatonRecipe(label=OURS, task=task, model=model, loop=loop)
 
 
@@ -168,23 +172,23 @@ def baseline(
     if label not in MODELS:
         raise KeyError(f"unknown model {label!r}: {suggest(label, MODELS)}")
     found = contract(task)
-    stages = _stages(found, solved=False)
+    stages = _stages(found, SETTINGS[task], solved=False)
     timed = {"decay": "constant", "time_limit": seconds, "clock": "cpu"}
     loop = _loop(stages if curriculum else stages[-1:], lr=lr, steps=10**6, seed=seed, **timed)
     mixed = 0.5 if curriculum else 1.0
     return AutomatonRecipe(label=label, task=task, model=MODELS[label](found.rows), loop=loop, mixed=mixed, **changes)
 
 
-def _stages(found: Contract, *, solved: bool, tokens: int = 2048) -> tuple[Stage, ...]:
+def _stages(found: Contract, given: dict[str, Any], *, solved: bool, tokens: int = 2048) -> tuple[Stage, ...]:
     lengths = [n for n in (3, 4, 6, 8, 10, 12, 20, 30) if n >= found.trained[0]] + [found.trained[1]]
     made = []
     for length in dict.fromkeys(found.tokens(n) for n in lengths):
         last = length >= found.trained[1]
         phase = None
         if solved:
-            unrolled = warm_up(iterations=length + 2, damping=1.0)
-            phase = unrolled if length <= UNROLLED else free(max_iter=48, phantom=6, damping=1.0)
-        until = 0.998 if last else 0.98
+            unrolled = warm_up(iterations=length // given["hop"] + given["more"], damping=1.0)
+            phase = unrolled if length <= UNROLLED else free(max_iter=length + 8, phantom=6, damping=1.0)
+        until = 0.998 if last else given["until"]
         made.append(Stage(length=length, rows=max(1, tokens // length), until=until, window=20, phase=phase))
     return tuple(made)
 

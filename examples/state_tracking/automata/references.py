@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deqlm_solvers.core.checks import require, whole
 
-__all__ = ["DeltaProduct", "LSTM", "Output", "PDSSM", "Reference", "delta_product", "pd_ssm"]
+__all__ = ["LSTM", "PDSSM", "DeltaProduct", "Output", "Reference", "delta_product", "pd_ssm"]
 
 
 class Output(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 
 from deqlm_solvers.core.checks import whole
 from examples.state_tracking.automata.experiment import run
-from examples.state_tracking.automata.recipe import MODELS, OURS, AutomatonRecipe, baseline, implicit
+from examples.state_tracking.automata.recipe import AutomatonRecipe, baseline, implicit
 from examples.state_tracking.automata.tasks import TABLE, contract
 from examples.state_tracking.experiment import read_json, write_json
 from examples.state_tracking.jobs import run_jobs
@@ -38,8 +38,8 @@ PUBLISHED = {
     "RWKV-7": 54.1,
     "transformer": 47.7,
 }
-"""Means over the four tasks, per cent, as PD-SSM (arXiv 2509.22284) and SLiCE (arXiv 2505.17761) print them: 100,000 steps
-of 256 sequences, the checkpoint with the best accuracy on the tested lengths, five seeds."""
+"""Means over the four tasks, per cent, as PD-SSM (arXiv 2509.22284) and SLiCE (arXiv 2505.17761) print them: 100,000
+steps of 256 sequences, the checkpoint with the best accuracy on the tested lengths, five seeds."""
 
 Data = dict[str, Any]
 

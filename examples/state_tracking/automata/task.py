@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deqlm.training import Stage
+from deqlm_solvers.core.checks import require
 from examples.loop import Batch, accuracy
 from examples.state_tracking.automata.contract import Contract
 
@@ -57,6 +58,5 @@ class Automaton:
         """
         embedding = model.embedding
         assert isinstance(embedding, torch.nn.Embedding)
-        rows = embedding.num_embeddings
-        if rows < self.contract.rows:
-            raise ValueError(f"rows of the embedding must be >= {self.contract.rows} for {self.contract.name}, got {rows}")
+        rows, needed = embedding.num_embeddings, self.contract.rows
+        require(rows >= needed, "rows of the embedding", rows, f">= {needed} for {self.contract.name}")

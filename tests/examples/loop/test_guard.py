@@ -15,7 +15,9 @@ from examples.loop.guard import Fall, Watchman
 from training.toy import Parity, implicit, recurrent
 
 PLAN = Curriculum((Stage(length=4, rows=16),))
-OPTIONS = LoopOptions(steps=30, curriculum=PLAN, lr=0.01, warm_up=2, decay="constant", log_every=5, guard=Guard(window=5))
+OPTIONS = LoopOptions(
+    steps=30, curriculum=PLAN, lr=0.01, warm_up=2, decay="constant", log_every=5, guard=Guard(window=5)
+)
 
 
 class Spoiled(Parity):
@@ -35,7 +37,9 @@ def watched(losses, guard, *, stages=None, converged=None):
     """Return the falls of a series of losses, one per step, and the weights kept in the end."""
     watchman, falls = Watchman(guard), []
     for step, loss in enumerate(losses, 1):
-        watchman.observe(0 if stages is None else stages[step - 1], loss, None if converged is None else converged[step - 1])
+        watchman.observe(
+            0 if stages is None else stages[step - 1], loss, None if converged is None else converged[step - 1]
+        )
         fall = watchman.judge(step, lambda step=step: {"step": step})
         falls += [fall] if fall else []
     return falls, watchman

@@ -21,7 +21,11 @@ def test_delta_product_is_a_product_of_householder_matrices():
     torch.manual_seed(0)
     length, steps, size = 6, 3, 4
     q, k = drawn(1, length, 1, size), F.normalize(drawn(1, length, steps, 1, size), dim=-1)
-    v, beta, gate = drawn(1, length, steps, 1, 2), 2 * torch.rand(1, length, steps, 1).double(), torch.rand(1, length, 1)
+    v, beta, gate = (
+        drawn(1, length, steps, 1, 2),
+        2 * torch.rand(1, length, steps, 1).double(),
+        torch.rand(1, length, 1),
+    )
     state, eye = torch.zeros(size, 2).double(), torch.eye(size).double()
     for t in range(length):
         transition, entering = gate[0, t, 0] * eye, torch.zeros(size, 2).double()

@@ -93,5 +93,5 @@ def test_what_cannot_be_drawn_is_named():
         parity.draw(2, 1)
     with pytest.raises(ValueError, match="unknown split 'tests'"):
         parity.draw(2, 5, split="tests")
-    with pytest.raises(KeyError, match="unknown task 'party'.*parity"):
+    with pytest.raises(KeyError, match=r"unknown task 'party'.*parity"):
         contract("party")
