@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deqlm.sequence.modes import Chunked, Mode, Sequential, Simultaneous
 from deqlm_solvers.core.checks import whole
+from examples.loop.log import environment
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import Outcome, agreement, predict, summary
 from examples.state_tracking.experiment import load, read_json, write_json
@@ -44,7 +47,8 @@ def schedules(
     recipe = demo_recipes(group)[0]
     run_jobs([(recipe, out / "model")], workers=1, **how)
     table = [line for length in lengths for line in _at(length, out, whole_to)]
-    data = {"group": group, "label": recipe.label, "trained": recipe.length, "table": table}
+    where = environment(torch.device("cpu"))
+    data = {"group": group, "label": recipe.label, "trained": recipe.length, "table": table, "environment": where}
     write_json(out / "schedule.json", data)
     return data
 

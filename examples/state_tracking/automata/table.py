@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from deqlm_solvers.core.checks import whole
+from deqlm_solvers.core.checks import suggest, whole
 from examples.state_tracking.automata.experiment import run
-from examples.state_tracking.automata.recipe import AutomatonRecipe, baseline, implicit
+from examples.state_tracking.automata.recipe import MODELS, AutomatonRecipe, baseline, implicit
 from examples.state_tracking.automata.tasks import TABLE, contract
 from examples.state_tracking.experiment import read_json, write_json
 from examples.state_tracking.jobs import run_jobs
@@ -67,16 +67,17 @@ def tabulate(
 
     Raises:
         KeyError: an unknown task or model.
-        ValueError: seeds below 1.
+        ValueError: seeds below 1, or a model whose rate was never searched for.
     """
     whole("seeds", seeds, 1)
     for task in tasks:
         contract(task)
+    rates = {label: _rate(label) for label in models}
     ours = [implicit(task, seed) for task in tasks for seed in range(seeds)]
     results = _run_all(ours, out, quick=quick, workers=workers, progress=progress)
     seconds = {task: seconds_of([r for r in results if r["contract"]["name"] == task]) for task in tasks}
     others = [
-        baseline(label, task, **_rate(label), seconds=seconds[task], seed=seed)
+        baseline(label, task, **rates[label], seconds=seconds[task], seed=seed)
         for label in models
         for task in tasks
         for seed in range(seeds)
@@ -112,8 +113,12 @@ def seconds_of(results: Sequence[Data]) -> int:
 
 
 def _rate(label: str) -> dict[str, Any]:
-    best = _stored()["best"][label]
-    return {"lr": best["lr"], "curriculum": best["curriculum"]}
+    if label not in MODELS:
+        raise KeyError(f"unknown model {label!r}: {suggest(label, MODELS)}")
+    best = _stored()["best"] if RATES.exists() else {}
+    if label not in best:
+        raise ValueError(f"{label!r} has no rate in {RATES.name}: run automata --search --models {label!r} first")
+    return {"lr": best[label]["lr"], "curriculum": best[label]["curriculum"]}
 
 
 @cache
@@ -147,13 +152,15 @@ def search(
     results = run_jobs(jobs, workers=workers, progress=progress, do=run)
     tried, best = [], {}
     for (label, lr, start), result in zip(cases, results, strict=True):
-        row = {"label": label, "task": SEARCHED, "lr": lr, "curriculum": start, "seed": SEARCH_SEED}
+        row = {"label": label, "task": SEARCHED, "lr": lr, "curriculum": start, "seed": SEARCH_SEED, "seconds": seconds}
         row |= {"trained": result.get("valid", 0.0), "mean": result["mean"] or 0.0}
         tried.append(row)
         leader = best.setdefault(label, row)
         if (row["mean"], row["trained"]) > (leader["mean"], leader["trained"]):
             best[label] = row
-    return {"seconds": seconds, "best": best, "tried": tried, "environment": results[0]["environment"]}
+    before = _stored() if RATES.exists() else {"best": {}, "tried": []}
+    tried = [row for row in before["tried"] if row["label"] not in best] + tried
+    return {"best": before["best"] | best, "tried": tried, "environment": results[0]["environment"]}
 
 
 def found(results: Sequence[Data], label: str, task: str) -> list[Data]:

@@ -77,7 +77,8 @@ class WordProblem:
         if self.generators is not None:
             alone = len(self.groups) == 1 and not self.monoids
             require(alone, "generators", self.generators, "None for anything but one group")
-            self.groups[0].generators(self.generators)  # refuses a wrong number here, not at the first draw
+            for group in self.groups:
+                group.generators(self.generators)  # refuses a wrong number here, not at the first draw
 
     @property
     def factors(self) -> tuple[Algebra, ...]:
