@@ -18,14 +18,17 @@ class Guard(Options):
     """When a training has fallen, and how it goes on.
 
     Loss and share of converged rows are looked at in windows. The window with the least loss of a stage is the best
-    one, and weights and optimizer behind it are kept. A later window of that stage whose loss lies above it by ``rise``
-    times the loss of the very first window, or a loss that is not finite, is a fall: weights and optimizer return to
-    the best window, the rate is multiplied with ``factor`` from then on, and both are told, with the share of converged
-    rows before and after.
+    one, and weights and optimizer behind it are kept. Three things are a fall: a later window of that stage whose loss
+    lies above it by ``rise`` times the loss of the very first window, which is about that of guessing; ``patience``
+    windows of a later stage none of which is below the first loss by as much, so that what was learnt on shorter
+    sequences is lost; and a loss that is not finite. Weights and optimizer then return to the best window, of the stage
+    before where this one has none, the rate is multiplied with ``factor`` from then on, and both are told, with the
+    share of converged rows before and after.
 
     Args:
         window: steps, >= 1; so often are weights copied at most.
-        rise: part of the first loss, > 0, that is about that of guessing.
+        rise: part of the first loss, in (0, 1).
+        patience: windows that a later stage may guess, >= 1.
         factor: of the learning rate, in (0, 1).
         most: falls that are answered, >= 1; behind the last one the training goes on unguarded.
 
@@ -39,14 +42,16 @@ class Guard(Options):
 
     window: int = 20
     rise: float = 0.25
+    patience: int = 4
     factor: float = 0.3
     most: int = 3
 
     def __post_init__(self) -> None:
         whole("window", self.window, 1, None)
         whole("most", self.most, 1, None)
-        number("rise", self.rise, "> 0 and finite", lambda r: 0 < r < math.inf)
-        number("factor", self.factor, "in (0, 1)", lambda f: 0 < f < 1)
+        whole("patience", self.patience, 1, None)
+        for name in ("rise", "factor"):
+            number(name, getattr(self, name), "in (0, 1)", lambda part: 0 < part < 1)
 
 
 class Fall(NamedTuple):
@@ -94,7 +99,8 @@ class Watchman:
         self.falls: list[Fall] = []
         self.first: float | None = None
         self.best: dict[str, Any] | None = None
-        self.stage = 0
+        self.before: dict[str, Any] | None = None
+        self.stage, self.windows = 0, 0
         self._losses: list[float] = []
         self._converged: list[float] = []
 
@@ -106,8 +112,9 @@ class Watchman:
     def observe(self, stage: int, loss: float, converged: float | None) -> None:
         """Take in one step."""
         if stage != self.stage:
-            # another length has another loss: what was best before tells nothing about it
-            self.stage, self.best, self._losses, self._converged = stage, None, [], []
+            # another length has another loss: the best one before tells nothing about it
+            self.stage, self.windows, self._losses, self._converged = stage, 0, [], []
+            self.before, self.best = self.best or self.before, None
         self._losses.append(loss)
         if converged is not None:
             self._converged.append(converged)
@@ -124,20 +131,36 @@ class Watchman:
             return None
         loss = sum(self._losses) / len(self._losses) if finite else None
         share = sum(self._converged) / len(self._converged) if self._converged else None
-        self._losses, self._converged = [], []
+        self._losses, self._converged, self.windows = [], [], self.windows + 1
         if self.first is None:
             self.first = loss
-        if loss is not None and (self.best is None or loss <= self.best["loss"]):
+        if loss is not None and self._is_best(loss):
             self.best = {"step": step, "loss": loss, "converged": share, "weights": copy.deepcopy(weights())}
             return None
-        return self._fall(step, loss, share)
+        return self._fall(step, loss, share) if self._has_fallen(loss) else None
 
-    def _fall(self, step: int, loss: float | None, share: float | None) -> Fall | None:
-        best = self.best
-        if best is None or len(self.falls) == self.guard.most:
-            return None
-        if loss is not None and loss <= best["loss"] + self.guard.rise * (self.first or 0.0):
-            return None
+    @property
+    def refuge(self) -> dict[str, Any] | None:
+        """What a fall returns to: the best window of this stage, or of the one before; None before there is one."""
+        return self.best or self.before
+
+    def _is_best(self, loss: float) -> bool:
+        if self.best is not None:
+            return loss <= self.best["loss"]
+        return self.before is None or loss <= (1 - self.guard.rise) * (self.first or 0.0)
+
+    def _has_fallen(self, loss: float | None) -> bool:
+        if self.refuge is None or len(self.falls) == self.guard.most:
+            return False
+        if loss is None:
+            return True
+        if self.best is None:
+            return self.windows >= self.guard.patience
+        return loss > self.best["loss"] + self.guard.rise * (self.first or 0.0)
+
+    def _fall(self, step: int, loss: float | None, share: float | None) -> Fall:
+        best, self.windows = self.refuge, 0
+        assert best is not None
         rate = self.guard.factor ** (len(self.falls) + 1)
         self.falls.append(Fall(step, best["step"], loss, best["loss"], share, best["converged"], rate))
         return self.falls[-1]
@@ -148,7 +171,9 @@ class Watchman:
             "falls": [list(fall) for fall in self.falls],
             "first": self.first,
             "best": self.best,
+            "before": self.before,
             "stage": self.stage,
+            "windows": self.windows,
             "losses": list(self._losses),
             "converged": list(self._converged),
         }
@@ -156,5 +181,6 @@ class Watchman:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the watchman stood that saved ``state``."""
         self.falls = [Fall(*fall) for fall in state["falls"]]
-        self.first, self.best, self.stage = state["first"], state["best"], state["stage"]
+        self.first, self.best, self.before = state["first"], state["best"], state["before"]
+        self.stage, self.windows = state["stage"], state["windows"]
         self._losses, self._converged = list(state["losses"]), list(state["converged"])

@@ -294,8 +294,8 @@ class _Training:
         fall = self.watchman.judge(step + 1, self._weights)
         if fall is None:
             return False
-        assert self.watchman.best is not None
-        kept = copy.deepcopy(self.watchman.best["weights"])
+        assert self.watchman.refuge is not None
+        kept = copy.deepcopy(self.watchman.refuge["weights"])
         self.model.load_state_dict(kept["model"])
         self.optimizer.load_state_dict(kept["optimizer"])
         LOG.warning(fall.line())

@@ -21,15 +21,15 @@ SHORTEST = 2
 """Tokens of the shortest sequence that any task can be asked for."""
 
 Draw = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
-"""Generator, sequences, tokens -> tokens (B, L) and answers (B,), int64."""
+"""Generator, sequences, tokens -> tokens (B, L) and answers, int64: (B,), or (B, L) where several tokens have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
     """One task with its protocol; it is printed and stored with every result.
 
-    The one label of a sequence stands at its last token. Train, validation and test sequences come from three streams
-    of random numbers; nothing is kept apart by content, as in the source.
+    Train, validation and test sequences come from three streams of random numbers; nothing is kept apart by content, as
+    in the source.
 
     Args:
         name: of the task.
@@ -43,6 +43,7 @@ class Contract:
         trained: shortest and longest sequence in training.
         tested: in tests.
         sample: draws sequences and answers.
+        label: where answers are asked for, in words.
         tokens: how many tokens a sequence has that was asked for with a length; the source of some tasks adds one.
 
     Examples:
@@ -61,6 +62,7 @@ class Contract:
     inputs: tuple[str, ...]
     answers: tuple[str, ...]
     sample: Draw
+    label: str = "last token"
     trained: tuple[int, int] = (3, 40)
     tested: tuple[int, int] = (40, 256)
     tokens: Callable[[int], int] = lambda length: length
@@ -90,7 +92,7 @@ class Contract:
     def draw(
         self, rows: int, length: int, *, seed: int = 0, step: int = 0, split: str = "train"
     ) -> tuple[Tensor, Tensor]:
-        """Return sequences (B, L) and the answers at their last tokens (B,), int64: a function of the arguments.
+        """Return sequences (B, L) and answers, (B,) at their last tokens or (B, L), int64: a function of the arguments.
 
         Raises:
             ValueError: rows below 1, a length below 2, a negative number, an unknown split.
@@ -107,7 +109,9 @@ class Contract:
         return torch.from_numpy(ids), torch.from_numpy(answers)
 
     def labels(self, ids: Tensor, answers: Tensor) -> Tensor:
-        """Return (B, L) targets that count at the last token only."""
+        """Return (B, L) targets, which count where an answer is asked for."""
+        if answers.ndim == 2:
+            return answers
         targets = torch.full_like(ids, IGNORED)
         targets[:, -1] = answers
         return targets
@@ -116,14 +120,12 @@ class Contract:
         """Return the contract as one line, for people."""
         train, test = (f"{low}-{high}" for low, high in (self.trained, self.tested))
         return (
-            f"{self.name}: {self.about}; trained on {train} tokens, tested on {test}, label at the last token only; "
+            f"{self.name}: {self.about}; trained on {train} tokens, tested on {test}, label at the {self.label} only; "
             f"{self.fidelity}, after {self.source} at {self.revision[:12]}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as JSON data."""
-        names = ("name", "about", "source", "revision", "fidelity", "inputs", "answers", "trained", "tested")
+        names = ("name", "about", "source", "revision", "fidelity", "inputs", "answers", "trained", "tested", "label")
         found = {name: getattr(self, name) for name in names}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()} | {
-            "label": "last token"
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}

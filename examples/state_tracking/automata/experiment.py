@@ -12,7 +12,7 @@ from torch import nn
 
 from deqlm.sequence.modes import Chunked
 from deqlm.training.experiment import differences
-from examples.loop import TrainingError, train
+from examples.loop import TrainingError, accuracy, train
 from examples.loop.log import environment
 from examples.state_tracking.automata.recipe import AutomatonRecipe
 from examples.state_tracking.automata.task import Automaton
@@ -66,7 +66,7 @@ def run(recipe: AutomatonRecipe, folder: Path, *, device: str = "cpu", progress:
 
 
 def tested(model: nn.Module, recipe: AutomatonRecipe) -> dict[str, Any]:
-    """Return the accuracy of the last token, in the mean over the tested lengths and at each of them, and its time."""
+    """Return the accuracy where answers are asked for, in the mean of the tested lengths and at each, and its time."""
     began, tests = time.process_time(), []
     given: dict[str, Any] = {}
     if recipe.model.implicit:
@@ -77,7 +77,7 @@ def tested(model: nn.Module, recipe: AutomatonRecipe) -> dict[str, Any]:
         ids, answers = recipe.contract.draw(recipe.rows, length, split=recipe.split)
         with torch.no_grad():
             output = model(ids.to(device), **given)
-        right = (output.logits[:, -1].argmax(-1).cpu() == answers).double().mean().item()
+        right = accuracy(output.logits.cpu(), recipe.contract.labels(ids, answers)).item()
         tests.append({"length": length, "rows": recipe.rows, "last": right})
         if recipe.model.implicit:
             tests[-1]["converged"] = output.solution.converged.double().mean().item()

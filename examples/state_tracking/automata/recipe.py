@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "modular_arithmetic": LARGE,
     "parity": SMALL,
     "modular_arithmetic_brackets": LARGE,
+    "repl_traces": LARGE,
 }
 """What differs between the tasks: width, highest rate, the steps over which it would decay to zero; tokens per
 evaluation of an unrolled solve, as many as one step of the automaton reads, and how many more evaluations; and the

@@ -42,7 +42,7 @@ class Automaton:
         return Batch(ids, self.contract.labels(ids, answers))
 
     def scores(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"accuracy": accuracy(logits[:, -1:], batch.targets[:, -1:])}
+        return {"accuracy": accuracy(logits, batch.targets)}
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         device = next(model.parameters()).device
@@ -50,8 +50,8 @@ class Automaton:
         backbone = getattr(model, "backbone", None)
         # early in training solves fail, and accuracy says so
         given = {"on_failure": "ignore"} if backbone is not None and backbone.implicit else {}
-        logits = model(ids.to(device), **given).logits[:, -1:]
-        return {"valid": float(accuracy(logits, answers[:, None].to(device)))}
+        labels = self.contract.labels(ids, answers).to(device)
+        return {"valid": float(accuracy(model(ids.to(device), **given).logits, labels))}
 
     def check_model(self, model: nn.Module) -> None:
         """Raise unless the model has a row of its embedding for every token and answer.

@@ -6,6 +6,7 @@ import numpy as np
 
 from deqlm_solvers.core.checks import suggest
 from examples.state_tracking.automata.contract import Contract
+from examples.state_tracking.automata.traces import NAMES, traces
 
 __all__ = ["CONTRACTS", "TABLE", "contract"]
 
@@ -122,6 +123,18 @@ CONTRACTS = {
             answers=DIGITS,
             sample=_with_brackets,
             tokens=lambda length: length + 1,
+        ),
+        Contract(
+            name="repl_traces",
+            about="which token comes next in a session that swaps five variables and prints one now and then",
+            source="arXiv 2602.14814, its text",
+            revision="version 1",
+            fidelity="reconstructed",
+            inputs=NAMES,
+            answers=NAMES,
+            sample=traces,
+            tokens=lambda length: length + -length % 3,
+            label="names that are printed",
         ),
     )
 }

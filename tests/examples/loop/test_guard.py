@@ -69,6 +69,17 @@ def test_a_longer_stage_starts_anew():
     assert [(fall.step, fall.best_step) for fall in falls] == [(5, 4)]
 
 
+def test_a_longer_stage_that_only_guesses_returns_to_the_one_before():
+    losses, stages = [0.8, 0.02, 0.01, 1.5, 0.9, 0.8, 0.8, 0.8, 0.8], [0, 0, 0, *[2] * 6]
+    falls, _ = watched(losses, Guard(window=1, patience=3), stages=stages)
+    assert [(fall.step, fall.best_step, fall.best_loss) for fall in falls] == [(6, 3, 0.01), (9, 3, 0.01)]
+
+
+def test_a_longer_stage_that_learns_slowly_is_let_alone():
+    losses, stages = [0.8, 0.02, 1.5, 0.9, 0.5, 0.55, 0.4, 0.55, 0.3], [0, 0, *[1] * 7]
+    assert watched(losses, Guard(window=1, patience=3), stages=stages)[0] == []
+
+
 def test_a_loss_that_is_no_number_is_a_fall_at_once():
     falls, _ = watched([0.7, 0.7, 0.1, 0.1, 0.1, math.nan], Guard(window=2))
     assert [(fall.step, fall.best_step, fall.loss) for fall in falls] == [(6, 4, None)]
@@ -137,7 +148,8 @@ def test_a_broken_loss_before_anything_was_kept_ends_the_training():
     ("change", "message"),
     [
         ({"window": 0}, "window must be a whole number >= 1, got 0"),
-        ({"rise": 0.0}, "rise must be > 0 and finite, got 0.0"),
+        ({"rise": 1.0}, r"rise must be in \(0, 1\), got 1.0"),
+        ({"patience": 0}, "patience must be a whole number >= 1, got 0"),
         ({"factor": 1.0}, r"factor must be in \(0, 1\), got 1.0"),
         ({"most": 0}, "most must be a whole number >= 1, got 0"),
     ],

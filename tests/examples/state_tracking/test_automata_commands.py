@@ -130,7 +130,8 @@ def test_recipes_survive_json_and_stay_within_the_protocol(task):
         assert AutomatonRecipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
         lengths = [stage.length for stage in recipe.loop.curriculum.stages]
         low, high = (recipe.contract.tokens(n) for n in recipe.contract.trained)
-        assert (min(lengths) >= low) and max(lengths) == high
+        assert min(lengths) >= low
+        assert max(lengths) == high
         assert recipe.lengths is not None
         assert (recipe.lengths[0], recipe.lengths[-1], len(recipe.lengths)) == (40, 256, 25)
 
