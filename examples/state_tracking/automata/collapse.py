@@ -20,7 +20,7 @@ LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 20, 28, 40)
 LABELS = ("constant rate", "constant rate, guarded")
 
 
-def collapsing(*, guard: Guard | None = None, steps: int = 1000, seed: int = 0) -> AutomatonRecipe:
+def collapsing(*, guard: Guard | None = None, steps: int = 500, seed: int = 0) -> AutomatonRecipe:
     """Return the training whose learning curve collapses: the rate stays, and nothing ends it when it has learnt.
 
     Args:
@@ -56,7 +56,7 @@ def _stage(length: int) -> Stage:
     return Stage(length=length, rows=2048 // length, until=until, phase=phase)
 
 
-def compare(out: Path, *, steps: int = 1000, workers: int = 2, progress: bool | None = None) -> dict[str, Any]:
+def compare(out: Path, *, steps: int = 500, workers: int = 2, progress: bool | None = None) -> dict[str, Any]:
     """Train with and without a guard, and store both with their curves as ``out``/collapse.json."""
     recipes = [collapsing(guard=guard, steps=steps) for guard in (None, Guard())]
     folders = [out / recipe.label.replace(", ", "-").replace(" ", "_") for recipe in recipes]
