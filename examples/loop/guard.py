@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from deqlm_solvers import Options, options
@@ -119,7 +119,7 @@ class Watchman:
         if converged is not None:
             self._converged.append(converged)
 
-    def judge(self, step: int, weights: Any) -> Fall | None:
+    def judge(self, step: int, weights: Callable[[], Any]) -> Fall | None:
         """Return the fall behind ``step``, if the window that is now full, or a loss that is not finite, is one.
 
         Args:
@@ -129,15 +129,31 @@ class Watchman:
         finite = all(map(math.isfinite, self._losses))
         if finite and len(self._losses) < self.guard.window:
             return None
-        loss = sum(self._losses) / len(self._losses) if finite else None
-        share = sum(self._converged) / len(self._converged) if self._converged else None
+        loss, share = self._close()
+        if self._keep(step, loss, share, weights) or not self._has_fallen(loss):
+            return None
+        return self._fall(step, loss, share)
+
+    def leave(self, step: int, weights: Callable[[], Any]) -> None:
+        """End a stage behind ``step``: its last window counts, however few steps it has."""
+        if self._losses:
+            self._keep(step, *self._close(), weights)
+
+    def _close(self) -> tuple[float | None, float | None]:
+        """Return mean loss and share of the window, and begin the next one."""
+        losses, shares = self._losses, self._converged
         self._losses, self._converged, self.windows = [], [], self.windows + 1
+        loss = sum(losses) / len(losses) if all(map(math.isfinite, losses)) else None
         if self.first is None:
             self.first = loss
-        if loss is not None and self._is_best(loss):
-            self.best = {"step": step, "loss": loss, "converged": share, "weights": copy.deepcopy(weights())}
-            return None
-        return self._fall(step, loss, share) if self._has_fallen(loss) else None
+        return loss, sum(shares) / len(shares) if shares else None
+
+    def _keep(self, step: int, loss: float | None, share: float | None, weights: Callable[[], Any]) -> bool:
+        """Keep the weights if this window is the best one; return whether it is."""
+        if loss is None or not self._is_best(loss):
+            return False
+        self.best = {"step": step, "loss": loss, "converged": share, "weights": copy.deepcopy(weights())}
+        return True
 
     @property
     def refuge(self) -> dict[str, Any] | None:

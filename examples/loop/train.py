@@ -317,7 +317,8 @@ class _Training:
         options = self.options
         if self.step % options.log_every == 0:
             self._record()
-        self.course.advance()
+        if self.course.advance() and self.watchman is not None:
+            self.watchman.leave(self.step, self._weights)
         if self._ended() is not None:
             return
         if options.evaluate_every is not None and self.step % options.evaluate_every == 0:

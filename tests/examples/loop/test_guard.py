@@ -75,6 +75,25 @@ def test_a_longer_stage_that_only_guesses_returns_to_the_one_before():
     assert [(fall.step, fall.best_step, fall.best_loss) for fall in falls] == [(6, 3, 0.01), (9, 3, 0.01)]
 
 
+def test_a_stage_shorter_than_a_window_is_returned_to():
+    watchman = Watchman(Guard(window=4, patience=1))
+    for step, loss in enumerate([0.7, 0.7, 0.7, 0.7, 0.1], 1):
+        watchman.observe(0, loss, None)
+        watchman.judge(step, lambda step=step: step)
+    watchman.leave(5, lambda: 5)
+    for step in (6, 7):
+        watchman.observe(1, 0.02, None)
+        assert watchman.judge(step, lambda: -1) is None
+    watchman.leave(7, lambda: 7)
+    for step in range(8, 12):
+        watchman.observe(2, 0.9, None)
+        fall = watchman.judge(step, lambda: -1)
+    assert fall is not None
+    assert (fall.step, fall.best_step, fall.best_loss) == (11, 7, pytest.approx(0.02))
+    assert watchman.refuge is not None
+    assert watchman.refuge["weights"] == 7
+
+
 def test_a_longer_stage_that_learns_slowly_is_let_alone():
     losses, stages = [0.8, 0.02, 1.5, 0.9, 0.5, 0.55, 0.4, 0.55, 0.3], [0, 0, *[1] * 7]
     assert watched(losses, Guard(window=1, patience=3), stages=stages)[0] == []
