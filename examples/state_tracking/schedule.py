@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from deqlm.reporting.environment import environment
 from deqlm.sequence.modes import Chunked, Mode, Sequential, Simultaneous
 from deqlm_solvers.core.checks import whole
-from examples.loop.log import environment
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import Outcome, agreement, predict, summary
 from examples.state_tracking.experiment import load, read_json, write_json

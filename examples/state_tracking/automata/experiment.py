@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from deqlm.reporting.environment import environment
 from deqlm.sequence.modes import Chunked
 from deqlm.training.experiment import differences
 from examples.loop import TrainingError, accuracy, train
-from examples.loop.log import environment
 from examples.state_tracking.automata.recipe import AutomatonRecipe
 from examples.state_tracking.automata.task import Automaton
 from examples.state_tracking.experiment import RESULT, read_json, write_json
