@@ -21,6 +21,9 @@ __all__ = ["MODELS", "OURS", "AutomatonRecipe", "ReferenceOptions", "baseline", 
 KINDS: dict[str, Callable[[int], nn.Module]] = {"lstm": LSTM, "delta_product": DeltaProduct, "pd_ssm": PDSSM}
 
 OURS = "implicit, 1 layer"
+TOKENS = 2048
+"""Per step."""
+
 UNROLLED = 12
 """Longest sequence whose solve is unrolled in training; longer ones are solved."""
 
@@ -129,7 +132,7 @@ class AutomatonRecipe(Options):
         return contract(self.task)
 
 
-def implicit(task: str, seed: int = 0, **changes: Any) -> AutomatonRecipe:
+def implicit(task: str, seed: int = 0, *, tokens: int = TOKENS, **changes: Any) -> AutomatonRecipe:
     """Return the training of one implicit Mamba2 layer on a task.
 
     Sequences of up to 12 tokens are unrolled for a few evaluations more than the automaton takes steps, longer ones are
@@ -138,6 +141,7 @@ def implicit(task: str, seed: int = 0, **changes: Any) -> AutomatonRecipe:
     Args:
         task: name of a contract.
         seed: of weights and batches.
+        tokens: per step.
         changes: of the options of the loop.
     """
     found, given = contract(task), SETTINGS[task]
@@ -149,7 +153,7 @@ def implicit(task: str, seed: int = 0, **changes: Any) -> AutomatonRecipe:
         weight_norm=False,
         labels="aligned",
     )
-    loop = _loop(_stages(found, given, solved=True), lr=given["lr"], steps=given["steps"], seed=seed, **changes)
+    loop = _loop(_stages(found, given, tokens, solved=True), lr=given["lr"], steps=given["steps"], seed=seed, **changes)
     return AutomatonRecipe(label=OURS, task=task, model=model, loop=loop)
 
 
@@ -173,14 +177,14 @@ def baseline(
     if label not in MODELS:
         raise KeyError(f"unknown model {label!r}: {suggest(label, MODELS)}")
     found = contract(task)
-    stages = _stages(found, SETTINGS[task], solved=False)
+    stages = _stages(found, SETTINGS[task], TOKENS, solved=False)
     timed = {"decay": "constant", "time_limit": seconds, "clock": "cpu"}
     loop = _loop(stages if curriculum else stages[-1:], lr=lr, steps=10**6, seed=seed, **timed)
     mixed = 0.5 if curriculum else 1.0
     return AutomatonRecipe(label=label, task=task, model=MODELS[label](found.rows), loop=loop, mixed=mixed, **changes)
 
 
-def _stages(found: Contract, given: dict[str, Any], *, solved: bool, tokens: int = 2048) -> tuple[Stage, ...]:
+def _stages(found: Contract, given: dict[str, Any], tokens: int, *, solved: bool) -> tuple[Stage, ...]:
     lengths = [n for n in (3, 4, 6, 8, 10, 12, 20, 30) if n >= found.trained[0]] + [found.trained[1]]
     made = []
     for length in dict.fromkeys(found.tokens(n) for n in lengths):
