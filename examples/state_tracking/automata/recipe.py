@@ -153,7 +153,8 @@ def implicit(task: str, seed: int = 0, *, tokens: int = TOKENS, **changes: Any) 
         weight_norm=False,
         labels="aligned",
     )
-    loop = _loop(_stages(found, given, tokens, solved=True), lr=given["lr"], steps=given["steps"], seed=seed, **changes)
+    how = {"lr": given["lr"], "steps": given["steps"], "seed": seed, **changes}
+    loop = _loop(_stages(found, given, tokens, solved=True), **how)
     return AutomatonRecipe(label=OURS, task=task, model=model, loop=loop)
 
 
