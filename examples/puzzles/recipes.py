@@ -26,7 +26,7 @@ def demo(seed: int = 0, *, steps: int = 1300) -> list[Recipe]:
     ]
 
 
-def six(seed: int = 0, *, steps: int = 2400) -> Recipe:
+def six(seed: int = 0, *, steps: int = 2000) -> Recipe:
     """Return the training on 6x6."""
     return recipe(SIX, label=IMPLICIT, steps=steps, shape=Shape(most=16), seed=seed, checkpoint_every=200)
 

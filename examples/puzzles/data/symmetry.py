@@ -17,7 +17,7 @@ Form = tuple[bytes, bytes]
 """A solution and the mask of its clues, as bytes."""
 
 
-def canonical(board: Board, puzzle: Sequence[int], solution: Sequence[int]) -> Form:
+def canonical(board: Board, puzzle: Sequence[int] | np.ndarray, solution: Sequence[int] | np.ndarray) -> Form:
     """Return one name for all puzzles that are equal up to symmetry, and different names for others.
 
     The first part is the least solution, row by row, that a symmetry makes, and names the class of the solution; the
