@@ -16,7 +16,7 @@ from examples.puzzles.data import Sudoku, load, problem_named
 from examples.puzzles.evaluate import boards
 from examples.puzzles.experiment import CACHE, run, stored
 from examples.puzzles.nine import try_out
-from examples.puzzles.recipe import Recipe
+from examples.puzzles.recipe import Recipe, folder_of
 from examples.puzzles.twins import compare
 from examples.state_tracking.commands import drawn, tell
 from examples.state_tracking.experiment import write_json
@@ -58,8 +58,7 @@ def _all(made: Sequence[Recipe], out: Path, args: Namespace) -> Data:
     began = time.perf_counter()
     for one in made:
         load(one.draw, out / CACHE)
-    several = len({one.name for one in made}) < len(made)
-    folders = [out / (str(one.loop.seed) if several else one.name) for one in made]
+    folders = [out / folder_of(one) for one in made]
     results = run_jobs(list(zip(made, folders, strict=True)), workers=args.workers, progress=args.progress, do=run)
     data = {"wall_seconds": round(time.perf_counter() - began, 1), "results": results}
     write_json(out / "results.json", data)

@@ -25,6 +25,8 @@ RESULT = "result.json"
 CACHE = "data"
 """Folder beside those of the runs that keeps the puzzles."""
 SHOWN = (1, 2, 4, 8, 16, 32)
+DEPTHS = (8, 16, 32, 64)
+STARTS = (1, 2, 4, 8, 16)
 
 
 def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | None = None) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | N
         "seed": recipe.loop.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": training,
-        **look_at(model.cpu(), load(recipe.draw, folder.parent / CACHE)[recipe.split]),
+        **look_at(model.cpu(), load(recipe.draw, folder.parent / CACHE)[recipe.split], brief=recipe.split == "valid"),
         "recipe": wanted,
         "environment": environment(torch.device(device)),
     }
@@ -93,18 +95,18 @@ def trained(
     return model.eval(), done.summary()
 
 
-def look_at(model: PuzzleModel, puzzles: Puzzles) -> dict[str, Any]:
-    """Return everything that is measured of a trained model."""
+def look_at(model: PuzzleModel, puzzles: Puzzles, *, brief: bool = False) -> dict[str, Any]:
+    """Return what is measured of a trained model: all of it, or with ``brief`` what a choice needs."""
     if model.shape.layers > 1:
         return {"budgets": by_budget(model, puzzles, (1,))}
-    found: dict[str, Any] = {"budgets": by_budget(model, puzzles)}
-    if model.shape.most == 1:
+    found: dict[str, Any] = {"budgets": by_budget(model, puzzles, BUDGETS)}
+    if brief or model.shape.most == 1:
         return found
     found["calibration"] = calibration(model, puzzles, 2 * model.shape.most)
     found["difficulty"] = by_difficulty(model, puzzles, BUDGETS[-1])
     if model.shape.start == "random":
         some = Puzzles(*(part[:200] for part in puzzles))
-        found["breadth"] = breadth(model, some, (8, 16, 32, 64), (1, 2, 4, 8, 16))
+        found["breadth"] = breadth(model, some, DEPTHS, STARTS)
     hardest = int(puzzles.ratings.argmax())
     found["boards"] = {
         "cells": puzzles.cells[hardest].tolist(),

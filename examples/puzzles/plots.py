@@ -59,12 +59,18 @@ def difficulty(result: Data, path: Path) -> list[Path]:
         if isinstance(problem, Sudoku) and rows[-1]["rating"] > problem.board.cells:
             names[-1] = "search"
         positions = range(len(rows))
-        axis.plot(positions, [row["evaluations"] for row in rows], "o-", color=PALETTE[0], label="residual below .01")
+        axis.plot(
+            positions,
+            [row["evaluations"] for row in rows],
+            "o-",
+            color=PALETTE[0],
+            label="residual below .01 (else 256)",
+        )
         kept = [(i, row["settled"]) for i, row in enumerate(rows) if row["settled"] is not None]
         axis.plot(*zip(*kept, strict=True), "s--", color=PALETTE[1], label="right, and right from then on")
         axis.set_xticks(positions, [f"{name}\n({row['puzzles']})" for name, row in zip(names, rows, strict=True)])
         axis.set(xlabel=f"{problem.rated.split(',')[0]} (puzzles)", ylabel="evaluations, mean", ylim=(0, None))
-        axis.set_title("Harder puzzles take more evaluations")
+        axis.set_title("Evaluations against difficulty")
         axis.legend()
     return written
 

@@ -11,7 +11,7 @@ from examples.loop import LoopOptions
 from examples.puzzles.data import SPLITS, Draw, Split, problem_named
 from examples.puzzles.model import Shape
 
-__all__ = ["Recipe", "recipe"]
+__all__ = ["Recipe", "folder_of", "recipe"]
 
 
 @options
@@ -42,10 +42,10 @@ class Recipe(Options):
                 object.__setattr__(self, name, kind.from_dict(value))
         require(self.split in SPLITS, "split", self.split, f"one of {', '.join(SPLITS)}")
 
-    @property
-    def name(self) -> str:
-        """Its label as the name of a folder."""
-        return self.label.replace(", ", "-").replace(" ", "_")
+
+def folder_of(one: Recipe) -> str:
+    """Return the name of the folder of a recipe: its label and its seed."""
+    return f"{one.label.replace(', ', '-').replace(' ', '_')}-{one.loop.seed}"
 
 
 def recipe(

@@ -9,7 +9,7 @@ from typing import Any
 from examples.puzzles.data import Split
 from examples.puzzles.experiment import run
 from examples.puzzles.model import Shape
-from examples.puzzles.recipe import Recipe, recipe
+from examples.puzzles.recipe import Recipe, folder_of, recipe
 from examples.puzzles.recipes import DEMO, IMPLICIT, ONCE
 from examples.state_tracking.jobs import run_jobs
 
@@ -18,7 +18,7 @@ __all__ = ["KINDS", "RATES", "SEARCHED", "compare", "twin"]
 RATES = (1e-3, 3e-3, 1e-2)
 SEARCHED = 1000
 """A seed that no comparison shows; rates are chosen by its puzzles of validation."""
-STEPS = 900
+STEPS = 300
 KINDS: dict[str, tuple[Shape, int]] = {
     IMPLICIT: (Shape(), STEPS),
     "looped, random number, from zero": (Shape(start="zero"), STEPS),
@@ -55,7 +55,8 @@ def compare(out: Path, *, seeds: Sequence[int], workers: int, progress: bool | N
         progress: as for `run_jobs`.
     """
     cases = [(kind, lr) for kind in KINDS for lr in RATES]
-    jobs = [(twin(kind, lr, SEARCHED, "valid"), out / f"search-{_name(kind)}-{lr:g}") for kind, lr in cases]
+    searched = [twin(kind, lr, SEARCHED, "valid") for kind, lr in cases]
+    jobs = [(one, out / f"search-{one.loop.lr:g}-{folder_of(one)}") for one in searched]
     tried = run_jobs(jobs, workers=workers, progress=progress, do=run)
     rates = {}
     for kind in KINDS:
@@ -68,7 +69,3 @@ def compare(out: Path, *, seeds: Sequence[int], workers: int, progress: bool | N
 def score(result: dict[str, Any]) -> tuple[float, float]:
     """Return exact answers and right cells at the number of evaluations that is best for a result."""
     return max((row["exact"], row["cells"]) for row in result["budgets"])
-
-
-def _name(kind: str) -> str:
-    return kind.replace(", ", "-").replace(" ", "_")
