@@ -64,7 +64,7 @@ def difficulty(result: Data, path: Path) -> list[Path]:
             [row["evaluations"] for row in rows],
             "o-",
             color=PALETTE[0],
-            label="residual below .01 (else 256)",
+            label="residual below .01",
         )
         kept = [(i, row["settled"]) for i, row in enumerate(rows) if row["settled"] is not None]
         axis.plot(*zip(*kept, strict=True), "s--", color=PALETTE[1], label="right, and right from then on")

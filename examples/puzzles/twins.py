@@ -62,7 +62,8 @@ def compare(out: Path, *, seeds: Sequence[int], workers: int, progress: bool | N
     for kind in KINDS:
         of_kind = [(score(result), -lr) for (name, lr), result in zip(cases, tried, strict=True) if name == kind]
         rates[kind] = -max(of_kind)[1]
-    jobs = [(twin(kind, rates[kind], seed, "test"), out / f"{_name(kind)}-{seed}") for kind in KINDS for seed in seeds]
+    tested = [twin(kind, rates[kind], seed, "test") for kind in KINDS for seed in seeds]
+    jobs = [(one, out / folder_of(one)) for one in tested]
     return {"rates": rates, "search": tried, "results": run_jobs(jobs, workers=workers, progress=progress, do=run)}
 
 
