@@ -67,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
     solve.add_argument("--expect", metavar="NAME", help="refuse a model of another problem than this")
     solve.add_argument("--evaluations", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="to look behind")
     solve.add_argument("--seed", type=int, default=0, help="of the start (default %(default)s)")
+
+    page = add_command(names, "page", commands.page, "copy results into docs/records and draw their page", out=None)
+    page.add_argument("--runs", type=Path, default=OUT, help="folder of the runs (default %(default)s)")
     return made
 
 

@@ -16,6 +16,7 @@ from examples.puzzles.data import Sudoku, load, problem_named
 from examples.puzzles.evaluate import boards
 from examples.puzzles.experiment import CACHE, run, stored
 from examples.puzzles.nine import try_out
+from examples.puzzles.page import copy_records, draw_page, illustrate
 from examples.puzzles.recipe import Recipe, folder_of
 from examples.puzzles.twins import compare
 from examples.state_tracking.commands import drawn, tell
@@ -141,3 +142,8 @@ def twins(args: Namespace) -> None:
         return plots.accuracy_by_evaluations(data["results"], args.out / "accuracy")
 
     tell([args.out / "results.json", *drawn(pictures)])
+
+
+def page(args: Namespace) -> None:
+    written = [*copy_records(args.runs), draw_page()]
+    tell([*written, *drawn(illustrate)])

@@ -9,7 +9,15 @@ from typing import Any
 from examples.puzzles.data import Maze, Sudoku, problem_named
 from examples.state_tracking.report import table
 
-__all__ = ["board_text", "breadth_table", "budget_table", "rate_table", "residual_table", "spread_table"]
+__all__ = [
+    "board_text",
+    "breadth_table",
+    "budget_table",
+    "difficulty_table",
+    "rate_table",
+    "residual_table",
+    "spread_table",
+]
 
 Data = dict[str, Any]
 
@@ -92,3 +100,14 @@ def rate_table(tried: Sequence[Data], *, markdown: bool = False) -> str:
         found = {r["recipe"]["loop"]["lr"]: max(b["exact"] for b in r["budgets"]) for r in tried if r["label"] == label}
         rows.append([label, *(f"{found[rate]:.3f}" if rate in found else "" for rate in rates)])
     return table(["model", *(f"lr={rate:g}" for rate in rates)], rows, markdown=markdown)
+
+
+def difficulty_table(result: Data, *, markdown: bool = False) -> str:
+    """Return one line per rating: puzzles, share solved, and evaluations."""
+    head = ["rating", "puzzles", "exact", "evaluations to .01", "converged", "right from"]
+    rows = []
+    for row in result["difficulty"]:
+        cells = [str(row["rating"]), str(row["puzzles"]), f"{row['exact']:.3f}", f"{row['evaluations']:.1f}"]
+        settled = "" if row["settled"] is None else f"{row['settled']:.1f}"
+        rows.append([*cells, f"{row['converged']:.3f}", settled])
+    return table(head, rows, markdown=markdown)

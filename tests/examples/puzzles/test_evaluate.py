@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +11,9 @@ from deqlm import Stop
 from examples.puzzles.data import Puzzles, as_tensors, problem_named
 from examples.puzzles.evaluate import Look, boards, breadth, by_budget, by_difficulty, calibration, walk
 from examples.puzzles.model import PuzzleModel, Shape
+
+NOBODY: Any = None
+"""The model, where `told` answers in its place."""
 
 PROBLEM = problem_named("4x4")
 
@@ -42,7 +47,7 @@ def test_accuracy_counts_whole_boards(monkeypatch):
     puzzles = Puzzles(answers, answers, torch.ones(3))
     said = torch.tensor([[0, 1], [1, 0], [1, 1]])
     told(monkeypatch, [Look(4, said, torch.tensor([0.001, 0.005, 0.5]))])
-    (row,) = by_budget(None, puzzles)
+    (row,) = by_budget(NOBODY, puzzles)
     assert row["exact"] == pytest.approx(1 / 3, abs=1e-4)
     assert row["cells"] == 0.5
     assert row["converged"] == pytest.approx(2 / 3, abs=1e-4)
@@ -54,13 +59,13 @@ def test_calibration_tells_whether_the_residual_ranks(monkeypatch):
     said = torch.tensor([[0.0], [1.0], [0.0], [1.0]])
     puzzles = Puzzles(answers, answers, torch.ones(4))
     told(monkeypatch, [Look(8, said, torch.tensor([0.1, 0.4, 0.2, 0.3]))])
-    found = calibration(None, puzzles, 8)
+    found = calibration(NOBODY, puzzles, 8)
     assert found["order"] == 1.0
     assert [group["exact"] for group in found["groups"]] == [1.0, 1.0, 0.0, 0.0]
     told(monkeypatch, [Look(8, said, torch.tensor([0.1, 0.1, 0.1, 0.1]))])
-    assert calibration(None, puzzles, 8)["order"] == 0.5
+    assert calibration(NOBODY, puzzles, 8)["order"] == 0.5
     told(monkeypatch, [Look(8, answers, torch.tensor([0.1, 0.1, 0.1, 0.1]))])
-    assert calibration(None, puzzles, 8)["order"] is None
+    assert calibration(NOBODY, puzzles, 8)["order"] is None
 
 
 def test_difficulty_counts_from_when_an_answer_stays_right(monkeypatch):
@@ -72,7 +77,7 @@ def test_difficulty_counts_from_when_an_answer_stays_right(monkeypatch):
         for k, (s, r) in enumerate(zip(said, residuals, strict=True))
     ]
     told(monkeypatch, looks)
-    one, other = by_difficulty(None, Puzzles(answers, answers, torch.tensor([5, 7])), 4)
+    one, other = by_difficulty(NOBODY, Puzzles(answers, answers, torch.tensor([5, 7])), 4)
     assert (one["rating"], one["settled"], one["evaluations"], one["exact"]) == (5, 4.0, 3.0, 1.0)
     assert (other["rating"], other["settled"], other["evaluations"], other["exact"]) == (7, None, 2.0, 0.0)
 
@@ -87,7 +92,7 @@ def test_breadth_chooses_by_residual_and_by_vote(monkeypatch):
         ]
     )
     monkeypatch.setattr("examples.puzzles.evaluate.walk", lambda *args, **kwargs: iter(next(runs)))
-    one, three = breadth(None, Puzzles(answers, answers, torch.ones(2)), (8,), (1, 3))
+    one, three = breadth(NOBODY, Puzzles(answers, answers, torch.ones(2)), (8,), (1, 3))
     assert (one["mean"], one["least residual"], one["vote"], one["any"]) == (0.5, 0.5, 0.5, 0.5)
     assert three["mean"] == pytest.approx(4 / 6, abs=1e-4)
     assert (three["least residual"], three["vote"], three["any"]) == (0.0, 1.0, 1.0)

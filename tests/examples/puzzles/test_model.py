@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,7 +35,8 @@ def test_it_iterates_the_stock_layer_on_state_and_input():
     output = model(cells, stop=Stop(max_iter=3, rtol=0), start=z)
     torch.testing.assert_close(output.state, by_hand)
     torch.testing.assert_close(output.logits, model.head(by_hand))
-    assert isinstance(model.deq.layer[0], torch.nn.TransformerEncoderLayer)
+    stock: Any = model.deq.layer
+    assert isinstance(stock[0], torch.nn.TransformerEncoderLayer)
 
 
 def test_a_layer_that_is_used_again_and_again_has_no_more_parameters():
@@ -67,7 +70,8 @@ def test_several_layers_stand_one_after_another():
     model = made(layers=2, least=1, most=1, start="zero")
     cells, _ = draw()
     u = model.inject(cells)
-    first, second = model.deq.layer
+    both: Any = model.deq.layer
+    first, second = both
     torch.testing.assert_close(model(cells, stop=Stop(max_iter=1, rtol=0)).state, second(first(u)))
 
 
