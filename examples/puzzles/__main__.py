@@ -9,6 +9,7 @@ them; used once it solves nothing. See README.md for what to expect.
     python -m examples.puzzles maze           some minutes: the shortest way through a maze
     python -m examples.puzzles twins          the models it is compared with, at equal parameters and equal time
     python -m examples.puzzles nine --help    9x9, as Sudoku-Extreme has it, on one GPU
+    python -m examples.puzzles evaluate DIR   measure a trained model again
     python -m examples.puzzles solve --help   give a trained model a puzzle of yours
 
 Every command stores JSON and pictures below --out, goes on where it was interrupted, and needs no data and no network.
@@ -67,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     solve.add_argument("--expect", metavar="NAME", help="refuse a model of another problem than this")
     solve.add_argument("--evaluations", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="to look behind")
     solve.add_argument("--seed", type=int, default=0, help="of the start (default %(default)s)")
+
+    look = add_command(names, "evaluate", commands.evaluate, "measure a trained model again", out=None)
+    look.add_argument("folder", type=Path, help="of a run, with its result.json")
 
     page = add_command(names, "page", commands.page, "copy results into docs/records and draw their page", out=None)
     page.add_argument("--runs", type=Path, default=OUT, help="folder of the runs (default %(default)s)")

@@ -14,7 +14,7 @@ from deqlm_solvers.core.checks import require
 from examples.puzzles import recipes, report
 from examples.puzzles.data import Sudoku, load, problem_named
 from examples.puzzles.evaluate import boards
-from examples.puzzles.experiment import CACHE, run, stored
+from examples.puzzles.experiment import CACHE, look_again, run, stored
 from examples.puzzles.nine import try_out
 from examples.puzzles.page import copy_records, draw_page, illustrate
 from examples.puzzles.recipe import Recipe, folder_of
@@ -117,6 +117,12 @@ def solve(args: Namespace) -> None:
         right = sum(a == b for a, b in zip(look["answer"], answer, strict=True))
         print(f"after {look['evaluations']}: {right} of {len(answer)} cells right, residual {look['residual']:.1e}")
         print(report.board_text(recipe.draw.problem, cells, look["answer"]), end="\n\n")
+
+
+def evaluate(args: Namespace) -> None:
+    result = look_again(args.folder)
+    _details(result)
+    tell([args.folder / "result.json"])
 
 
 def _read(problem: Any, text: str) -> tuple[int, ...]:

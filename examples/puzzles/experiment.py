@@ -12,21 +12,21 @@ from deqlm.training.experiment import differences
 from deqlm_solvers.core.checks import require
 from examples.loop import train
 from examples.loop.log import environment
-from examples.puzzles.data import Puzzles, load, problem_named
+from examples.puzzles.data import Puzzles, Split, load, problem_named
 from examples.puzzles.evaluate import BUDGETS, boards, breadth, by_budget, by_difficulty, calibration
 from examples.puzzles.model import PuzzleModel
 from examples.puzzles.recipe import Recipe
 from examples.puzzles.task import PuzzleTask
 from examples.state_tracking.experiment import read_json, write_json
 
-__all__ = ["look_at", "run", "stored", "trained"]
+__all__ = ["look_again", "look_at", "run", "stored", "trained"]
 
 RESULT = "result.json"
 CACHE = "data"
 """Folder beside those of the runs that keeps the puzzles."""
 SHOWN = (1, 2, 4, 8, 16, 32)
-DEPTHS = (8, 16, 32, 64)
-STARTS = (1, 2, 4, 8, 16)
+DEPTHS = (8, 16, 32)
+STARTS = (1, 2, 4, 8)
 
 
 def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | None = None) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | N
         "seed": recipe.loop.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": training,
-        **look_at(model.cpu(), load(recipe.draw, folder.parent / CACHE)[recipe.split], brief=recipe.split == "valid"),
+        **look_at(model.cpu(), load(recipe.draw, folder.parent / CACHE), recipe.split),
         "recipe": wanted,
         "environment": environment(torch.device(device)),
     }
@@ -95,25 +95,46 @@ def trained(
     return model.eval(), done.summary()
 
 
-def look_at(model: PuzzleModel, puzzles: Puzzles, *, brief: bool = False) -> dict[str, Any]:
-    """Return what is measured of a trained model: all of it, or with ``brief`` what a choice needs."""
+def look_at(model: PuzzleModel, puzzles: dict[Split, Puzzles], split: Split = "test") -> dict[str, Any]:
+    """Return what is measured of a trained model.
+
+    Args:
+        model: in eval mode, on the CPU.
+        puzzles: of every split.
+        split: that is looked at; of "valid" only what a choice needs. What several starts bring is also measured on
+            "valid", so that rule and number can be chosen there.
+    """
+    here = puzzles[split]
     if model.shape.layers > 1:
-        return {"budgets": by_budget(model, puzzles, (1,))}
-    found: dict[str, Any] = {"budgets": by_budget(model, puzzles, BUDGETS)}
-    if brief or model.shape.most == 1:
+        return {"budgets": by_budget(model, here, (1,))}
+    found: dict[str, Any] = {"budgets": by_budget(model, here, BUDGETS)}
+    if split == "valid" or model.shape.most == 1:
         return found
-    found["calibration"] = calibration(model, puzzles, 2 * model.shape.most)
-    found["difficulty"] = by_difficulty(model, puzzles, BUDGETS[-1])
+    found["calibration"] = calibration(model, here, 2 * model.shape.most)
+    found["difficulty"] = by_difficulty(model, here, BUDGETS[-1])
     if model.shape.start == "random":
-        some = Puzzles(*(part[:200] for part in puzzles))
-        found["breadth"] = breadth(model, some, DEPTHS, STARTS)
-    hardest = int(puzzles.ratings.argmax())
+        found["breadth"] = breadth(model, here, DEPTHS, STARTS)
+        found["breadth_valid"] = breadth(model, puzzles["valid"], DEPTHS, STARTS, seed=1)
+    hardest = int(here.ratings.argmax())
     found["boards"] = {
-        "cells": puzzles.cells[hardest].tolist(),
-        "answer": puzzles.answers[hardest].tolist(),
-        "looks": boards(model, puzzles.cells[hardest : hardest + 1], SHOWN),
+        "cells": here.cells[hardest].tolist(),
+        "answer": here.answers[hardest].tolist(),
+        "looks": boards(model, here.cells[hardest : hardest + 1], SHOWN),
     }
     return found
+
+
+def look_again(folder: Path) -> dict[str, Any]:
+    """Measure a finished run anew, on the puzzles that it was tested on, and store that in its result.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `stored`.
+    """
+    recipe, model = stored(folder)
+    looks = look_at(model, load(recipe.draw, folder.parent / CACHE), recipe.split)
+    result = {**read_json(folder / RESULT), **looks, "looked": environment(torch.device("cpu"))}
+    write_json(folder / RESULT, result)
+    return result
 
 
 def stored(folder: Path, problem: str | None = None) -> tuple[Recipe, PuzzleModel]:

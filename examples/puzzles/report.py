@@ -13,6 +13,7 @@ __all__ = [
     "board_text",
     "breadth_table",
     "budget_table",
+    "chosen",
     "difficulty_table",
     "rate_table",
     "residual_table",
@@ -20,6 +21,8 @@ __all__ = [
 ]
 
 Data = dict[str, Any]
+RULES = ("least residual", "vote")
+"""By which one of several answers can be chosen without knowing the right one."""
 
 
 def budget_table(results: Sequence[Data], *, markdown: bool = False) -> str:
@@ -64,13 +67,22 @@ def residual_table(result: Data, *, markdown: bool = False) -> str:
 
 
 def breadth_table(result: Data, *, markdown: bool = False) -> str:
-    """Return what several starts bring, by the rule that chooses among them."""
-    rules = ("mean", "least residual", "vote", "any")
+    """Return what several starts bring, by the rule that chooses among them; behind it what `chosen` says."""
     rows = [
-        [str(row["evaluations"]), str(row["starts"]), *(f"{row[rule]:.3f}" for rule in rules)]
+        [str(row["evaluations"]), str(row["starts"]), *(f"{row[rule]:.3f}" for rule in ("mean", *RULES, "any"))]
         for row in result["breadth"]
     ]
-    return table(["evaluations", "starts", *rules], rows, markdown=markdown)
+    drawn = table(["evaluations", "starts", "mean", *RULES, "any"], rows, markdown=markdown)
+    rule, best, tested = chosen(result)
+    how = f"{best['starts']} starts of {best['evaluations']} evaluations, chosen by {rule}"
+    return f"{drawn}\n\nBest on validation: {how} ({best[rule]:.3f} there); on test {tested[rule]:.3f}."
+
+
+def chosen(result: Data) -> tuple[str, Data, Data]:
+    """Return the rule that is best on validation, its line there, and the same line on test; the cheapest of equals."""
+    lines = zip(result["breadth_valid"], result["breadth"], strict=True)
+    cases = [(rule, valid, test) for valid, test in lines for rule in RULES]
+    return max(cases, key=lambda case: (case[1][case[0]], -case[1]["starts"] * case[1]["evaluations"]))
 
 
 def board_text(problem: str, cells: Sequence[int], answer: Sequence[int] | None = None) -> str:

@@ -40,22 +40,41 @@ def canonical(board: Board, puzzle: Sequence[int] | np.ndarray, solution: Sequen
 
 def _least(board: Board, grid: np.ndarray, mask: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Return the least grid without transposition, and the masks of all symmetries that make it."""
-    size, columns = board.size, _column_orders(board)
-    # (rows that may stand first, orders of the columns, size, size)
-    grids = np.broadcast_to(grid[:, columns].transpose(1, 0, 2), (size, len(columns), size, size))
-    masks = np.broadcast_to(mask[:, columns].transpose(1, 0, 2), grids.shape)
-    # the digits of the row that stands first are 0, 1, 2 ... from left to right
+    columns = _column_orders(board)
+    # for every row that may stand first and every order of the columns, its digits are 0, 1, 2 ... from left to right
     names = np.argsort(grid[:, columns], axis=-1)
-    rows, orders = np.arange(size)[:, None], np.arange(len(columns))[None, :]
-    grids = names[rows[..., None, None], orders[..., None, None], grids]
-    grids, masks = (values.reshape(-1, size, size) for values in (grids, masks))
+    rows, orders = (index.flatten() for index in np.indices(names.shape[:2]))
+    if board.box_rows > 1:
+        keep = _least_rows(_second_rows(board, grid, names, columns))
+        rows, orders = rows[keep], orders[keep]
+    grids, masks = (values[:, columns[orders]].transpose(1, 0, 2) for values in (grid, mask))
+    grids = names[rows[:, None, None], orders[:, None, None], grids]
     grids, masks = _rows_in_order(board, grids, masks)
     flat = grids.reshape(len(grids), -1)
-    keep = np.arange(len(flat))
-    for cell in range(size, board.cells):
-        values = flat[keep, cell]
-        keep = keep[values == values.min()]
+    keep = _least_rows(flat)
     return flat[keep[0]].astype(np.uint8).tobytes(), masks[keep].reshape(len(keep), -1)
+
+
+def _second_rows(board: Board, grid: np.ndarray, names: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return the row that follows each row that stands first, (rows * orders, size): of its band, the least one."""
+    size, height = board.size, board.box_rows
+    bands = np.arange(size) // height
+    mates = np.array(
+        [[row for row in range(size) if bands[row] == bands[first] and row != first] for first in range(size)]
+    )
+    digits = grid[mates][:, :, columns].transpose(0, 2, 1, 3)
+    rows, orders = np.arange(size)[:, None, None, None], np.arange(len(columns))[None, :, None, None]
+    named = names[rows, orders, digits].reshape(-1, height - 1, size)
+    return named[np.arange(len(named)), named[:, :, 0].argmin(axis=1)]
+
+
+def _least_rows(values: np.ndarray) -> np.ndarray:
+    """Return the numbers of the rows that are least, compared from left to right."""
+    keep = np.arange(len(values))
+    for column in values.T:
+        left = column[keep]
+        keep = keep[left == left.min()]
+    return keep
 
 
 def _rows_in_order(board: Board, grids: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
