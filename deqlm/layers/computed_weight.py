@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from deqlm.wrap.trees import tensors
 
 __all__ = ["ComputedWeight"]
 
@@ -44,7 +45,7 @@ class ComputedWeight(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        watched = [t for t in tree_leaves((args, given)) if isinstance(t, ComputedWeight)]
+        watched = [t for t in tensors((args, given)) if isinstance(t, ComputedWeight)]
         written = getattr(func, "__self__", None) if getattr(func, "__name__", "") == "__set__" else None
         with torch._C.DisableTorchFunctionSubclass():
             if written is Tensor.requires_grad:
