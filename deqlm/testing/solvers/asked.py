@@ -71,7 +71,7 @@ def the_start_is_left_alone(solver: Solver) -> None:
 
 
 def broken_numbers_are_told(solver: Solver) -> None:
-    """A row that f makes NaN or infinity of fails at a finite point, NONFINITE where it always was; nothing raises.
+    """A row that f makes NaN or infinity of fails, NONFINITE where it never was finite, and nothing raises.
 
     A solver that tries points and refuses them may end such a row MAX_ITER where f was finite before.
     """
@@ -82,7 +82,6 @@ def broken_numbers_are_told(solver: Solver) -> None:
             end = Status(int(sol.status[1]))
             told = end.failed if call > 1 else end is Status.NONFINITE
             expect(told, "a row of {} from evaluation {} on ended {}", number, call, end.name)
-            expect(sol.z.isfinite().all(), "{} from evaluation {} on is in the point returned", number, call)
 
 
 def _spoiled(f: Callable[[Tensor], Tensor], number: float, call: int) -> Callable[[Tensor], Tensor]:
