@@ -21,6 +21,7 @@ from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneo
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
 from deqlm.wrap.once import once_per_call_
+from deqlm.wrap.stable_inject import StableInject
 from deqlm_solvers import (
     SOLVERS,
     Adjoint,
@@ -88,6 +89,7 @@ __all__ = [
     "Solution",
     "Solve",
     "Solver",
+    "StableInject",
     "States",
     "Status",
     "StepSolver",

@@ -2,6 +2,7 @@
 
 from deqlm.diagnostics.audit.audit import audit_gradient
 from deqlm.diagnostics.audit.audit_report import GradientAudit, MethodAudit
+from deqlm.diagnostics.certificate import Certificate, certify
 from deqlm.diagnostics.diagnosis.cause import Cause
 from deqlm.diagnostics.diagnosis.contraction import Contraction
 from deqlm.diagnostics.diagnosis.diagnose import diagnose
@@ -21,6 +22,7 @@ __all__ = [
     "Backward",
     "Call",
     "Cause",
+    "Certificate",
     "Contraction",
     "Diagnosis",
     "Findings",
@@ -38,6 +40,7 @@ __all__ = [
     "Skip",
     "Suggestion",
     "audit_gradient",
+    "certify",
     "diagnose",
     "forecast_memory",
     "monitor",

@@ -205,7 +205,9 @@ class ImplicitGenerationMixin(GenerationMixin):
             _check_padding(attention_mask)
         given = {name: value for name, value in kwargs.items() if name not in ("position_ids", "cache_position")}
         given |= {"past_key_values": held, "attention_mask": attention_mask, "record": record}
-        given["inputs_embeds" if embed else "input_ids"] = tokens[:, -count:].to(self.device)
+        # the weights of an offloaded model are on the device "meta" between calls
+        home = tokens.device if self.device.type == "meta" else self.device
+        given["inputs_embeds" if embed else "input_ids"] = tokens[:, -count:].to(home)
         deq = self.config.deq
         if count > 1:
             given["mode"] = deq.prompt_mode if mode is None else mode

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, in_use
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.gradients.collective import refuse_collective
-from deqlm.layers import Context
+from deqlm.layers import Context, fold_weight_norm_
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
 from deqlm.models.failing import LMFailures, WhenFailed
-from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, wanted
+from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, vocabulary, wanted
 from deqlm.sequence.chunks import per_token, solve_chunks
 from deqlm.sequence.modes import MODES, Mode
 from deqlm.wrap.eager import eagerly
@@ -219,9 +219,28 @@ class ImplicitLM(nn.Module):
                 require(given is None, name, given, "None for an explicit model, which solves nothing")
             state, layers = self._explicit(e, context, before, how)
             solution = None
-        logits = self.head(wanted(state, logits_to_keep).to(self.head.weight.dtype))
+        seen = wanted(state, logits_to_keep)
+        logits = self.head(seen.to(getattr(self.head.weight, "dtype", seen.dtype)))
         after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask)
         return LMOutput(logits, self._loss(logits, labels, mask, label_count), solution, state, after)
+
+    def fold_weight_norm(self) -> ImplicitLM:
+        """Make the normalised weights plain parameters, with their values of now, and return the model.
+
+        Calls save the normalisation, and what quantises or replaces weights finds plain ones. Optimisers have to be
+        made anew, and a model that loads the weights is one of ``weight_norm=False``.
+
+        Raises:
+            RuntimeError: weights that are sharded or offloaded.
+
+        Examples:
+            >>> from deqlm.layers import Attention, Block
+            >>> model = ImplicitLM(Backbone([Block(Attention(8, n_head=2))]), vocab_size=5)
+            >>> type(model.fold_weight_norm().backbone.layers[0].mixer.wq)
+            <class 'torch.nn.modules.linear.Linear'>
+        """
+        fold_weight_norm_(self)
+        return self
 
     def _before(self, e: Tensor, mask: Tensor | None, cache: LMCache | None) -> LMCache:
         """Return the cache of earlier tokens, checked against embeddings and mask of the next ones."""
@@ -232,7 +251,7 @@ class ImplicitLM(nn.Module):
             if not isinstance(cache, LMCache):
                 raise TypeError(f"cache must be the LMCache of an earlier call, got {type(cache).__name__}")
             cache.check_fits(self.backbone, batch)
-        before = LMCache.empty(self.backbone, batch) if cache is None else cache
+        before = LMCache.empty(self.backbone, batch, e.device) if cache is None else cache
         before.check_next(mask)
         return before
 
@@ -240,7 +259,7 @@ class ImplicitLM(nn.Module):
         got = "neither" if ids is None else "both"
         require((ids is None) != (embeddings is None), "ids", got, "given, or embeddings in their place")
         if ids is not None:
-            embeddings = self.embedding(tokens(ids, self.embedding.num_embeddings))
+            embeddings = self.embedding(tokens(ids, vocabulary(self.embedding)))
         return self.dropout(embedded(embeddings, self.backbone.d_model))
 
     @eagerly
@@ -319,7 +338,7 @@ class ImplicitLM(nn.Module):
             return None
         if count is not None:
             check_count(count)
-        wants = targets(labels, logits.shape[:2], len(self.head.weight), shifted=self.labels == "shifted")
+        wants = targets(labels, logits.shape[:2], vocabulary(self.head), shifted=self.labels == "shifted")
         if mask is not None:
             wants = wants.masked_fill(~mask, -100)
         if self.labels == "shifted":

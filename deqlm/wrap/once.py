@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-__all__ = ["close_call", "made_once", "once_per_call_", "open_call"]
+__all__ = ["close_call", "made_once", "once", "once_per_call_", "open_call"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,20 +45,30 @@ class _OncePerCall(ParametrizationList):
     """A list of parametrisations that is evaluated once in a call of a `deqlm.DEQ`, and each time elsewhere."""
 
     def forward(self) -> Tensor:
-        call = _LOCAL.call
-        if call is None or (torch.is_grad_enabled() and _saves_are_hooked()):
-            # a checkpoint that is evaluated again, outside of the call, must find what it saw
-            return super().forward()
         originals = [self.original] if self.is_tensor else [getattr(self, f"original{i}") for i in range(self.ntensors)]
-        if any(t.is_inference() for t in originals):
-            return super().forward()
-        now = tuple((t, t._version) for t in originals)
-        grad, weights = call
-        kept = weights.get(id(self))
-        if kept is None or any(a is not b or m != n for (a, m), (b, n) in zip(kept[0], now, strict=True)):
-            with torch.set_grad_enabled(grad):
-                kept = weights[id(self)] = now, super().forward()
-        return kept[1]
+        return once(self, originals, super().forward)
+
+
+def once(owner: nn.Module, parts: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+    """Return what ``make`` makes of ``parts``, made once in a call of a `deqlm.DEQ`, and each time elsewhere.
+
+    Args:
+        owner: whose it is; one tensor of each is kept.
+        parts: what it is made of; a change of them makes it anew.
+        make: makes it.
+    """
+    call = _LOCAL.call
+    hooked = torch.is_grad_enabled() and _saves_are_hooked()
+    # a checkpoint that is evaluated again, outside of the call, must find what it saw
+    if call is None or hooked or any(t.is_inference() for t in parts):
+        return make()
+    grad, weights = call
+    now = tuple((t, t._version) for t in parts)
+    kept = weights.get(id(owner))
+    if kept is None or any(a is not b or m != n for (a, m), (b, n) in zip(kept[0], now, strict=True)):
+        with torch.set_grad_enabled(grad):
+            kept = weights[id(owner)] = now, make()
+    return kept[1]
 
 
 def once_per_call_(module: M) -> M:

@@ -70,3 +70,21 @@ def test_the_rest_is_theirs():
     assert set(NAMES) - set(Settings.fixed(NAMES)) == {"threads", "progress"}
     result = compare_literature("dottie", "newton", threads=1, progress=False)
     assert (result.settings["dtype"], result.settings["repeats"]) == ("float64", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("quick", "false", "quick must be True or False, got 'false'"),
+        ("progress", 1, "progress must be True, False or None, got 1"),
+        ("seed", True, "seed must be a whole number"),
+        ("batch", 0, "batch must be a whole number >= 1, got 0"),
+        ("threads", 0, "threads must be a whole number >= 1, got 0"),
+        ("repeats", 1.5, "repeats must be a whole number >= 1, got 1.5"),
+        ("dtype", "float63", "unknown dtype 'float63': did you mean 'float64'"),
+        ("device", "gpu", "unknown device 'gpu'"),
+    ],
+)
+def test_a_bad_value_is_refused_at_birth(name, value, rule):
+    with pytest.raises(ValueError, match=f"^{rule}"):
+        Settings.of(**{name: value})
