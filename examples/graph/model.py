@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
 
 import deqlm
 from deqlm import Implicit, Solve, Stop
@@ -15,13 +16,17 @@ STOP = Stop(max_iter=600, rtol=1e-4, per="token")
 
 
 class Propagate(nn.Module):
-    """z -> tanh(A z W + u), A the normalised adjacency of norm at most 1 and W of norm at most ``bound`` below 1."""
+    """z -> tanh(A z W + u), with the normalised adjacency A of norm at most 1, and W of norm at most ``bound`` below 1.
+
+    W is ``bound`` times an orthogonal matrix: a message fades at one rate in all directions, so what it says remains.
+    The `deqlm.DEQ` computes it once per call, not once per evaluation.
+    """
 
     def __init__(self, width: int, bound: float) -> None:
         super().__init__()
         linear = nn.Linear(width, width, bias=False)
         nn.init.eye_(linear.weight)
-        self.mix = Contractive(linear, bound)
+        self.mix = Contractive(orthogonal(linear), bound)
 
     def forward(self, z: Tensor, u: Tensor, graph: Graph) -> Tensor:
         return torch.tanh(graph.gather(self.mix(z)) + u)
