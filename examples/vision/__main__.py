@@ -1,6 +1,6 @@
 """A classifier with three resolutions in one fixed point, in the manner of multiscale deep-equilibrium models.
 
-Images show a disc, a square or a cross, filled with fine rows or columns, in noise. One layer, a residual block per
+Images show a square, a cross or a frame, filled with fine rows or columns, in noise. One layer, a residual block per
 resolution and paths between all of them, is solved for its fixed point: once as it is, once with a penalty on its
 Jacobian, and, with the same parameters, applied once only. All see the same images.
 """
@@ -68,8 +68,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, default=120, help="of each model (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=0.003, help="learning rate (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="of each model (default %(default)s)")
+    parser.add_argument("--lr", type=float, default=0.01, help="learning rate (default %(default)s)")
     parser.add_argument(
         "--penalty", type=float, default=1.0, help="weight of the Jacobian penalty; 0 leaves it out (%(default)s)"
     )

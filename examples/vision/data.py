@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SIDE = 16
-SHAPES = ("disc", "square", "cross")
+SHAPES = ("square", "cross", "frame")
 PATTERNS = ("rows", "columns")
 CLASSES = len(SHAPES) * len(PATTERNS)
 NOISE = 0.3
@@ -25,7 +25,7 @@ def draw_images(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]
     y, x = (radius + room * torch.rand(count, 1, 1, generator=generator) for _ in range(2))
     place = torch.arange(SIDE, dtype=torch.float32)
     dy, dx = (place[:, None] - y).abs(), (place - x).abs()
-    inside = torch.stack([mask.expand(count, SIDE, SIDE) for mask in _masks(dy, dx, radius)])
+    inside = torch.stack(_masks(dy, dx, radius))
     inside = inside[shape, torch.arange(count)]
     phase = torch.randint(2, (count, 1, 1), generator=generator)
     lines = torch.where(pattern[:, None, None] == 0, place[:, None], place)
@@ -34,6 +34,7 @@ def draw_images(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def _masks(dy: Tensor, dx: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where the disc, the square and the cross are, from distances (count, SIDE or 1, SIDE or 1)."""
+    """Return where the square, the cross and the frame are, from distances (count, SIDE or 1, SIDE or 1)."""
     farther, nearer = torch.maximum(dy, dx), torch.minimum(dy, dx)
-    return dy.square() + dx.square() <= radius.square(), farther <= 0.9 * radius, (farther <= radius) & (nearer <= 1.5)
+    whole = farther <= radius
+    return farther <= 0.9 * radius, whole & (nearer <= 1.5), whole & (farther > radius - 2)

@@ -36,7 +36,8 @@ class Classifier(nn.Module):
         self.stems = nn.ModuleList(
             nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.GroupNorm(4, width)) for width in widths
         )
-        self.head = nn.Linear(sum(widths), CLASSES)
+        self.reads = nn.ModuleList(nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.ReLU()) for width in widths)
+        self.head = nn.Linear(2 * sum(widths), CLASSES)
 
     def forward(self, image: Tensor, penalty: bool = False) -> tuple[Tensor, Tensor]:
         """Return logits (B, CLASSES) and, if asked for, the Jacobian penalty at the solved state, else 0.
@@ -48,7 +49,9 @@ class Classifier(nn.Module):
         u = self.inject(image)
         z = self.deq(u) if self.implicit else self.deq.layer(u, u)
         cost = jacobian_penalty(lambda z: self.deq.layer(z, u), z) if penalty else image.new_zeros(())
-        return self.head(torch.cat([leaf.mean(dim=(2, 3)) for leaf in z], dim=1)), cost
+        # a mean alone would read little: GroupNorm leaves the channels of a group with the mean 0
+        seen = [read(leaf).mean(dim=(2, 3)) for read, leaf in zip(self.reads, z, strict=True)]
+        return self.head(torch.cat(seen, dim=1)), cost
 
     def inject(self, image: Tensor) -> Maps:
         """Return what enters the layer at each resolution; the finest sees the image, the others its average."""
