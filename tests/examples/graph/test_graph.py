@@ -68,6 +68,19 @@ def test_the_implicit_layer_is_solved_and_its_bound_holds():
     assert model.deq.last.converged.all()
 
 
+def test_the_end_of_a_chain_is_solved_however_much_the_message_fades():
+    torch.manual_seed(0)
+    model, data = part("model").ImplicitGNN(8, 0.5), part("data")
+    x, _ = data.labelled_chains(3, 40, torch.Generator().manual_seed(0))
+    u, graph = model.enter(x), data.chain(40)
+    z = torch.zeros_like(u)
+    for _ in range(40):
+        z = model.deq.layer(z, u, graph)
+    assert (z[:, -1].norm(dim=-1) < 1e-9 * z[:, 0].norm(dim=-1)).all()
+    error = (model.deq(u, graph) - z)[:, -1].norm(dim=-1)
+    assert (error <= 1e-3 * z[:, -1].norm(dim=-1)).all()
+
+
 @pytest.mark.parametrize("depth", [1, 4])
 def test_an_explicit_model_hears_as_far_as_it_is_deep_and_the_implicit_one_farther(depth):
     torch.manual_seed(0)
