@@ -40,7 +40,7 @@ def draw(runs: Sequence[Data], folder: Path) -> list[Path]:
         for color, run in zip(PALETTE, (run for run in runs if "radius" in run["test"]), strict=False):
             label = f"{run['model']}: accuracy {run['test']['accuracy']:.2f}"
             axis.plot(range(1, len(run["curve"]) + 1), run["curve"], color=color, linewidth=1, label=label)
-        axis.set(ylim=(0, None), xlabel="training step", ylabel="evaluations of the layer, mean of a batch")
+        axis.set(ylim=(0, None), xlabel="training step", ylabel="evaluations, mean of a batch")
         axis.legend()
         made.tight_layout()
         return write(made, folder, "evaluations")
