@@ -68,10 +68,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, default=200, help="of each model (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="of each model (default %(default)s)")
     parser.add_argument("--lr", type=float, default=0.01, help="learning rate (default %(default)s)")
     parser.add_argument(
-        "--penalty", type=float, default=1.0, help="weight of the Jacobian penalty; 0 leaves it out (%(default)s)"
+        "--penalty", type=float, default=0.3, help="weight of the Jacobian penalty; 0 leaves it out (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and images (default %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for result.json and evaluations.svg, evaluations.png")
