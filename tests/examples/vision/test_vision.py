@@ -150,13 +150,11 @@ def test_a_bad_option_is_named(option, value, rule, capsys):
 @pytest.mark.slow
 def test_the_whole_run_reaches_its_accuracy(tmp_path):
     pytest.importorskip("matplotlib")
-    done = run("--seed", 1, "--out", tmp_path)
+    done = run("--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    plain, penalised, _ = json.loads((tmp_path / "result.json").read_text())["runs"]
-    # guessing scores 0.17; measured .78 and .83
-    assert plain["test"]["accuracy"] >= 0.6
-    assert penalised["test"]["accuracy"] >= 0.7
-    assert penalised["test"]["failed"] == 0
+    plain, penalised, once = json.loads((tmp_path / "result.json").read_text())["runs"]
+    # guessing scores 0.17; measured .91 to .92
+    assert all(model["test"]["accuracy"] >= 0.8 for model in (plain, penalised, once))
     assert penalised["test"]["radius"] < 1
     assert penalised["test"]["evaluations"] < plain["test"]["evaluations"]
     assert {path.name for path in tmp_path.iterdir()} == {"result.json", "evaluations.svg", "evaluations.png"}
