@@ -29,7 +29,8 @@ def one_cache(past_key_values: Any, cache: Any) -> DecodeCache | None:
     if held is not None and not isinstance(held, DecodeCache):
         raise TypeError(
             f"past_key_values must be a deqlm.hf.DecodeCache, got {type(held).__name__}: it holds what solves of "
-            "earlier tokens left, so keys and values made elsewhere, as in prefix tuning, have no place; tune a prompt instead"
+            "earlier tokens left, so keys and values made elsewhere, as in prefix tuning, have no place; tune a prompt "
+            "instead"
         )
     return held
 
