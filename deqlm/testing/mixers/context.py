@@ -54,7 +54,7 @@ def _with_noise(make: Make) -> nn.Module | None:
 
 def calls_its_layers_in_every_evaluation(make: Make) -> None:
     """Hooks on it and on each layer with parameters fire once per evaluation, with grad and without, in chunks too."""
-    block = Block(make().double())
+    block = Block(make()).double()
     z, u = inputs(block)
     counts: dict[str, int] = {}
 
