@@ -16,7 +16,7 @@ from deqlm.hf.auto_map import InstalledCode
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.generation import ImplicitGenerationMixin
-from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights
+from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights, refuse_to_leave_out
 from deqlm.hf.output import ImplicitCausalLMOutput
 from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import DeqOptions
@@ -302,7 +302,10 @@ class ImplicitForCausalLM(InstalledCode, ImplicitGenerationMixin, PreTrainedMode
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **asked)
         model, info = loaded
         refuse_other_weights(cls.__name__, info, resize=resize)
-        files.refuse_quantised_files(info["unexpected_keys"])
+        if getattr(model, "hf_quantizer", None) is None:
+            files.refuse_quantised_files(info["unexpected_keys"])
+        else:
+            refuse_to_leave_out(model)
         return (model, info) if wants_info else model
 
     @torch.no_grad()
