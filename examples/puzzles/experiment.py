@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from deqlm.reporting.environment import environment
 from deqlm.training.experiment import differences
 from deqlm_solvers.core.checks import require
 from examples.loop import train
-from examples.loop.log import environment
 from examples.puzzles.data import Puzzles, Split, load, problem_named
 from examples.puzzles.evaluate import BUDGETS, boards, breadth, by_budget, by_difficulty, calibration
 from examples.puzzles.model import PuzzleModel

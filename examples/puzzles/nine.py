@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from deqlm.reporting.environment import environment
 from deqlm.training import Stage, adamw
-from examples.loop.log import environment
 from examples.puzzles.data import load, problem_named
 from examples.puzzles.model import PuzzleModel, Shape
 from examples.puzzles.recipe import Recipe
