@@ -13,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils.generic import ModelOutput
 
-from deqlm.hf.arguments import one_cache, one_stop
+from deqlm.hf.arguments import check_positions, one_cache, one_stop, real_tokens
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import Start
@@ -180,7 +180,7 @@ class ImplicitGenerationMixin(GenerationMixin):
             mode: how a prompt is cut; None is the configuration's.
             start: where the solve of a new token starts; None is the configuration's.
             record: what takes down the solve of the forward.
-            **kwargs: handed on, but for the positions, which follow from the mask.
+            **kwargs: handed on, but for the positions, which follow from the mask and are looked at once.
 
         Raises:
             ValueError: no new token, a mask of another length, or padding that is not on the left.
@@ -199,6 +199,10 @@ class ImplicitGenerationMixin(GenerationMixin):
             )
         if attention_mask is not None and is_first_iteration:
             _check_padding(attention_mask)
+        if is_first_iteration and kwargs.get("position_ids") is not None:
+            before, new = None if held is None else held.value, tokens[:, -count:]
+            positions = kwargs["position_ids"][:, -count:]
+            check_positions(positions, None, new, real_tokens(attention_mask, new, before), before)
         given = {name: value for name, value in kwargs.items() if name not in ("position_ids", "cache_position")}
         given |= {"past_key_values": held, "attention_mask": attention_mask, "record": record}
         given["inputs_embeds" if embed else "input_ids"] = tokens[:, -count:].to(self.device)
@@ -218,6 +222,13 @@ class ImplicitGenerationMixin(GenerationMixin):
             NotImplementedError: always.
         """
         raise NotImplementedError("continuous batching is not supported: call generate with a left-padded batch")
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Return the mask of prompts that came without one: a token of padding between real ones is a token."""
+        mask = super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
+        return mask | ((mask.cumsum(1) > 0) & (mask.flip(1).cumsum(1).flip(1) > 0))
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any, **__: Any
@@ -248,7 +259,6 @@ def _option(name: str, *given: GenerationConfig | Mapping[str, Any] | None) -> A
 
 
 def _check_prompt(inputs: Tensor | None, held: DecodeCache | None, kwargs: Mapping[str, Any]) -> None:
-    require(kwargs.get("position_ids") is None, "position_ids", "given", "None: positions follow from attention_mask")
     ids = kwargs.get("input_ids") if inputs is None else inputs
     mask = kwargs.get("attention_mask")
     if mask is not None:

@@ -18,7 +18,7 @@ FAMILIES = (
 def register() -> None:
     """Make AutoConfig, AutoModel and AutoModelForCausalLM know both families; again does no harm.
 
-    AutoModel gives the same class, whose output holds ``last_hidden_state``.
+    AutoModel gives the model without its head, ``base_class``, whose answer is states.
 
     Examples:
         >>> from transformers import AutoConfig
@@ -27,5 +27,5 @@ def register() -> None:
     """
     for config, model in FAMILIES:
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        for auto in (AutoModel, AutoModelForCausalLM):
-            auto.register(config, model, exist_ok=True)
+        AutoModel.register(config, model.base_class, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)

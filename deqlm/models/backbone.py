@@ -133,14 +133,24 @@ class Backbone(nn.Module):
         return self._normed(x, z, context)
 
     def forward_chunk(
-        self, z: Tensor, u: Tensor | None, cache: Sequence[Any], context: Context | None = None
+        self,
+        z: Tensor,
+        u: Tensor | None,
+        cache: Sequence[Any],
+        context: Context | None = None,
+        seen: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Return f(z) of the L tokens after those in ``cache``, and the caches of all blocks with them."""
+        """Return f(z) of the L tokens after those in ``cache``, and the caches of all blocks with them.
+
+        What each block returns is appended to ``seen``, where it is a list.
+        """
         context = NOTHING if context is None else context
         x, caches = z, []
         for i, (block, held) in enumerate(zip(self.layers, cache, strict=True)):
             x, made = self._run(i, block.forward_chunk, x, u, held, context)
             caches.append(made)
+            if seen is not None:
+                seen.append(x)
         return self._normed(x, z, context), tuple(caches)
 
     def empty_cache(self, batch: int) -> tuple[Any, ...]:
