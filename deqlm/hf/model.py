@@ -12,11 +12,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from deqlm.hf.arguments import one_cache, refuse_unknown
 from deqlm.hf.cache import DecodeCache
-from deqlm.hf.config import ImplicitLlamaConfig, ImplicitMamba2Config
+from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.generation import ImplicitGenerationMixin
 from deqlm.hf.output import ImplicitCausalLMOutput, ImplicitModelOutput, solved
 from deqlm.hf.pretrained import ImplicitPreTrainedModel
-from deqlm.hf.record import SolveRecord
+from deqlm.hf.record import Beside, SolveRecord
 from deqlm.models.failing import WhenFailed
 from deqlm.sequence.modes import Mode
 from deqlm_solvers import Stop
@@ -102,15 +102,20 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
     accepts_loss_kwargs = True
     """``Trainer`` gives the number of labels of all accumulated batches, ``num_items_in_batch``."""
     base_class: ClassVar[type[ImplicitModel]] = ImplicitModel
-    """The class without a head."""
+    """The class without a head; a family that names none gets one."""
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm.head.weight": "lm.embedding.weight"}  # type: ignore[misc]
     _has_head: ClassVar[bool] = True
+    config_class: ClassVar[type[ImplicitConfig]] = ImplicitConfig  # type: ignore[misc]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.base_class.config_class is not cls.config_class:
+            name = f"{cls.__name__.removesuffix('ForCausalLM')}Model"
+            own = {"config_class": cls.config_class, "__module__": cls.__module__}
+            cls.base_class = type(name, (cls.base_class,), own)
         # pipelines ask this table for classes, and Trainer, with label smoothing, whether labels are shifted
-        taken = cls.config_class.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[cls.__name__ if taken else cls.config_class.model_type] = cls.__name__
+        names, kind = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, cls.config_class.model_type
+        names[cls.__name__ if kind in names else kind] = cls.__name__
 
     def forward(
         self,
@@ -135,7 +140,7 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
         stop: Stop | Mapping[str, Any] | None = None,
         start: Tensor | None = None,
         on_failure: WhenFailed | None = None,
-        record: SolveRecord | None = None,
+        record: SolveRecord | Beside | None = None,
         **unknown: Any,
     ) -> ImplicitCausalLMOutput | tuple[Any, ...]:
         """Return logits, the loss if there are labels, and what the solve came to.
@@ -211,6 +216,9 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
             # past nn.Module's registry, where its weights would be counted twice
             held = self.__dict__["_base"] = self.base_class(self.config, lm=self.lm)
         return held
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_base"}
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Set the head."""

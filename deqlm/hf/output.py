@@ -15,8 +15,23 @@ from deqlm_solvers import Solution
 __all__ = ["ImplicitCausalLMOutput", "ImplicitModelOutput", "solved"]
 
 
+class _CacheByTwoNames:
+    """The cache is also read by the name of earlier releases of transformers, ``past_key_values``."""
+
+    cache: DecodeCache | None
+
+    @property
+    def past_key_values(self) -> DecodeCache | None:
+        """The cache."""
+        return self.cache
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a field by name, or ``default`` where it is None."""
+        return super().get("cache" if key == "past_key_values" else key, default)  # type: ignore[misc]
+
+
 @dataclass
-class ImplicitModelOutput(ModelOutput):
+class ImplicitModelOutput(_CacheByTwoNames, ModelOutput):
     """What a model without a head returns; an explicit model leaves the parts of the solve at None.
 
     Attributes:
@@ -43,14 +58,9 @@ class ImplicitModelOutput(ModelOutput):
     status: Tensor | None = None
     solution: Solution | None = None
 
-    @property
-    def past_key_values(self) -> DecodeCache | None:
-        """The cache, by the name of earlier releases of transformers."""
-        return self.cache
-
 
 @dataclass
-class ImplicitCausalLMOutput(ModelOutput):
+class ImplicitCausalLMOutput(_CacheByTwoNames, ModelOutput):
     """Logits, and what the solve came to; an explicit model leaves the parts of the solve at None.
 
     Attributes:
@@ -79,11 +89,6 @@ class ImplicitCausalLMOutput(ModelOutput):
     residual: Tensor | None = None
     status: Tensor | None = None
     solution: Solution | None = None
-
-    @property
-    def past_key_values(self) -> DecodeCache | None:
-        """The cache, by the name of earlier releases of transformers."""
-        return self.cache
 
 
 def solved(out: LMOutput) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from deqlm_solvers.core.checks import require, suggest
 __all__ = ["ImplicitPreTrainedModel"]
 
 KERNELS = (None, "sdpa", "eager")
-"""Attention: the fastest kernel of torch, or with "eager" plain products and a softmax. State-space models have none."""
+"""How attention is computed: by the fastest kernel of torch, or with "eager" by plain products and a softmax. A
+state-space model has none, and both are the same."""
 
 
 class ImplicitPreTrainedModel(PreTrainedModel):
@@ -90,7 +91,7 @@ class ImplicitPreTrainedModel(PreTrainedModel):
     ) -> LMOutput:
         """Return what the language model makes of the arguments of a call, which are checked here."""
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        rule = "false: a solve attends once in each evaluation, and keeps no weights"
+        rule = "false: no weights of attention are kept, and a solve would have some in each evaluation"
         require(not attentions, "output_attentions", attentions, rule)
         before = None if held is None else held.value
         tokens = input_ids if input_ids is not None else inputs_embeds

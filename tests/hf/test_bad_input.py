@@ -128,7 +128,9 @@ def test_masks(family):
 @BOTH
 def test_positions(family):
     made, ids = model(family), tokens()
-    with pytest.raises(ValueError, match="must be 0 at token 0 of row 0, as follows from attention_mask and cache, got 2"):
+    with pytest.raises(
+        ValueError, match="must be 0 at token 0 of row 0, as follows from attention_mask and cache, got 2"
+    ):
         made(ids, position_ids=torch.arange(2, 9)[None])
     with pytest.raises(ValueError, match="position_ids must be one of"):
         made(ids, position_ids=torch.arange(6)[None])
