@@ -49,7 +49,8 @@ REFUSED = {
 }
 """Options of `generate`, by name."""
 
-DEFAULTS = GenerationConfig()
+FILLED_IN: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
+"""What pipelines write where nobody has said anything."""
 
 
 def option(name: str, *given: GenerationConfig | Mapping[str, Any] | None) -> Any:
@@ -74,6 +75,5 @@ def refuse_options(*given: GenerationConfig | Mapping[str, Any] | None) -> None:
     """
     for name, reason in REFUSED.items():
         value = option(name, *given)
-        # earlier releases have defaults that are not None
-        ok = value is None or value is False or value == getattr(DEFAULTS, name, None)
+        ok = value is None or value is False or value == FILLED_IN.get(name)
         require(ok, name, value, f"None: {reason}")

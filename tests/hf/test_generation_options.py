@@ -10,7 +10,7 @@ import torch
 from transformers import CompileConfig, GenerationConfig, WatermarkingConfig
 
 from deqlm import ConvergenceWarning, Stop
-from deqlm.hf.refused import REFUSED
+from deqlm.hf.refused import REFUSED, refuse_options
 from hf.tiny import VOCAB, converging, model
 from hf.words import LETTERS, tokenizer
 
@@ -80,7 +80,10 @@ WORKS = {
         {"renormalize_logits": True},
         lambda out, _: abs(out.scores[0].exp().sum() - 1) < 1e-5,
     ),
-    "forced_bos_token_id": ({"prompt": PROMPT[:, :1], "forced_bos_token_id": 8}, lambda out, _: out.sequences[0, 1] == 8),
+    "forced_bos_token_id": (
+        {"prompt": PROMPT[:, :1], "forced_bos_token_id": 8},
+        lambda out, _: out.sequences[0, 1] == 8,
+    ),
     "forced_eos_token_id": ({"forced_eos_token_id": 8}, lambda out, _: new(out)[-1] == 8),
     "remove_invalid_values": ({"remove_invalid_values": True}, same),
     "exponential_decay_length_penalty": (
@@ -116,7 +119,7 @@ VALUES = {
     "max_cache_len": 32,
     "compile_config": CompileConfig(),
     "continuous_batching_config": object(),
-    "num_assistant_tokens_schedule": "constant",
+    "num_assistant_tokens_schedule": "heuristic",
     "speculation_type": "dflash",
     "dola_layers": "low",
     "constraints": [1],
@@ -138,6 +141,11 @@ def test_an_option_has_its_effect(made, greedy, name):
     options, holds = WORKS[name]
     options = copy.copy(options)
     assert holds(generate(made, options.pop("prompt", PROMPT), **options), greedy)
+
+
+def test_defaults_that_pipelines_write_are_not_refused():
+    filled = GenerationConfig._get_default_generation_params()
+    refuse_options(GenerationConfig(**{name: value for name, value in filled.items() if name in REFUSED}))
 
 
 @pytest.mark.parametrize("name", ["assistant_model", "assistant_tokenizer"])

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, pipeline
 
 from deqlm import Chunked, Stop
+from hf.test_model import set_checkpointing
 from hf.tiny import BASES, FAMILIES, MODELS, converging, model, tokens
 from hf.words import tokenizer
 
@@ -157,7 +158,7 @@ def test_eager_attention_reaches_backward(monkeypatch, checkpointing):
     made, ids = model("llama"), tokens()
     made.set_attn_implementation("eager")
     if checkpointing:
-        made.gradient_checkpointing_enable()
+        set_checkpointing(made, True)
     asked = []
     attend = torch.nn.functional.scaled_dot_product_attention
 
