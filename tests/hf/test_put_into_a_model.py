@@ -82,7 +82,7 @@ def test_a_part_of_a_file_loads_where_one_says_so(family, auto, tmp_path):
     held = load_file(path)
     renamed = {name.replace("norm_f", "norm_g"): tensor for name, tensor in held.items()}
     save_file(renamed, path, {"format": "pt"})
-    with pytest.raises(ValueError, match="weights of another model than .*allow_partial=True takes what both have"):
+    with pytest.raises(ValueError, match=r"weights of another model than .*allow_partial=True takes what both have"):
         auto.from_pretrained(tmp_path)
     got, told = auto.from_pretrained(tmp_path, allow_partial=True, output_loading_info=True)
     assert told["missing_keys"] == {"lm.backbone.norm_f.weight"}
