@@ -6,15 +6,22 @@ from deqlm.diagnostics import (
     Diagnosis,
     GradientAudit,
     MemoryForecast,
+    Monitor,
     audit_gradient,
     diagnose,
     forecast_memory,
+    monitor,
 )
-from deqlm.functional import solve
+from deqlm.equilibrium.correction import fixed_point_correction
+from deqlm.equilibrium.module import Equilibrium
+from deqlm.equilibrium.watch import States
+from deqlm.functional import root, solve
 from deqlm.gradients import GRADIENTS, Gradient, Implicit, OneStep, Phantom, Unrolled, register_gradient
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
+from deqlm.wrap.once import once_per_call_
+from deqlm.wrap.stable_inject import StableInject
 from deqlm_solvers import (
     SOLVERS,
     Adjoint,
@@ -58,6 +65,7 @@ __all__ = [
     "Deer",
     "Diagnosis",
     "Dogleg",
+    "Equilibrium",
     "Fallback",
     "FixedPoint",
     "Forecast",
@@ -67,6 +75,7 @@ __all__ = [
     "Implicit",
     "Inject",
     "MemoryForecast",
+    "Monitor",
     "Newton",
     "NewtonKrylov",
     "OneStep",
@@ -76,6 +85,8 @@ __all__ = [
     "Solution",
     "Solve",
     "Solver",
+    "StableInject",
+    "States",
     "Status",
     "StepSolver",
     "Stop",
@@ -83,11 +94,15 @@ __all__ = [
     "__version__",
     "audit_gradient",
     "diagnose",
+    "fixed_point_correction",
     "forecast_memory",
     "forecast_solve",
+    "monitor",
+    "once_per_call_",
     "options",
     "register_gradient",
     "register_solver",
+    "root",
     "solve",
     "testing",
     "within_memory",

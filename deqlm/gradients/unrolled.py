@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -23,15 +25,18 @@ class Unrolled(Gradient):
     """Differentiate every step of the forward solve: the exact gradient of the truncated iteration, start included.
 
     The output is the last iterate (z_K for a budget), and `Solution.residual` is that of the last iterate too. So it is
-    without grad but for a row that did not converge, which returns its best point then. Memory
-    grows with the number of steps; ``checkpoint=True`` keeps one state per step and evaluates f again in backward.
-    Needs a solver whose steps can be differentiated (`FixedPoint`).
+    without grad, where nothing is added behind the solve, but for a row that did not converge: it returns its best
+    point then, unless ``same_value=True``.
+
+    Memory grows with the number of steps; ``checkpoint=True`` keeps one state per step and evaluates f again in
+    backward. Needs a solver whose steps can be differentiated (`FixedPoint`).
 
     The warm-up of Schoene et al. (2025), n steps of which the first is undamped, is
     ``solver=FixedPoint(damping=0.8, first_damping=1.0), stop=Stop(max_iter=n, rtol=0), gradient=Unrolled()``.
 
     Args:
         checkpoint: recompute each evaluation of f in backward instead of storing its activations.
+        same_value: return the last iterate without grad too, so that both values are equal in every row.
 
     Raises:
         ValueError: at construction of a `DEQ` or a solve, for a solver that writes its history in place.
@@ -48,8 +53,12 @@ class Unrolled(Gradient):
     """
 
     checkpoint: bool = False
+    same_value: bool = False
+
+    through_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        require(isinstance(self.same_value, bool), "same_value", self.same_value, "True or False")
         require(isinstance(self.checkpoint, bool), "checkpoint", self.checkpoint, "True or False")
 
     def check(self, solve: Solve) -> None:
@@ -65,6 +74,13 @@ class Unrolled(Gradient):
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         raise TypeError("gradient 'unrolled' differentiates the forward solve; it cannot connect a solved point")
+
+    def plain(self, solve: Solve, f: Map, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
+        if not self.same_value:
+            return super().plain(solve, f, z0, layout, failures)
+        assert isinstance(solve.solver, StepSolver)
+        start, evaluate = z0.detach(), solve.seen(torch.no_grad()(lambda z: f(z)))
+        return run(solve.solver, evaluate, start, solve.stop, layout, graph=True).replace(solver=solve.solver)
 
     def attach(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
         sol = self._run(solve, f, z0, layout)
@@ -85,5 +101,5 @@ class Unrolled(Gradient):
         if self.checkpoint and isinstance(f, RowMap):
             f.settle(z0)
         step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
-        sol = run(solver, step, z0, solve.stop, layout, graph=True).replace(solver=solver)
+        sol = run(solver, solve.seen(step), z0, solve.stop, layout, graph=True).replace(solver=solver)
         return sol if sol.z.requires_grad else sol.replace(z=nothing(f, sol.z))

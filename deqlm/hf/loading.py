@@ -122,6 +122,22 @@ def explain_bad_files(source: Any) -> Iterator[None]:
         ) from error
 
 
+def _refuse_folding(missing: list[str], unexpected: list[str]) -> None:
+    """Raise if weights are there, but normalised where the configuration has plain ones, or the other way round."""
+
+    def owners(keys: list[str], *names: str) -> set[str]:
+        return {key.rpartition(".")[0] for key in keys if key.rpartition(".")[2] in names}
+
+    for has, lacks, normed in ((unexpected, missing, False), (missing, unexpected, True)):
+        both = owners(has, "weight") & owners(lacks, "weight_g", "weight_v")
+        if both:
+            told = ("normalised", "plain") if normed else ("plain, as folded weights are", "normalised ones")
+            raise ValueError(
+                f"the weights of {some(sorted(both))} are {told[0]}, and weight_norm={not normed} in the configuration "
+                f"means {told[1]}: load with weight_norm={normed}"
+            )
+
+
 def refuse_other_weights(name: str, info: Mapping[str, Any], *, resize: bool, allow_partial: bool) -> None:
     """Raise if the files hold the weights of another model.
 
@@ -135,6 +151,7 @@ def refuse_other_weights(name: str, info: Mapping[str, Any], *, resize: bool, al
         ValueError: weights are missing while others are unknown, or have another shape.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    _refuse_folding(missing, unexpected)
     if missing and unexpected and not allow_partial:
         raise ValueError(
             f"these are weights of another model than {name}: {len(missing)} are missing, such as {missing[0]!r}, and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from deqlm.gradients import Gradient
 from deqlm.hf.arguments import one_cache, refuse_unknown
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
@@ -19,7 +21,7 @@ from deqlm.hf.pretrained import ImplicitPreTrainedModel
 from deqlm.hf.record import Beside, SolveRecord
 from deqlm.models.failing import WhenFailed
 from deqlm.sequence.modes import Mode
-from deqlm_solvers import Stop
+from deqlm_solvers import Solver, Stop
 
 __all__ = [
     "ImplicitForCausalLM",
@@ -58,6 +60,8 @@ class ImplicitModel(ImplicitPreTrainedModel):
         cache: DecodeCache | None = None,
         mode: str | Mapping[str, Any] | Mode | None = None,
         stop: Stop | Mapping[str, Any] | None = None,
+        solver: str | Mapping[str, Any] | Solver | None = None,
+        gradient: str | Mapping[str, Any] | Gradient | None = None,
         start: Tensor | None = None,
         on_failure: WhenFailed | None = None,
         **unknown: Any,
@@ -81,6 +85,8 @@ class ImplicitModel(ImplicitPreTrainedModel):
             output_attentions=output_attentions,
             stop=stop,
             mode=mode,
+            solver=solver,
+            gradient=gradient,
             start=start,
             on_failure=on_failure,
             # no token's logits, where the weights are those of a model with a head
@@ -112,7 +118,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
         if cls.base_class.config_class is not cls.config_class:
             name = f"{cls.__name__.removesuffix('ForCausalLM')}Model"
             own = {"config_class": cls.config_class, "__module__": cls.__module__}
-            cls.base_class = type(name, (cls.base_class,), own)
+            made = cls.base_class = type(name, (cls.base_class,), own)
+            vars(sys.modules[cls.__module__]).setdefault(name, made)
         # pipelines ask this table for classes, and Trainer, with label smoothing, whether labels are shifted
         names, kind = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, cls.config_class.model_type
         names[cls.__name__ if kind in names else kind] = cls.__name__
@@ -138,6 +145,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
         num_items_in_batch: int | Tensor | None = None,
         mode: str | Mapping[str, Any] | Mode | None = None,
         stop: Stop | Mapping[str, Any] | None = None,
+        solver: str | Mapping[str, Any] | Solver | None = None,
+        gradient: str | Mapping[str, Any] | Gradient | None = None,
         start: Tensor | None = None,
         on_failure: WhenFailed | None = None,
         record: SolveRecord | Beside | None = None,
@@ -170,6 +179,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
                 labels: ``Trainer`` gives it where it makes the loss itself.
             mode: a mode of `deqlm.sequence.modes` in place of the configuration's.
             stop: a `deqlm.Stop`, or a dict of its fields, in place of that of the solve in use.
+            solver: an object, a name or a dict, in place of that of the solve in use.
+            gradient: likewise, in place of the configuration's.
             start: where the solve starts, see `deqlm.models.ImplicitLM`.
             on_failure: "auto", "warn", "raise" or "ignore", in place of the configuration's.
             record: takes down what the solve came to, for ``generate``.
@@ -197,6 +208,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
             labels=targets,
             label_kind=None if shift_labels is None else "aligned",
             mode=mode,
+            solver=solver,
+            gradient=gradient,
             start=start,
             logits_to_keep=logits_to_keep,
             label_count=None if targets is None else num_items_in_batch,

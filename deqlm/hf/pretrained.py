@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 
 from deqlm.gradients import Gradient
 from deqlm.hf.arguments import check_kinds, check_positions, one_stop, real_tokens
+from deqlm.hf.auto_map import InstalledCode
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig
 from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights
 from deqlm.hf.solving import DeqOptions
 from deqlm.models import ImplicitLM, LMOutput
-from deqlm_solvers import Solve, Stop
+from deqlm_solvers import Solution, Solve, Stop
 from deqlm_solvers.core.checks import require, suggest
 
 __all__ = ["ImplicitPreTrainedModel"]
@@ -30,7 +31,7 @@ KERNELS = (None, "sdpa", "eager")
 state-space model has none, and both are the same."""
 
 
-class ImplicitPreTrainedModel(PreTrainedModel):
+class ImplicitPreTrainedModel(InstalledCode, PreTrainedModel):
     """An `ImplicitLM` of the configuration's options behind the calls of transformers.
 
     ``solve``, ``gradient`` and ``no_grad`` say how the model is solved now; they start as ``config.deq`` says, and
@@ -115,20 +116,33 @@ class ImplicitPreTrainedModel(PreTrainedModel):
                 **options,
             )
 
-    def set_deq(self, deq: DeqOptions | Mapping[str, Any]) -> None:
+    def set_deq(self, deq: DeqOptions | Mapping[str, Any] | str) -> None:
         """Solve in another way from now on, and save it with the configuration.
 
         Args:
-            deq: the whole section, or a dict of its fields.
+            deq: the whole section, a dict of its fields, or "evaluation": `DeqOptions.for_evaluation` of this one.
 
         Raises:
             ValueError, TypeError, KeyError: see `DeqOptions`.
         """
-        section = DeqOptions.of(deq)
+        section = self.config._section(deq)
         if not self.config.implicit:
             section.refuse_solving()
         self.config.deq = section
         section.apply(self.lm)
+
+    def fold_weight_norm(self) -> Self:
+        """Make the normalised weights plain parameters, set ``config.weight_norm`` to False, and return the model.
+
+        The values stay. Quantisation and whatever else replaces weights needs it, and a generated token costs less.
+        Optimisers have to be made anew.
+
+        Raises:
+            RuntimeError: weights that are sharded or offloaded.
+        """
+        self.lm.fold_weight_norm()
+        self.config.weight_norm = False
+        return self
 
     @property
     def solve(self) -> Solve:
@@ -138,6 +152,11 @@ class ImplicitPreTrainedModel(PreTrainedModel):
     @solve.setter
     def solve(self, value: Solve) -> None:
         self.lm.solve = value
+
+    @property
+    def last(self) -> Solution | None:
+        """What the last solve came to, without its state; see `deqlm.Equilibrium`."""
+        return self.lm.last
 
     @property
     def gradient(self) -> Gradient:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.functional import solve_rows
+from deqlm.equilibrium.rows import solve_rows
 from deqlm.gradients import Gradient, Unrolled
 from deqlm.sequence.chunk_evaluator import ChunkMap
 from deqlm.sequence.chunked_solve import ChunkedSolve
@@ -104,7 +104,7 @@ def solve_chunks(
     (shape,) = f.rows.shapes
     mode = mode.for_solver(how.solver)
     tokens = {"token_mask": token_mask, "cap": cap, "tokens": shape[1]}
-    if torch.is_grad_enabled() and isinstance(gradient, Unrolled):
+    if isinstance(gradient, Unrolled) and (torch.is_grad_enabled() or gradient.same_value):
         if mode.one_solve(shape[1]) and not commit:
             return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
         raise ValueError(

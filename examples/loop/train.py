@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from deqlm import Unrolled
+from deqlm.reporting.environment import environment
+from deqlm.reporting.progress import Progress
 from deqlm.training import (
     Course,
     Phase,
@@ -23,9 +25,8 @@ from deqlm.training import (
     set_random_state,
 )
 from examples.loop.carry import cut, from_plain, to_plain
-from examples.loop.log import Log, environment
+from examples.loop.log import Log
 from examples.loop.options import LoopOptions
-from examples.loop.progress import Bar
 from examples.loop.tally import Tally
 from examples.loop.task import IGNORED, Batch, Task
 from examples.loop.watch import Watch
@@ -33,6 +34,9 @@ from examples.loop.watch import Watch
 __all__ = ["Run", "TrainingError", "train"]
 
 Ended = Literal["target", "steps", "time"]
+
+DELAY = 3.0
+"""Seconds of a training before which no progress bar is drawn."""
 
 
 class TrainingError(RuntimeError):
@@ -112,7 +116,7 @@ def train(
     was_training = model.training
     with random_state_kept():
         training.start(found[-1] if found else None, tensorboard=tensorboard)
-        bar = Bar(options.steps, first=training.step, name=name, show=progress)
+        bar = Progress(options.steps, progress, name=name, unit="step", first=training.step, delay=DELAY)
         try:
             return training.run(bar)
         finally:
@@ -166,15 +170,15 @@ class _Training:
         self.log = Log(self.folder, head, **log, tensorboard=tensorboard)
         self.watch = Watch(**seconds)
 
-    def run(self, bar: Bar) -> Run:
+    def run(self, bar: Progress) -> Run:
         """Take steps until the training is over."""
         self.model.train()
         while (ended := self._ended()) is None:
             self._step()
             if self.step % self.options.read_every == 0 or self.step == self.options.steps:
                 self._read()
-                accuracy = f"{self.course.running:.3f}"
-                bar.reach(self.step, loss=f"{self.loss:.3f}", accuracy=accuracy, stage=str(self.course.index))
+                accuracy, stage = self.course.running, self.course.index
+                bar.reach(self.step, f"loss={self.loss:.3f}, accuracy={accuracy:.3f}, stage={stage}")
                 self._keep_books()
         return self._finish(ended)
 

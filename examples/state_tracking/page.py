@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deqlm.reporting import page
 from examples.state_tracking import report
 from examples.state_tracking.experiment import read_json
 from examples.state_tracking.full import TRAINED
@@ -83,15 +83,7 @@ def redraw(docs: Path = DOCS) -> Path:
     Raises:
         ValueError: the page has no place for a block.
     """
-    page = docs / "results.md"
-    text = page.read_text()
-    for name, block in blocks(docs).items():
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", flags=re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"{page} has no block {name!r}: it needs <!-- begin {name} --> and <!-- end {name} -->")
-        text = pattern.sub(lambda match, new=block: f"{match[1]}{new}\n{match[2]}", text)
-    page.write_text(text)
-    return page
+    return page.redraw(docs / "results.md", blocks(docs))
 
 
 def illustrate(docs: Path = DOCS) -> list[Path]:
@@ -169,5 +161,6 @@ def _full(group: str, data: Data) -> str:
 
 def _machine(result: Data) -> str:
     where = result["environment"]
-    names = f"deqlm {where['deqlm']}, torch {where['torch']}, Python {where['python']}, {where['platform']}"
+    torch = where.get("packages", where)["torch"]  # older records hold it beside the others
+    names = f"deqlm {where['deqlm']}, torch {torch}, Python {where['python']}, {where['platform']}"
     return f"{names}, {where['device']}, one thread per process."

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from deqlm.reporting import page
+from deqlm.reporting.table import aligned
 from examples.state_tracking.data import word_problem
 
 __all__ = ["accuracy_table", "chance", "gap", "mode_table", "rate_table", "spread_table", "table"]
@@ -20,14 +22,7 @@ def chance(problem: str) -> float:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
     """Return rows in aligned columns; the first one stands left, the others right."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    made = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-            for line in lines]  # fmt: skip
-    if not markdown:
-        return "\n".join("  ".join(line).rstrip() for line in made)
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [made[0], rule, *made[1:]])
+    return page.table(head, rows) if markdown else "\n".join(aligned([head, *rows]))
 
 
 def accuracy_table(results: Sequence[Data], *, metric: str = "last", markdown: bool = False) -> str:

@@ -33,10 +33,12 @@ class Stop(Options):
 
     ``rtol=0, atol=0`` is a *budget*: exactly ``max_iter`` evaluations and steps, no test, no freezing, no host sync;
     the row returns z_K, and the reported residual is that of z_{K-1}. Only a row whose last residual is not finite
-    is marked, as NONFINITE.
+    is marked, as NONFINITE. ``max_iter=0`` is a budget too, whatever the tolerances: f is not evaluated, the start is
+    returned, its residual is unknown and told as infinite, and a start that is not finite is NONFINITE. A gradient
+    method that takes steps takes them from there.
 
     Args:
-        max_iter: largest number of evaluations of f, >= 1.
+        max_iter: largest number of evaluations of f, >= 0.
         rtol: relative tolerance, >= 0, without unit; "auto" is 1e-4, or 4 eps of the dtype that f computes in where
             that is more (bfloat16 and float16 states, autocast).
         atol: absolute tolerance, >= 0, in the unit of the norm.
@@ -93,7 +95,7 @@ class Stop(Options):
     divergence: float = 1e8
 
     def __post_init__(self) -> None:
-        whole("max_iter", self.max_iter, 1, sys.maxsize)
+        whole("max_iter", self.max_iter, 0, sys.maxsize)
         rule = "finite and >= 0"
         number("atol", self.atol, rule, lambda t: math.isfinite(t) and t >= 0)
         if self.rtol != "auto":
@@ -123,10 +125,10 @@ class Stop(Options):
             _keep_as_double(self, name)
         self._refuse_ignored()
 
-    @property
+    @functools.cached_property
     def is_budget(self) -> bool:
-        """True when nothing is tested: both tolerances are zero."""
-        return self.rtol == 0 and self.atol == 0
+        """True when nothing is tested: both tolerances are zero, or no evaluation is made."""
+        return (self.rtol == 0 and self.atol == 0) or self.max_iter == 0
 
     def resolve(self, *dtypes: torch.dtype, rtol: float = 1e-4) -> Stop:
         """Return the rule with a number for ``rtol="auto"``; self where it has one.
@@ -146,7 +148,7 @@ class Stop(Options):
 
     def _refuse_ignored(self) -> None:
         """A setting that would be ignored is an error."""
-        if self.is_budget:
+        if self.rtol == 0 and self.atol == 0:
             self._only_default(
                 "is not used by a budget (rtol=0, atol=0), which tests nothing",
                 *("keep", "test_every", "check_every", "compact", "patience", "divergence"),

@@ -107,8 +107,11 @@ class Criterion:
         size, scale = torch.maximum(norm, size), self.scale
         if scale is not None:
             norm = torch.maximum(norm, scale if norm.dim() == 1 else scale[:, None])
-        tolerance = norm * self.stop.rtol + self.floor
-        return residual, residual / norm.clamp_min(SMALLEST), residual / tolerance.clamp_min(SMALLEST), size
+        return residual, residual / norm.clamp_min(SMALLEST), residual / self.tolerance(norm), size
+
+    def tolerance(self, norm: Tensor) -> Tensor:
+        """Return what a residual may be where max(||f(z)||, s) is ``norm``: (B,) float64 of rows, (B, G) of groups."""
+        return (norm * self.stop.rtol + self.floor).clamp_min(SMALLEST)
 
     def norm(self, fz: Tensor) -> Tensor:
         """Return ||f(z)|| of rows, (B,) float64; for per="row"."""

@@ -106,9 +106,11 @@ def forecast_solve(
     whole("unknowns", unknowns, 0, None)
     require(dtype.is_floating_point, "dtype", dtype, "floating point")
     label = _label(solve)
+    shape = {"rows": rows, "unknowns": unknowns, "dtype": str(dtype).removeprefix("torch.")}
+    if solve.stop.max_iter == 0:
+        return Forecast(label, **shape, parts={}, total=0)
     solve = _fitted(solve, unknowns)
     solver, stop = solve.solver, solve.stop
-    shape = {"rows": rows, "unknowns": unknowns, "dtype": str(dtype).removeprefix("torch.")}
     traced = rows * stop.max_iter * 8 if stop.trace else 0
     tokens = _tokens(solve, layout)
     total, extra = solver.for_layout(layout or Layout(), stop).peak_bytes(rows, unknowns, dtype, stop), 0
