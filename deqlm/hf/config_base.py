@@ -108,9 +108,7 @@ class ImplicitConfig(InstalledCode, PreTrainedConfig):
         self.labels, self.use_cache = labels, use_cache
         self.deq, self.imported = self._section(deq), imported
         self.pad_token_id, self.bos_token_id, self.eos_token_id = pad_token_id, bos_token_id, eos_token_id
-        super().__init__(**{key: value for key, value in kwargs.items() if key not in ("model_type", "auto_map")})
-        if auto_map := others(kwargs.get("auto_map")):
-            self.auto_map = auto_map
+        super().__init__(**{key: value for key, value in kwargs.items() if key != "model_type"})
         self.to_lm_options()
 
     @classmethod
@@ -181,6 +179,17 @@ class ImplicitConfig(InstalledCode, PreTrainedConfig):
         """Return all keys as plain data."""
         return {**super().to_dict(), "deq": self.deq.to_dict()}
 
+    @property
+    def auto_map(self) -> dict[str, Any]:
+        """What reads a saved folder, by the name of the Auto class."""
+        return {**named(classes_of(self)), **vars(self).get("auto_map", {})}
+
+    @auto_map.setter
+    def auto_map(self, value: Mapping[str, Any]) -> None:
+        vars(self)["auto_map"] = others(value)
+        if not vars(self)["auto_map"]:
+            del vars(self)["auto_map"]
+
     def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write config.json, and the import by which a process that knows no deqlm reads it (``trust_remote_code``).
 
@@ -190,7 +199,7 @@ class ImplicitConfig(InstalledCode, PreTrainedConfig):
             **kwargs: of ``push_to_hub``.
         """
         classes, saved = classes_of(self), copy.copy(self)
-        saved.auto_map = {**named(classes), **vars(self).get("auto_map", {})}
+        vars(saved)["auto_map"] = self.auto_map
         super(ImplicitConfig, saved).save_pretrained(save_directory)
         if classes:
             write_import(Path(save_directory), classes.values())

@@ -18,7 +18,7 @@ from deqlm.hf.arguments import check_kinds, check_positions, one_stop, real_toke
 from deqlm.hf.auto_map import InstalledCode
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig
-from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights
+from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights, refuse_to_leave_out
 from deqlm.hf.solving import DeqOptions
 from deqlm.models import ImplicitLM, LMOutput
 from deqlm_solvers import Solution, Solve, Stop
@@ -247,7 +247,10 @@ class ImplicitPreTrainedModel(InstalledCode, PreTrainedModel):
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **asked)
         model, info = loaded
         refuse_other_weights(cls.__name__, info, resize=resize, allow_partial=allow_partial)
-        files.refuse_quantised_files(info["unexpected_keys"])
+        if getattr(model, "hf_quantizer", None) is None:
+            files.refuse_quantised_files(info["unexpected_keys"])
+        else:
+            refuse_to_leave_out(model)
         return (model, info) if wants_info else model
 
     @torch.no_grad()

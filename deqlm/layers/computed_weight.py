@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from deqlm.wrap.trees import tensors
 
 __all__ = ["ComputedWeight"]
 
@@ -16,7 +17,8 @@ class ComputedWeight(Tensor):
     """A weight whose changes in place, ``.data`` and views included, are assigned to the layer that computes it.
 
     Such a weight is made anew whenever it is read, so a change of it, ``layer.weight.data += delta``, would be lost.
-    All other operations return plain tensors, with their graph.
+    ``layer.weight.requires_grad = False`` freezes what it is made of. All other operations return plain tensors, with
+    their graph.
 
     Examples:
         >>> from deqlm.layers import NormedLinear
@@ -27,32 +29,37 @@ class ComputedWeight(Tensor):
         True
     """
 
-    _assign: Callable[[Tensor], None]
+    _layer: Any
     _whole: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, assign: Callable[[Tensor], None]) -> ComputedWeight:
+    def of(cls, weight: Tensor, layer: Any) -> ComputedWeight:
         """Return ``weight`` as one that tells of its changes.
 
         Args:
             weight: plain, made for this.
-            assign: takes the whole weight after a change.
+            layer: its ``assign_`` takes the whole weight after a change, and ``made_of()`` returns the parameters.
         """
-        return _aliased(weight, assign, weight.detach())
+        return _aliased(weight, layer, weight.detach())
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        watched = [t for t in tree_leaves((args, given)) if isinstance(t, ComputedWeight)]
+        watched = [t for t in tensors((args, given)) if isinstance(t, ComputedWeight)]
+        written = getattr(func, "__self__", None) if getattr(func, "__name__", "") == "__set__" else None
         with torch._C.DisableTorchFunctionSubclass():
+            if written is Tensor.requires_grad:
+                for parameter in args[0]._layer.made_of():
+                    parameter.requires_grad = args[1]
+                return None
             before = [t._version for t in watched]
             out = func(*args, **given)
             for t, version in zip(watched, before, strict=True):
-                if getattr(func, "__self__", None) is Tensor.data and func.__name__ == "__set__":
+                if written is Tensor.data and t is args[0]:
                     t._whole = t.detach()
-                    t._assign(t._whole)
+                    t._layer.assign_(t._whole)
                 elif t._version != version:
-                    t._assign(t._whole)
+                    t._layer.assign_(t._whole)
             return _map(out, lambda t: _view_of(t, watched))
 
     def __deepcopy__(self, memo: Any) -> Tensor:
@@ -64,9 +71,9 @@ class ComputedWeight(Tensor):
             return self.detach().clone().__reduce_ex__(protocol)
 
 
-def _aliased(t: Tensor, assign: Callable[[Tensor], None], whole: Tensor) -> ComputedWeight:
+def _aliased(t: Tensor, layer: Any, whole: Tensor) -> ComputedWeight:
     made = t.as_subclass(ComputedWeight)
-    made._assign, made._whole = assign, whole
+    made._layer, made._whole = layer, whole
     return made
 
 
@@ -74,7 +81,7 @@ def _view_of(t: Tensor, watched: list[ComputedWeight]) -> Tensor:
     """Return ``t``, or where it shares the numbers of a weight, as one that tells of its changes too."""
     for weight in watched:
         if type(t) is Tensor and torch._C._is_alias_of(t, weight):  # type: ignore[attr-defined]
-            return _aliased(t, weight._assign, weight._whole)
+            return _aliased(t, weight._layer, weight._whole)
     return t
 
 

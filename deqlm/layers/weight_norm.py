@@ -55,10 +55,14 @@ class Normed(nn.Module):
         if type(self.weight_v) not in PLAIN:
             return self.effective_weight()
         if not torch.is_inference_mode_enabled():
-            return ComputedWeight.of(self.effective_weight(), self.assign_)
+            return ComputedWeight.of(self.effective_weight(), self)
         # tensors of inference mode do not tell of changes
         with torch.inference_mode(False), torch.no_grad():
-            return ComputedWeight.of(self.effective_weight(), self.assign_)
+            return ComputedWeight.of(self.effective_weight(), self)
+
+    def made_of(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """Return what the weight is computed from, g and v."""
+        return self.weight_g, self.weight_v
 
     def effective_weight(self) -> Tensor:
         """Return the weight, computed anew, as a plain tensor."""

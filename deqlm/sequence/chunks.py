@@ -44,7 +44,7 @@ class Committed:
 def per_token(stop: Stop) -> Stop:
     """Return the stopping rule of a causal map: every token must pass, along dimension 1.
 
-    ``keep="best_f"`` knows rows only and stays as it is.
+    ``keep="best_f"`` and a `Rule` know rows only and stay as they are.
 
     Raises:
         ValueError: a rule for other parts than tokens along dimension 1.
@@ -53,7 +53,7 @@ def per_token(stop: Stop) -> Stop:
         >>> per_token(Stop(rtol=1e-3)).per
         'token'
     """
-    if stop.keep == "best_f":
+    if stop.keep == "best_f" or stop.criterion is not None:
         return stop
     require(stop.per != "leaf", "per", stop.per, "'token' for a causal map")
     require(stop.token_dim == 1, "token_dim", stop.token_dim, "1 for a causal map")
@@ -114,6 +114,9 @@ def solve_chunks(
     if mode.one_solve(shape[1]) and not commit and (how.stop.is_budget or how.stop.keep == "best_f"):
         # no row leaves and nothing is committed: f itself does
         return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
+    if not mode.one_solve(shape[1]):
+        factors = how.stop.first_tokens
+        require(not factors, "first_tokens", factors, "left away with several chunks, each of which has a first one")
     way = mode.way(TokenCall(chunk, f.rows, how, cache, commit, owner))
     sol = solve_rows(f, ByChunks(how.solver, how.stop, way=way), gradient, failures, **tokens)
     done = Committed(torch.cat(way.outputs, dim=1), way.cache) if commit else Committed(None, None)

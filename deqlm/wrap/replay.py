@@ -46,7 +46,9 @@ class Replay:
         self.sealed = False
         self.noisy = False
         self.start = _generator_states(device)
-        self.module = reached(layer) if module is None else module
+        if module is None:
+            module = layer if isinstance(layer, nn.Module) else reached(layer)
+        self.module = module
         self.buffers: list[Buffer] = []
         self._each: list[Buffer] = []
         self._turn = Turn(self.module, device)

@@ -11,6 +11,9 @@ from typing import Any
 
 from deqlm.reporting import page
 from examples.state_tracking import report
+from examples.state_tracking.automata import table as automata_table
+from examples.state_tracking.automata.collapse import describe as describe_collapse
+from examples.state_tracking.automata.recipe import OURS
 from examples.state_tracking.experiment import read_json
 from examples.state_tracking.full import TRAINED
 from examples.state_tracking.small import PARTS
@@ -19,6 +22,9 @@ __all__ = ["DOCS", "blocks", "copy_records", "illustrate", "redraw"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDS = Path("records/state_tracking")
+ALONE = ("automata", "collapse", "schedule", "groups")
+"""Commands whose one result lies in the folder and the file of their name."""
+
 LONGEST = 256
 """Tokens up to which a record keeps what was measured at every position."""
 
@@ -29,7 +35,7 @@ def copy_records(runs: Path, docs: Path = DOCS) -> list[Path]:
     """Copy the results below ``runs`` into the records; return what was written.
 
     Args:
-        runs: the folder that holds "demo", "cpu" and "full", as the commands leave them.
+        runs: the folder that holds "demo", "cpu", "full" and the others, as the commands leave them.
         docs: the folder of the documentation.
 
     Raises:
@@ -38,9 +44,10 @@ def copy_records(runs: Path, docs: Path = DOCS) -> list[Path]:
     found = {f"demo-{path.parent.name}": path for path in sorted(runs.glob("demo/*/result.json"))}
     found |= {f"cpu-{part}": runs / f"cpu/{part}.json" for part in PARTS}
     found |= {f"full-{path.stem}": path for path in sorted(runs.glob("full/*.json"))}
+    found |= {name: runs / name / f"{name}.json" for name in ALONE}
     found = {name: path for name, path in found.items() if path.exists()}
     if not found:
-        raise FileNotFoundError(f"{runs} holds no results: run demo, cpu or full first")
+        raise FileNotFoundError(f"{runs} holds no results: run demo, cpu, full, {', '.join(ALONE)} first")
     folder = docs / RECORDS
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -72,6 +79,9 @@ def blocks(docs: Path = DOCS) -> dict[str, str]:
     for part in PARTS:
         data = records.get(f"cpu-{part}")
         made[f"cpu-{part}"] = _part(part, data) if data else _missing(f"cpu --only {part}")
+    tables = (_automata, _collapse, _schedule, _groups)
+    for name, draw in zip(ALONE, tables, strict=True):
+        made[name] = draw(records[name]) if name in records else _missing(name)
     full = {name.removeprefix("full-"): data for name, data in records.items() if name.startswith("full-")}
     made["full"] = "\n\n".join(_full(group, data) for group, data in full.items()) if full else _missing("full")
     return made
@@ -105,6 +115,10 @@ def illustrate(docs: Path = DOCS) -> list[Path]:
         if modes:
             plots.frontier(modes["frontier"], here / "state_tracking_frontier")
             plots.budgets(modes["budgets"], here / "state_tracking_budgets")
+        if "collapse" in records:
+            plots.collapse(records["collapse"]["results"], here / "state_tracking_collapse")
+        if "schedule" in records:
+            plots.schedules(records["schedule"]["table"], here / "state_tracking_schedule")
         (docs / "assets").mkdir(exist_ok=True)
         for path in sorted(here.glob("*.svg")):
             written.append(docs / "assets" / path.name)
@@ -146,6 +160,31 @@ def _part(part: str, data: Data) -> str:
     results = data["results"]
     guess = f"Guessing: {report.chance(results[0]['problem']):.3f}. {_machine(results[0])}"
     return f"{report.spread_table(results, markdown=True)}\n\n{guess}"
+
+
+def _automata(data: Data) -> str:
+    lines = [f"- {automata_table.contract(c['name']).line()}." for c in data["contracts"]]
+    spent = sum(r["training"]["seconds"]["cpu"] for r in data["results"] if r["label"] == OURS and "training" in r)
+    count = sum(r["label"] == OURS for r in data["results"])
+    ours = f"The {count} trainings of the implicit layer took {spent / 60:.1f} CPU minutes in all."
+    table = automata_table.describe(data, markdown=True)
+    return "\n\n".join(["\n".join(lines), table, f"{ours} {_machine(data['results'][0])}"])
+
+
+def _collapse(data: Data) -> str:
+    return f"```text\n{describe_collapse(data)}\n```\n\n{_machine(data['results'][0])}"
+
+
+def _schedule(data: Data) -> str:
+    table = report.schedule_table(data["table"], markdown=True)
+    return f"{table}\n\n{_machine(data)}"
+
+
+def _groups(data: Data) -> str:
+    contract = data["contract"]
+    what = f"{contract['about']}; {contract['fidelity']}, after {contract['source']}: {contract['differs']}."
+    table = report.generated_table(data["results"], markdown=True)
+    return f"{what}\n\n{table}\n\n{_machine(data['results'][0])}"
 
 
 def _full(group: str, data: Data) -> str:

@@ -10,7 +10,17 @@ from deqlm.reporting import page
 from deqlm.reporting.table import aligned
 from examples.state_tracking.data import word_problem
 
-__all__ = ["accuracy_table", "chance", "gap", "mode_table", "rate_table", "spread_table", "table"]
+__all__ = [
+    "accuracy_table",
+    "chance",
+    "gap",
+    "generated_table",
+    "mode_table",
+    "rate_table",
+    "schedule_table",
+    "spread_table",
+    "table",
+]
 
 Data = dict[str, Any]
 
@@ -116,3 +126,25 @@ def mode_table(tests: Sequence[Data], *, markdown: bool = False) -> str:
         cells += [f"{t['converged']:.2f}", f"{t['evaluations_per_token']:.1f}", f"{t['seconds']['cpu']:.2f}"]
         rows.append([*cells, f"{t['agreement']:.4f}" if "agreement" in t else ""])
     return table(head, rows, markdown=markdown)
+
+
+def schedule_table(tests: Sequence[Data], *, markdown: bool = False) -> str:
+    """Return one line per length and schedule: what it gets right, what it spends, and how far it agrees."""
+    head = ["schedule", "L", "right", "converged", "evaluations per token", "CPU s", "same answer as token by token"]
+    rows = []
+    for t in tests:
+        name = f"{t['mode']['name']} {t['mode'].get('size', '')}".strip()
+        cells = [f"{t['mean']:.4f}", f"{t['converged']:.2f}", f"{t['evaluations_per_token']:.1f}"]
+        rows.append([name, str(t["length"]), *cells, f"{t['seconds']['cpu']:.2f}", f"{t['agreement']:.4f}"])
+    return table(head, rows, markdown=markdown)
+
+
+def generated_table(results: Sequence[Data], *, markdown: bool = False) -> str:
+    """Return one line per training on a set of generators: last-token accuracy in per cent at every tested length."""
+    lengths = sorted({t["length"] for r in results for t in r["tests"]})
+    rows = [
+        [r["problem"], str(r["seed"]), str(r["training"]["steps"]), f"{r['training']['seconds']['cpu']:.0f}"]
+        + [f"{100 * next(t['last'] for t in r['tests'] if t['length'] == n):.1f}" for n in lengths]
+        for r in results
+    ]
+    return table(["problem", "seed", "steps", "CPU s", *(f"L={n}" for n in lengths)], rows, markdown=markdown)

@@ -6,6 +6,7 @@ from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import Options, options
 from deqlm_solvers.core.policy import ConvergenceError, ConvergenceWarning
 from deqlm_solvers.core.registry import Registry
+from deqlm_solvers.core.rule import ReadOut, Rule
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import GUARANTEES, SOLVERS, Evaluation, Map, Solver, register_solver
 from deqlm_solvers.core.status import Status
@@ -48,7 +49,9 @@ __all__ = [
     "Newton",
     "NewtonKrylov",
     "Options",
+    "ReadOut",
     "Registry",
+    "Rule",
     "Solution",
     "Solve",
     "Solver",

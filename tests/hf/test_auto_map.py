@@ -84,19 +84,23 @@ def test_where_the_package_is_imported_nobody_has_to_trust(family, tmp_path):
 
 
 @BOTH
-def test_nothing_of_it_stays_on_the_objects(family, tmp_path):
+def test_a_configuration_tells_its_classes_and_has_them_only_in_its_file(family, tmp_path):
     made = model(family)
     made.save_pretrained(tmp_path)
-    assert not hasattr(made.config, "auto_map")
-    assert not hasattr(AutoConfig.from_pretrained(tmp_path), "auto_map")
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    for each in (made.config, loaded):
+        assert each.auto_map == json.loads((tmp_path / "config.json").read_text())["auto_map"]
+        assert "auto_map" not in each.to_dict()
 
 
 def test_code_of_others_that_a_configuration_names_is_kept(tmp_path):
     config = CONFIGS["llama"](hidden_size=16, auto_map={"AutoModelForSequenceClassification": "mine.Mine"})
     config.save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).auto_map == {"AutoModelForSequenceClassification": "mine.Mine"}
-    written = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    assert sorted(written) == ["AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"]
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded == config
+    assert loaded.to_dict()["auto_map"] == {"AutoModelForSequenceClassification": "mine.Mine"}
+    ours = ["AutoConfig", "AutoModel", "AutoModelForCausalLM"]
+    assert sorted(loaded.auto_map) == [*ours, "AutoModelForSequenceClassification"]
 
 
 def test_transformers_copies_none_of_our_files_after_a_trusted_load(tmp_path):

@@ -85,10 +85,11 @@ def _compare_on(
 ) -> None:
     try:
         case = problem.build(settings)
+        subject = GradientSubject(case, settings.seed, Stop(max_iter=case.max_iter, rtol=settings.tol))
     except Exception as error:
         row.message = one_line(error)
         return
-    with GradientSubject(case, settings.seed, Stop(max_iter=case.max_iter, rtol=settings.tol)) as subject:
+    with subject:
         try:
             truth = subject.truth()
         except Exception as error:

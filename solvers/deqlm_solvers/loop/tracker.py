@@ -115,6 +115,7 @@ class RowTracker(Tracker):
         self.last = self.best
         self.steps = torch.zeros(rows, dtype=torch.int64, device=device)
         self.stalled: Tensor | None = None
+        self.spare = rows - math.ceil(stop.share * rows)
         self.limit = self.best_ratio
         self.k = 0
         self.halfway: Tensor | None = None
@@ -164,7 +165,9 @@ class RowTracker(Tracker):
         if not self.schedule.looks:
             return False
         self.count = int(self.active.sum())
-        return not (self.count or self._take_up_lost(k))
+        if self.count > self.spare:
+            return False
+        return bool(self.count) or not self._take_up_lost(k)
 
     def _note_halfway(self, tested: Tensor) -> None:
         """Keep the residuals of each row's first test in the second half of ``max_iter``."""

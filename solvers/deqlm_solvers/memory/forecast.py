@@ -109,6 +109,9 @@ def forecast_solve(
     shape = {"rows": rows, "unknowns": unknowns, "dtype": str(dtype).removeprefix("torch.")}
     if solve.stop.max_iter == 0:
         return Forecast(label, **shape, parts={}, total=0)
+    if solve.stop.criterion is not None:
+        # a rule knows the user's state, which a toy map has not
+        solve = Solve(solve.solver, solve.stop.replace(criterion=None))
     solve = _fitted(solve, unknowns)
     solver, stop = solve.solver, solve.stop
     traced = rows * stop.max_iter * 8 if stop.trace else 0
