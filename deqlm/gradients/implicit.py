@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deqlm.gradients.adjoint import System
 from deqlm.gradients.base import Gradient, register_gradient
+from deqlm.gradients.refused import refusing
 from deqlm.wrap.graph import begin, depends, reaches_leaf
 from deqlm.wrap.left_behind import left_by
 from deqlm.wrap.rows import RowMap
@@ -155,7 +156,7 @@ class _Chord(torch.autograd.Function):
         if ctx.second_order:
             w = _Transposed.apply(g, system.fz, system, ctx.from_start)
         else:
-            w = _refusing(_Inverse.apply(g, system, False, False), system, SECOND)
+            w = refusing(_Inverse.apply(g, system, False, False), SECOND, system.fz)
         return w, None if ctx.from_start else g - w, None, None, None  # type: ignore[operator]
 
 
@@ -190,29 +191,6 @@ class _Transposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         system: System = ctx.system
-        v = _refusing(_Inverse.apply(grads[0], system, True, True), system, THIRD)
-        left = _refusing(torch.zeros_like(v), system, THIRD) if torch.is_grad_enabled() else None
+        v = refusing(_Inverse.apply(grads[0], system, True, True), THIRD, system.fz)
+        left = refusing(torch.zeros_like(v), THIRD, system.fz) if torch.is_grad_enabled() else None
         return v, left, None, None
-
-
-def _refusing(value: Tensor, system: System, why: str) -> Tensor:
-    """Return ``value`` with an error for whoever differentiates it by what f depends on; its own graph stays open."""
-    if not torch.is_grad_enabled():
-        return value
-    return value + _Refused.apply(torch.zeros_like(value), system.fz, why)
-
-
-class _Refused(torch.autograd.Function):
-    """Identity with an error for whoever differentiates it.
-
-    It takes f(z) too, so that every path of a further derivative to a parameter leads through the error.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, fz: Tensor, why: str) -> Tensor:
-        ctx.why = why
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(ctx.why)
