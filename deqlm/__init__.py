@@ -11,7 +11,7 @@ from deqlm.diagnostics import (
     forecast_memory,
 )
 from deqlm.functional import solve
-from deqlm.gradients import GRADIENTS, Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, register_gradient
+from deqlm.gradients import GRADIENTS, Gradient, Implicit, Neumann, OneStep, Phantom, Shine, Unrolled, register_gradient
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
@@ -73,6 +73,7 @@ __all__ = [
     "OneStep",
     "Phantom",
     "Sequential",
+    "Shine",
     "Simultaneous",
     "Solution",
     "Solve",

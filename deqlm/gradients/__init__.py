@@ -5,6 +5,17 @@ from deqlm.gradients.implicit import Implicit
 from deqlm.gradients.neumann import Neumann
 from deqlm.gradients.one_step import OneStep
 from deqlm.gradients.phantom import Phantom
+from deqlm.gradients.shine import Shine
 from deqlm.gradients.unrolled import Unrolled
 
-__all__ = ["GRADIENTS", "Gradient", "Implicit", "Neumann", "OneStep", "Phantom", "Unrolled", "register_gradient"]
+__all__ = [
+    "GRADIENTS",
+    "Gradient",
+    "Implicit",
+    "Neumann",
+    "OneStep",
+    "Phantom",
+    "Shine",
+    "Unrolled",
+    "register_gradient",
+]

@@ -11,6 +11,7 @@ from torch import Tensor
 from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
+from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Adjoint, Layout, Map, Options, Registry, Solution, Solve, Status, Stop
 
 __all__ = ["GRADIENTS", "Gradient", "register_gradient"]
@@ -75,23 +76,27 @@ class Gradient(Options, ABC):
             adjoint: report to fill in, in backward or at once.
         """
 
+    def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
+        """Solve from ``z0`` (B, N) without a graph, and say how, for methods that learn from the evaluations."""
+        return solve(f, z0, layout), SolvedBy(solve, layout)
+
     def attach(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
         """Solve from ``z0`` (B, N) and connect the result; rows that failed are kept out of the graph."""
-        sol = solve(f, z0, layout)
+        sol, by = self.forward(solve, f, z0, layout)
         failures.report(sol, solve.stop)
         adjoint = failures.adjoint()
         if not self.keeps_point:
             sol = sol.replace(residual_of="previous")
         bad = failures.bad_rows(sol, solve.stop)
         if bad is None:
-            f.solved_by = (solve, layout)
+            f.solved_by = by
             return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
         if bool(bad.all()):
             return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
         source = healthy_source(bad)
         healthy = sol.z.index_select(0, source)
         sound = f.without(bad, healthy)
-        sound.solved_by = (solve, layout.select(source))
+        sound.solved_by = by.select(source)
         z = self.connect(sound, healthy, adjoint)
         return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
 

@@ -102,13 +102,14 @@ class Implicit(Gradient):
         return 2 if self.second_order else 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
-        forward, layout = (f.solved_by if isinstance(f, RowMap) else None) or (None, Layout())
+        by = f.solved_by if isinstance(f, RowMap) else None
+        layout = Layout() if by is None else by.layout
         source = begin(z)
         fz = f(source)
         if not reaches_leaf(fz, beyond=source):
             return z
         computed = evaluated_dtype(z)
-        how = self.backward(None if forward is None else forward.solver)
+        how = self.backward(None if by is None else by.solve.solver)
         system = System(
             how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
             rescue=self.solve == "auto",
