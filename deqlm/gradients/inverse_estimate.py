@@ -32,7 +32,7 @@ class Watched:
         >>> f = Watched(lambda z: 0.5 * z, memory=1)
         >>> _ = f(torch.ones(1, 1)), f(torch.zeros(1, 1))
         >>> [t.tolist() for t in f.changes()]
-        [[[[-1.0]]], [[[0.5]]], [[0.5]]]
+        [[[[-1.0]]], [[[0.5]]], [[1.5]]]
     """
 
     def __init__(self, f: Map, memory: int) -> None:
