@@ -18,6 +18,7 @@ from deqlm.wrap.memory_cap import within_memory
 from deqlm_solvers import (
     SOLVERS,
     Adjoint,
+    AlternatingAnderson,
     Anderson,
     Broyden,
     ConvergenceError,
@@ -48,6 +49,7 @@ __all__ = [
     "GRADIENTS",
     "SOLVERS",
     "Adjoint",
+    "AlternatingAnderson",
     "Anderson",
     "Auto",
     "Broyden",

@@ -12,6 +12,7 @@ from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.memory.forecast import Forecast, forecast_solve
+from deqlm_solvers.methods.alternating_anderson import AlternatingAnderson
 from deqlm_solvers.methods.anderson import Anderson
 from deqlm_solvers.methods.broyden import Broyden
 from deqlm_solvers.methods.deer.deer import Deer
@@ -28,6 +29,7 @@ __all__ = [
     "GUARANTEES",
     "SOLVERS",
     "Adjoint",
+    "AlternatingAnderson",
     "Anderson",
     "Broyden",
     "ConvergenceError",
