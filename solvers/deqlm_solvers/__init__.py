@@ -19,6 +19,7 @@ from deqlm_solvers.methods.deer.deer import Deer
 from deqlm_solvers.methods.dogleg import Dogleg
 from deqlm_solvers.methods.fallback import Fallback
 from deqlm_solvers.methods.fixed_point import FixedPoint
+from deqlm_solvers.methods.momentum import Momentum
 from deqlm_solvers.methods.newton import Newton
 from deqlm_solvers.methods.newton_krylov import NewtonKrylov
 from deqlm_solvers.solve import Solve
@@ -45,6 +46,7 @@ __all__ = [
     "Forecast",
     "Layout",
     "Map",
+    "Momentum",
     "Newton",
     "NewtonKrylov",
     "Options",
