@@ -14,6 +14,7 @@ from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.memory.forecast import Forecast, forecast_solve
 from deqlm_solvers.methods.alternating_anderson import AlternatingAnderson
 from deqlm_solvers.methods.anderson import Anderson
+from deqlm_solvers.methods.anderson_type1 import AndersonTypeI
 from deqlm_solvers.methods.broyden import Broyden
 from deqlm_solvers.methods.deer.deer import Deer
 from deqlm_solvers.methods.dogleg import Dogleg
@@ -32,6 +33,7 @@ __all__ = [
     "Adjoint",
     "AlternatingAnderson",
     "Anderson",
+    "AndersonTypeI",
     "Broyden",
     "ConvergenceError",
     "ConvergenceWarning",
