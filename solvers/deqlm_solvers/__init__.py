@@ -23,6 +23,7 @@ from deqlm_solvers.methods.fixed_point import FixedPoint
 from deqlm_solvers.methods.momentum import Momentum
 from deqlm_solvers.methods.newton import Newton
 from deqlm_solvers.methods.newton_krylov import NewtonKrylov
+from deqlm_solvers.methods.pseudo_transient import PseudoTransient
 from deqlm_solvers.solve import Solve
 
 from deqlm_solvers import adapters  # isort: skip  (registers them; needs Solver)
@@ -52,6 +53,7 @@ __all__ = [
     "Newton",
     "NewtonKrylov",
     "Options",
+    "PseudoTransient",
     "Registry",
     "Solution",
     "Solve",
