@@ -17,6 +17,7 @@ from deqlm_solvers.methods.anderson import Anderson
 from deqlm_solvers.methods.anderson_type1 import AndersonTypeI
 from deqlm_solvers.methods.broyden import Broyden
 from deqlm_solvers.methods.deer.deer import Deer
+from deqlm_solvers.methods.df_sane import DFSane
 from deqlm_solvers.methods.dogleg import Dogleg
 from deqlm_solvers.methods.fallback import Fallback
 from deqlm_solvers.methods.fixed_point import FixedPoint
@@ -40,6 +41,7 @@ __all__ = [
     "ConvergenceWarning",
     "Cost",
     "Criterion",
+    "DFSane",
     "Deer",
     "Dogleg",
     "Evaluation",
