@@ -21,6 +21,7 @@ from deqlm_solvers.methods.df_sane import DFSane
 from deqlm_solvers.methods.dogleg import Dogleg
 from deqlm_solvers.methods.fallback import Fallback
 from deqlm_solvers.methods.fixed_point import FixedPoint
+from deqlm_solvers.methods.levenberg_marquardt import LevenbergMarquardt
 from deqlm_solvers.methods.momentum import Momentum
 from deqlm_solvers.methods.newton import Newton
 from deqlm_solvers.methods.newton_krylov import NewtonKrylov
@@ -50,6 +51,7 @@ __all__ = [
     "FixedPoint",
     "Forecast",
     "Layout",
+    "LevenbergMarquardt",
     "Map",
     "Momentum",
     "Newton",
