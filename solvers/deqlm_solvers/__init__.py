@@ -15,6 +15,7 @@ from deqlm_solvers.memory.forecast import Forecast, forecast_solve
 from deqlm_solvers.methods.alternating_anderson import AlternatingAnderson
 from deqlm_solvers.methods.anderson import Anderson
 from deqlm_solvers.methods.anderson_type1 import AndersonTypeI
+from deqlm_solvers.methods.bracket import Bracket
 from deqlm_solvers.methods.broyden import Broyden
 from deqlm_solvers.methods.deer.deer import Deer
 from deqlm_solvers.methods.df_sane import DFSane
@@ -37,6 +38,7 @@ __all__ = [
     "AlternatingAnderson",
     "Anderson",
     "AndersonTypeI",
+    "Bracket",
     "Broyden",
     "ConvergenceError",
     "ConvergenceWarning",
