@@ -27,6 +27,7 @@ from deqlm_solvers.methods.momentum import Momentum
 from deqlm_solvers.methods.newton import Newton
 from deqlm_solvers.methods.newton_krylov import NewtonKrylov
 from deqlm_solvers.methods.pseudo_transient import PseudoTransient
+from deqlm_solvers.methods.reversible import ReversibleIteration
 from deqlm_solvers.solve import Solve
 
 from deqlm_solvers import adapters  # isort: skip  (registers them; needs Solver)
@@ -61,6 +62,7 @@ __all__ = [
     "Options",
     "PseudoTransient",
     "Registry",
+    "ReversibleIteration",
     "Solution",
     "Solve",
     "Solver",
