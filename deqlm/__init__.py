@@ -11,7 +11,18 @@ from deqlm.diagnostics import (
     forecast_memory,
 )
 from deqlm.functional import solve
-from deqlm.gradients import GRADIENTS, Gradient, Implicit, Neumann, OneStep, Phantom, Shine, Unrolled, register_gradient
+from deqlm.gradients import (
+    GRADIENTS,
+    Gradient,
+    Implicit,
+    Neumann,
+    OneStep,
+    Phantom,
+    Reversible,
+    Shine,
+    Unrolled,
+    register_gradient,
+)
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
@@ -87,6 +98,7 @@ __all__ = [
     "OneStep",
     "Phantom",
     "PseudoTransient",
+    "Reversible",
     "ReversibleIteration",
     "Sequential",
     "Shine",

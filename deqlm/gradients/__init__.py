@@ -5,6 +5,7 @@ from deqlm.gradients.implicit import Implicit
 from deqlm.gradients.neumann import Neumann
 from deqlm.gradients.one_step import OneStep
 from deqlm.gradients.phantom import Phantom
+from deqlm.gradients.reversible import Reversible
 from deqlm.gradients.shine import Shine
 from deqlm.gradients.unrolled import Unrolled
 
@@ -15,6 +16,7 @@ __all__ = [
     "Neumann",
     "OneStep",
     "Phantom",
+    "Reversible",
     "Shine",
     "Unrolled",
     "register_gradient",

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from deqlm.gradients.base import Gradient, nothing, register_gradient
+from deqlm.gradients.base import nothing, register_gradient
 from deqlm.gradients.replayed import Replayed
-from deqlm.wrap.cuts import healthy_source
-from deqlm.wrap.failures import Failures
+from deqlm.gradients.through_steps import ThroughSteps
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import (
-    Adjoint,
     Criterion,
     Evaluator,
     Layout,
@@ -34,7 +32,7 @@ __all__ = ["Unrolled"]
 
 @register_gradient("unrolled")
 @options
-class Unrolled(Gradient):
+class Unrolled(ThroughSteps):
     """Differentiate every step of the forward solve: the exact gradient of the truncated iteration, start included.
 
     The output is the last iterate (z_K for a budget), and `Solution.residual` is that of the last iterate too. So it is
@@ -85,23 +83,7 @@ class Unrolled(Gradient):
     def graphs(self, stop: Stop) -> int:
         return 1 if self.checkpoint else stop.max_iter
 
-    def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
-        raise TypeError("gradient 'unrolled' differentiates the forward solve; it cannot connect a solved point")
-
-    def attach(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
-        sol = self._run(solve, f, z0, layout)
-        failures.report(sol, solve.stop)
-        bad = failures.bad_rows(sol, solve.stop)
-        if bad is None:
-            return sol.replace(adjoint=failures.adjoint())
-        if bool(bad.all()):
-            return sol.replace(z=nothing(f, sol.z.detach()), adjoint=failures.adjoint())
-        start = z0.index_select(0, healthy_source(bad))
-        again = self._run(solve, f.without(bad, start), start, layout)
-        z = torch.where(bad[:, None], sol.z.detach(), again.z)
-        return sol.replace(z=z, cost=sol.cost + again.cost, adjoint=failures.adjoint())
-
-    def _run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
+    def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
         solver = solve.solver
         assert isinstance(solver, StepSolver)
         if self.checkpoint and isinstance(f, RowMap):

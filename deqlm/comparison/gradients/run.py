@@ -22,7 +22,7 @@ from deqlm_solvers import Solve, Stop
 
 __all__ = ["compare_gradients"]
 
-FORWARD = ("anderson", "fixed_point")
+FORWARD = ("anderson", "fixed_point", "reversible")
 """Forward solvers, the first that a method can differentiate is used."""
 
 NO_TRUTH = (

@@ -22,7 +22,7 @@ from deqlm.diagnostics.unchanged import unchanged
 from deqlm.gradients import GRADIENTS, Gradient, Implicit
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.trees import first_tensor, map_tensors, tensors
-from deqlm_solvers import FixedPoint, Solution, Solve
+from deqlm_solvers import FixedPoint, ReversibleIteration, Solution, Solve
 from deqlm_solvers.core.checks import whole
 from deqlm_solvers.memory.meter import MemoryMeter
 
@@ -302,14 +302,16 @@ def _written(method: Gradient) -> str:
 
 
 def _forward_for(method: Gradient, own: Solve) -> Solve:
-    """Return the module's own solve if the method can differentiate it, else plain iteration with the same `Stop`."""
-    try:
-        method.check(own)
-    except ValueError:
-        plain = Solve(FixedPoint(), own.stop)
-        method.check(plain)
-        return plain
-    return own
+    """Return the module's own solve if the method can differentiate it, else an iteration with the same `Stop`."""
+    for how in (own, Solve(FixedPoint(), own.stop)):
+        try:
+            method.check(how)
+        except ValueError:
+            continue
+        return how
+    last = Solve(ReversibleIteration(), own.stop)
+    method.check(last)
+    return last
 
 
 def _notes(sol: Solution, how: Solve, own: Solve) -> list[str]:
