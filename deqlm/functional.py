@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from deqlm.gradients.base import GRADIENTS, Gradient
+from deqlm.gradients.forward_mode import in_forward_mode, with_tangent, without_tangents
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.held import Held
 from deqlm.wrap.memory_cap import MemoryCap, OnCap
 from deqlm.wrap.rows import RowMap, Rows
+from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Cost, Layout, Map, Solution, Solve, Solver, Stop
 from deqlm_solvers.core.checks import explain_options, require
 from deqlm_solvers.core.kinds import require_state
@@ -117,6 +119,12 @@ def solve_rows(
 
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
     """
+    if in_forward_mode():
+        with without_tangents():
+            options = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens}
+            sol = solve_rows(f, how, gradient, failures, **options)  # type: ignore[arg-type]
+        by = SolvedBy(how, Layout(leaves=f.rows.row_shapes, batch_dims=f.rows.batch_dims))
+        return with_tangent(sol, f, by, gradient, failures)
     rows = f.rows
     how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:

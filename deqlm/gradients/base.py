@@ -76,6 +76,22 @@ class Gradient(Options, ABC):
             adjoint: report to fill in, in backward or at once.
         """
 
+    def push_forward(self, f: RowMap, z: Tensor, adjoint: Adjoint) -> Tensor | None:
+        """Return the tangent (B, N) of the solved point ``z`` in forward mode, or None where f has none there.
+
+        Args:
+            f: the map on rows, some of whose inputs, parameters or captured tensors are dual.
+            z: solved point, (B, N), without a graph and without a tangent.
+            adjoint: report to fill in.
+
+        Raises:
+            RuntimeError: the method has no forward mode.
+        """
+        raise RuntimeError(
+            f"gradient {self.name!r} has no forward mode: use gradient='implicit', whose derivative is the same in "
+            "both modes, or torch.autograd.grad"
+        )
+
     def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
         """Solve from ``z0`` (B, N) without a graph, and say how, for methods that learn from the evaluations."""
         return solve(f, z0, layout), SolvedBy(solve, layout)

@@ -14,6 +14,7 @@ from deqlm.gradients.through_steps import ThroughSteps
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Layout, Map, ReversibleIteration, Solution, Solve, Stop, options
 from deqlm_solvers.core.checks import number, require
+from deqlm_solvers.core.dtypes import evaluated_dtype
 from deqlm_solvers.loop.loop import run
 
 __all__ = ["Reversible"]
@@ -28,8 +29,8 @@ class Reversible(ThroughSteps):
     per step in backward and, for as long as rounding allows, at the memory of three states and one evaluation, however
     many steps there were. Going back multiplies the rounding of f by up to 1 / (1 - beta) per evaluation, so a pair of
     states is stored whenever eps (1 - beta)^-n would pass ``grad_tol``: every `segment` evaluations, 4 in float32 and
-    16 in float64 by default, 9 and 38 with beta .5. Within that the gradient is as exact as that. Half precision states
-    are all stored.
+    16 in float64 by default, 9 and 38 with beta .5. Within that the gradient is as exact as that. In half precision
+    (states, or autocast) all states are stored.
 
     The output is the last iterate (z_K for a budget), and `Solution.residual` is that of the last iterate too.
 
@@ -82,7 +83,7 @@ class Reversible(ThroughSteps):
         assert isinstance(solver, ReversibleIteration)
         if isinstance(f, RowMap):
             f.settle(z0)
-        tape = _Tape(f, solver.beta, self.segment(solver.beta, z0.dtype))
+        tape = _Tape(f, solver.beta, self.segment(solver.beta, evaluated_dtype(z0)))
         with set_checkpoint_early_stop(False):
             sol = run(solver, tape, z0, solve.stop, layout, graph=True).replace(solver=solver)
         tape.close(sol.steps if solve.stop.is_budget else sol.steps - 1)

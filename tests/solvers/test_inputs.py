@@ -8,22 +8,15 @@ import torch
 from deqlm.testing.solvers.counting import Counted
 from deqlm.testing.solvers.problems import linear, tanh_layer
 from deqlm.testing.solvers.rows import same_bits
-from deqlm_solvers import SOLVERS, Anderson, Broyden, FixedPoint, Solve, Status, StepSolver, Stop
-
-STEP = [name for name in SOLVERS if issubclass(SOLVERS[name], StepSolver)]
-each = pytest.mark.parametrize("name", STEP)
-PLAIN = [name for name in STEP if not SOLVERS[name].steps_evaluate]
-each_plain = pytest.mark.parametrize("name", PLAIN)
-"""Solvers that need f alone, and no more than a call of it per step."""
-each_that_solves = pytest.mark.parametrize(
-    "name", [name for name in STEP if "known_answers" in SOLVERS[name].guarantees]
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Solve, Status, Stop
+from solvers.each import (
+    UNSHORTENED,
+    each,
+    each_plain,
+    each_that_begins_plainly,
+    each_that_solves,
+    each_that_solves_plainly,
 )
-each_that_solves_plainly = pytest.mark.parametrize(
-    "name", [n for n in PLAIN if "known_answers" in SOLVERS[n].guarantees]
-)
-each_that_begins_plainly = pytest.mark.parametrize("name", [name for name in PLAIN if name != "reversible"])
-UNSHORTENED = ("fixed_point", "momentum", "reversible")
-"""Rules that have no shorter step to try."""
 
 
 @each
