@@ -22,7 +22,7 @@ from deqlm.diagnostics.unchanged import unchanged
 from deqlm.gradients import GRADIENTS, Gradient, Implicit
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.trees import first_tensor, map_tensors, tensors
-from deqlm_solvers import FixedPoint, ReversibleIteration, Solution, Solve
+from deqlm_solvers import FixedPoint, ReversibleIteration, Solution, Solve, Status
 from deqlm_solvers.core.checks import whole
 from deqlm_solvers.memory.meter import MemoryMeter
 
@@ -325,8 +325,12 @@ def _notes(sol: Solution, how: Solve, own: Solve) -> list[str]:
     if astray:
         notes.append(f"{astray} rows ran away")
     adjoint = sol.adjoint
-    if adjoint is not None and adjoint.converged is not None and not bool(adjoint.converged.all()):
-        notes.append(f"backward not converged in {int((~adjoint.converged).sum())} rows")
+    if (
+        adjoint is not None
+        and adjoint.status is not None
+        and (lost := int((adjoint.status > int(Status.BUDGET)).sum()))
+    ):
+        notes.append(f"backward not converged in {lost} rows")
     if adjoint is not None and adjoint.growth is not None and bool((adjoint.growth > 1).any()):
         notes.append(f"terms of the series grow by {adjoint.growth.nan_to_num(0.0).max().item():.2g}")
     return notes
