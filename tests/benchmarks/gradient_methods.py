@@ -58,6 +58,8 @@ METHODS: dict[str, Gradient] = {
 class Layer(nn.Module):
     """tanh(W z + b + u) with ||W|| = size, along the last dimension, of neighbours too where there is a graph."""
 
+    graph: Tensor | None
+
     def __init__(self, width: int, size: float, graph: Tensor | None = None) -> None:
         super().__init__()
         W = torch.randn(width, width)
