@@ -27,7 +27,7 @@ REGISTERED += [(deqlm.GRADIENTS, name) for name in sorted(deqlm.GRADIENTS)]
         (
             lambda: DEQ(nn.Tanh(), gradient={"name": "phantom", "taus": 3}),
             TypeError,
-            "known: damping, same_value, steps",
+            "known: checkpoint, damping, same_value, steps",
         ),
         (lambda: DEQ(nn.Tanh(), stop={"rtl": 1e-3}), TypeError, "did you mean 'rtol'"),
         (lambda: DEQ(nn.Tanh(), solver="andersn"), KeyError, "unknown solver 'andersn': did you mean 'anderson'"),
