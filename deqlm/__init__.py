@@ -6,11 +6,16 @@ from deqlm.diagnostics import (
     Diagnosis,
     GradientAudit,
     MemoryForecast,
+    Monitor,
     audit_gradient,
     diagnose,
     forecast_memory,
+    monitor,
 )
-from deqlm.functional import solve
+from deqlm.equilibrium.correction import fixed_point_correction
+from deqlm.equilibrium.module import Equilibrium
+from deqlm.equilibrium.watch import States
+from deqlm.functional import root, solve
 from deqlm.gradients import (
     GRADIENTS,
     Gradient,
@@ -26,6 +31,8 @@ from deqlm.gradients import (
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
+from deqlm.wrap.once import once_per_call_
+from deqlm.wrap.stable_inject import StableInject
 from deqlm_solvers import (
     SOLVERS,
     Adjoint,
@@ -48,7 +55,9 @@ from deqlm_solvers import (
     Newton,
     NewtonKrylov,
     PseudoTransient,
+    ReadOut,
     ReversibleIteration,
+    Rule,
     Solution,
     Solve,
     Solver,
@@ -81,6 +90,7 @@ __all__ = [
     "Deer",
     "Diagnosis",
     "Dogleg",
+    "Equilibrium",
     "Fallback",
     "FixedPoint",
     "Forecast",
@@ -92,20 +102,25 @@ __all__ = [
     "LevenbergMarquardt",
     "MemoryForecast",
     "Momentum",
+    "Monitor",
     "Neumann",
     "Newton",
     "NewtonKrylov",
     "OneStep",
     "Phantom",
     "PseudoTransient",
+    "ReadOut",
     "Reversible",
     "ReversibleIteration",
+    "Rule",
     "Sequential",
     "Shine",
     "Simultaneous",
     "Solution",
     "Solve",
     "Solver",
+    "StableInject",
+    "States",
     "Status",
     "StepSolver",
     "Stop",
@@ -113,11 +128,15 @@ __all__ = [
     "__version__",
     "audit_gradient",
     "diagnose",
+    "fixed_point_correction",
     "forecast_memory",
     "forecast_solve",
+    "monitor",
+    "once_per_call_",
     "options",
     "register_gradient",
     "register_solver",
+    "root",
     "solve",
     "testing",
     "within_memory",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 
-from deqlm.functional import STOP_HINTS, solve_rows
-from deqlm.gradients.base import GRADIENTS, Gradient
+from deqlm.equilibrium.module import Equilibrium
+from deqlm.equilibrium.rows import solve_rows
+from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop
+from deqlm.equilibrium.watch import OnEvaluation, States, Watch
+from deqlm.gradients.base import Gradient
 from deqlm.gradients.collective import refuse_collective
 from deqlm.sequence.causal import CausalCall
 from deqlm.sequence.chunks import per_token, solve_chunks
@@ -19,30 +22,33 @@ from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
 from deqlm.wrap.inject import Add, make_inject
-from deqlm.wrap.memory_cap import MemoryCap, OnCap
+from deqlm.wrap.memory_cap import OnCap
+from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.trees import first_tensor, start_like, tensors, zeros_like_tree
-from deqlm_solvers import Solution, Solve, Solver, Stop
-from deqlm_solvers.core.checks import explain_options, require, whole
+from deqlm_solvers import Adjoint, Solution, Solve
+from deqlm_solvers.core.checks import explain_options, require
 from deqlm_solvers.core.kinds import require_state
-from deqlm_solvers.core.solution import OnFailure
+from deqlm_solvers.core.peer_names import HINTS
+from deqlm_solvers.core.policy import OnFailure
 
 __all__ = ["DEQ"]
 
 T = TypeVar("T")
 
 
-class DEQ(nn.Module):
+class DEQ(Equilibrium):
     """Wraps a layer as an implicit one: the output is the fixed point z = layer(z + x).
 
-    The module owns the layer and nothing of a solve: no state is kept between calls, so several calls may stand in one
-    graph. A graph is attached when grad mode is on, in train() and in eval() alike; under no_grad or inference_mode the
-    output is the solver's point. Noise (dropout) is drawn once per call, and buffers of normalisation layers move once:
-    torch's generators are put back before each evaluation, so other threads should not draw from them meanwhile; at the
-    buffers of a layer in train() threads take turns. Start processes by "spawn" once threads have solved: in a forked
-    child a solve hangs, as torch's own matrix products do. The layer should not mix rows: nn.TransformerEncoderLayer
-    needs batch_first=True. One that returns more than the new state (nn.GRU) is wrapped in a module that returns that.
+    It is an `Equilibrium` with a layer and an injection. The module owns the layer and of a solve only a summary
+    of the last one (`last`): several calls may stand in one graph. A graph is attached when grad mode is on, in train()
+    and in eval() alike; under no_grad or inference_mode the output is the solver's point. Noise (dropout) is drawn once
+    per call, and buffers of normalisation layers move once: torch's generators are put back before each evaluation, so
+    other threads should not draw from them meanwhile; at the buffers of a layer in train() threads take turns. Start
+    processes by "spawn" once threads have solved: in a forked child a solve hangs, as torch's own matrix products do.
+    The layer should not mix rows: nn.TransformerEncoderLayer needs batch_first=True. One that returns more than the new
+    state (nn.GRU) is wrapped in a module that returns that.
 
     A layer z + F(z), such as a GPT-2 block, a ViT layer, nn.TransformerEncoderLayer(norm_first=True) or a ResNet block,
     has no fixed point in reach: its state grows, and its rows end DIVERGED, STALLED or MAX_ITER. Give it a norm after
@@ -57,6 +63,8 @@ class DEQ(nn.Module):
         solver: registered name, dict with ``name`` and options, or object.
         gradient: likewise, of `GRADIENTS`.
         stop: a `Stop`, a dict of its fields, or None for ``Stop(rtol="auto")``.
+        evaluation: a `Solve`, or a dict of its fields: solver and stop where grad mode is off (grad mode decides, not
+            train() or eval()). None is the same as with grad. Refused beside a gradient with ``same_value``.
         start: where to start: None is zeros like u; a tensor of the state's shape, with or without the batch dimensions
             (a parameter gets a gradient from `Unrolled` only); or a callable u -> state.
         batch_dims: leading dimensions that index independent rows; 0 makes one problem of the batch, which is right for
@@ -90,15 +98,16 @@ class DEQ(nn.Module):
         torch.Size([2, 5, 16])
     """
 
-    @explain_options(STOP_HINTS)
+    @explain_options(HINTS)
     def __init__(
         self,
         layer: Callable[..., Any],
         *,
         inject: Literal["add", "argument"] | nn.Module = "add",
-        solver: str | Mapping[str, Any] | Solver = "anderson",
-        gradient: str | Mapping[str, Any] | Gradient = "implicit",
-        stop: Stop | Mapping[str, Any] | None = None,
+        solver: GivenSolver = "anderson",
+        gradient: GivenGradient = "implicit",
+        stop: GivenStop | None = None,
+        evaluation: Solve | Mapping[str, Any] | None = None,
         start: Tensor | Callable[[Any], Any] | None = None,
         batch_dims: int | None = None,
         causal: bool = False,
@@ -108,26 +117,30 @@ class DEQ(nn.Module):
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
     ) -> None:
-        super().__init__()
         if not callable(layer):
             raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
+        super().__init__(
+            solver=solver,
+            gradient=gradient,
+            stop=stop,
+            evaluation=evaluation,
+            batch_dims=batch_dims,
+            on_failure=on_failure,
+            failed_grad=failed_grad,
+            memory_cap=memory_cap,
+            on_cap=on_cap,
+        )
         # two frames up: __init__ is wrapped
         warn_of_hidden("layer", layer, stacklevel=3)
-        self.layer = layer
+        self.layer = once_per_call_(layer) if isinstance(layer, nn.Module) else layer
         self.inject = make_inject(inject)
-        self.solve = Solve(solver, {"rtol": "auto"} if stop is None else stop)
-        self.gradient = GRADIENTS.make(gradient)
-        self.gradient.check(self.solve)
-        self.failures = Failures(on_failure, failed_grad)
-        self.cap = MemoryCap.of(memory_cap, on_cap)
-        if batch_dims is not None:
-            whole("batch_dims", batch_dims, 0)
-        self.batch_dims = batch_dims
         self.mode = MODES.make(mode)
         require(isinstance(causal, bool), "causal", causal, "True or False")
         if causal:
             require(batch_dims in (None, 1), "batch_dims", batch_dims, "1 with causal=True")
-            self.solve.replace(stop=per_token(self.solve.stop))
+            for how in (self.solve, self.evaluation):
+                if how is not None:
+                    how.replace(stop=per_token(how.stop))
         else:
             require(self.mode == Simultaneous(), "mode", self.mode, "'simultaneous' without causal=True")
         self.causal = causal
@@ -147,6 +160,12 @@ class DEQ(nn.Module):
         with_stats: bool = False,
         token_mask: Tensor | None = None,
         start: Any = None,
+        solver: GivenSolver | None = None,
+        stop: GivenStop | None = None,
+        gradient: GivenGradient | None = None,
+        states: Sequence[int] | States | None = None,
+        on_evaluation: OnEvaluation | None = None,
+        on_backward: Callable[[Adjoint], object] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return the fixed point, or ``(fixed point, Solution)``.
@@ -158,24 +177,39 @@ class DEQ(nn.Module):
             token_mask: (B, L) bool, True where a token counts, for ``Stop(per="token")``; not given to the layer.
             start: where this call starts, in place of the module's ``start``: the structure and shape of the state, or
                 with dimensions of 1 that are repeated; not given to the layer.
+            solver: in place of the module's, for this call; not given to the layer.
+            stop: likewise; all fields that it does not name have `Stop`'s defaults. ``Stop(max_iter=k, rtol=0)`` draws
+                a budget, and ``Stop(max_iter=0)`` leaves the gradient's steps alone to move the start.
+            gradient: likewise.
+            states: numbers of evaluations after which the point is kept in `Solution.states`, or `States`, which says
+                how gradients reach them.
+            on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an
+                error in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
+            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`; methods that solve
+                nothing never call).
             **kwargs: further keywords of the layer, such as masks.
 
         Returns:
             y with the structure, shape and dtype of the state.
 
         Raises:
-            TypeError, ValueError: a start of another structure or shape; what `DEQ` refuses of a causal layer.
+            TypeError, ValueError, KeyError: a start of another structure or shape; what `DEQ` refuses of options and
+                of a causal layer.
             RuntimeError: parts of the layer talk to other processes, and the solve is no budget; or the call is
                 recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
-        refuse_collective(self.layer, self.solve, self.gradient)
+        how, method = self.settings(solver, stop, gradient)
+        refuse_collective(self.layer, how, method)
         rowmap, layer = self.on_rows(x, args, kwargs, start)
-        failures = replace(self.failures, layer=self.layer, ask="deqlm.diagnose(deq, x)")
+        failures = replace(self.failures, layer=self.layer, ask="deqlm.diagnose(deq, x)", then=on_backward)
+        watch = Watch.of(states, on_evaluation)
         with layer:
             if self.causal:
-                sol = self._by_chunks(rowmap, failures, token_mask)
+                sol = self._by_chunks(rowmap, how, method, failures, token_mask, watch)
             else:
-                sol = solve_rows(rowmap, self.solve, self.gradient, failures, token_mask=token_mask, cap=self.cap)
+                more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+                sol = solve_rows(rowmap, how, method, failures, **more)
+        self.last = sol.without_state()
         return (sol.z, sol) if with_stats else sol.z
 
     if TYPE_CHECKING:  # that of nn.Module takes and returns anything
@@ -186,8 +220,6 @@ class DEQ(nn.Module):
             x: T,
             *args: Any,
             with_stats: Literal[False] = ...,
-            token_mask: Tensor | None = ...,
-            start: Any = ...,
             **kwargs: Any,
         ) -> T: ...
 
@@ -197,8 +229,6 @@ class DEQ(nn.Module):
             x: T,
             *args: Any,
             with_stats: Literal[True],
-            token_mask: Tensor | None = ...,
-            start: Any = ...,
             **kwargs: Any,
         ) -> tuple[T, Solution]: ...
 
@@ -208,24 +238,32 @@ class DEQ(nn.Module):
             x: T,
             *args: Any,
             with_stats: bool,
-            token_mask: Tensor | None = ...,
-            start: Any = ...,
             **kwargs: Any,
         ) -> T | tuple[T, Solution]: ...
 
         def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any: ...
 
-    def _by_chunks(self, rowmap: RowMap, failures: Failures, token_mask: Tensor | None) -> Solution:
+    def _by_chunks(
+        self,
+        rowmap: RowMap,
+        how: Solve,
+        gradient: Gradient,
+        failures: Failures,
+        token_mask: Tensor | None,
+        watch: Watch | None,
+    ) -> Solution:
         shapes = rowmap.rows.shapes
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
         call = CausalCall(self.layer, self.inject, rowmap.prepared, shapes[0], rowmap.rows.device)
         several = not self.mode.one_solve(shapes[0][1])
         call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
-        how = self.solve.replace(stop=per_token(self.solve.stop))
+        how = how.replace(stop=per_token(how.stop))
         if not several:
-            return solve_rows(rowmap, how, self.gradient, failures, token_mask=token_mask, cap=self.cap)
+            more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+            return solve_rows(rowmap, how, gradient, failures, **more)
+        require(watch is None, "mode", self.mode, "'simultaneous' with states or on_evaluation, which see all tokens")
         return solve_chunks(
-            *(rowmap, call.chunk, self.mode, how, self.gradient, failures),
+            *(rowmap, call.chunk, self.mode, how, gradient, failures),
             cache=call.cache,
             commit=False,
             token_mask=token_mask,
@@ -265,9 +303,6 @@ class DEQ(nn.Module):
             owner=self.layer,
         )
         return made, layer
-
-    def extra_repr(self) -> str:
-        return f"solver={self.solve.solver!s}, stop={self.solve.stop!s}, gradient={self.gradient!s}"
 
     def _start(self, u: Any, name: str) -> Any:
         start = self.start

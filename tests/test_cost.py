@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import deqlm
 from deqlm import SOLVERS, Solve, Stop
 from deqlm.testing.gradients.layers import solver_for
+from deqlm.wrap.rows import RowMap, Rows
 
 SOLVER_NAMES = sorted(SOLVERS)
 LOOSE = Stop(max_iter=60, rtol=1e-4)
@@ -228,3 +229,17 @@ def test_deq_counts_what_its_layer_sees() -> None:
     assert (sol.cost.evaluations, sol.cost.row_evaluations) == (tally.calls, tally.rows)
     y.sum().backward()
     assert tally.vjps == sol.adjoint.cost.vjps + 1
+
+
+@pytest.mark.parametrize("compact", [True, "at_once"])
+def test_the_map_on_rows_counts_and_everybody_reads_it(compact):
+    rate = torch.tensor([[0.1], [0.9], [0.5]])
+    rowmap = RowMap(Rows(torch.zeros(3, 4096)), lambda z, rate: rate * z + 1, (rate,))
+    how = Solve("fixed_point", Stop(rtol=1e-5, compact=compact))
+    with torch.no_grad():
+        first = how(rowmap, rowmap.rows.z0)
+        assert (first.cost.evaluations, first.cost.row_evaluations) == (rowmap.calls, rowmap.row_calls)
+        assert first.cost.row_evaluations < 3 * first.cost.evaluations
+        again = how(rowmap, rowmap.rows.z0)
+    assert again.cost == first.cost
+    assert rowmap.count.cost() == first.cost + again.cost

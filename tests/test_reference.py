@@ -14,7 +14,15 @@ import pytest
 
 PAGES = sorted((Path(__file__).resolve().parents[1] / "docs/reference").glob("*.md"))
 PACKAGES = [
-    *("deqlm", "deqlm.comparison", "deqlm.diagnostics", "deqlm.gradients", "deqlm.hf", "deqlm.layers"),
+    *(
+        "deqlm",
+        "deqlm.comparison",
+        "deqlm.compat.torchdeq",
+        "deqlm.diagnostics",
+        "deqlm.gradients",
+        "deqlm.hf",
+        "deqlm.layers",
+    ),
     *("deqlm.models", "deqlm.ops", "deqlm.ops.ssd", "deqlm.testing", "deqlm.training"),
     *("deqlm_solvers", "deqlm_solvers.adapters"),
 ]

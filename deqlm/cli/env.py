@@ -64,7 +64,7 @@ def report() -> str:
         _line("numpy", version_of("numpy") or "missing"),
         _line("cpu", f"{cpu_name()}, {os.cpu_count()} cores"),
         _line("devices", ", ".join(devices())),
-        _line("fused step", compiled(load(), WITHOUT_STEP)),
+        _line("compiled step", compiled(load(), WITHOUT_STEP)),
         _line("layers", compiled(build(SOURCE), "Mamba2 and RMSNorm run on torch operations, slower")),
         _line("ssd scan", ssd_scan()),
     ]

@@ -52,7 +52,7 @@ def parse_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def told(text: str, **more: Any) -> dict[str, Any]:
+def option(text: str, **more: Any) -> dict[str, Any]:
     """Return the metadata of a field of `Settings`.
 
     Args:
@@ -103,28 +103,30 @@ class Settings:
 
     dtype: torch.dtype = field(
         default=torch.float32,
-        metadata=told("float32 (default), float64, float16 or bfloat16", fixed=True, parse=parse_dtype),
+        metadata=option("float32 (default), float64, float16 or bfloat16", fixed=True, parse=parse_dtype),
     )
     batch: int | None = field(
-        default=None, metadata=told("rows of every problem (default: its own number)", fixed=True, metavar="B")
+        default=None, metadata=option("rows of every problem (default: its own number)", fixed=True, metavar="B")
     )
     seed: int = field(
-        default=0, metadata=told("seed of everything random; same seed, same counts (default 0)", fixed=True)
+        default=0, metadata=option("seed of everything random; same seed, same counts (default 0)", fixed=True)
     )
     repeats: int = field(
-        default=5, metadata=told("timed runs, interleaved; the median counts (default 5)", fixed=True, metavar="N")
+        default=5, metadata=option("timed runs, interleaved; the median counts (default 5)", fixed=True, metavar="N")
     )
-    threads: int | None = field(default=1, metadata=told("threads of torch (default 1)", metavar="N"))
+    threads: int | None = field(default=1, metadata=option("threads of torch (default 1)", metavar="N"))
     device: torch.device = field(
-        default=torch.device("cpu"), metadata=told("cpu (default), cuda, cuda:1, ...", fixed=True, parse=parse_device)
+        default=torch.device("cpu"), metadata=option("cpu (default), cuda, cuda:1, ...", fixed=True, parse=parse_device)
     )
     quick: bool = field(
         default=False,
-        metadata=told("fewer problems where none are named, at most 2 repeats", fixed=True, flag=True, recorded=False),
+        metadata=option(
+            "fewer problems where none are named, at most 2 repeats", fixed=True, flag=True, recorded=False
+        ),
     )
     progress: bool | None = field(
         default=None,
-        metadata=told("draw the progress bar even when stderr is not a terminal", flag=True, recorded=False),
+        metadata=option("draw the progress bar even when stderr is not a terminal", flag=True, recorded=False),
     )
 
     def __post_init__(self) -> None:
@@ -132,6 +134,10 @@ class Settings:
         require(self.dtype in TOLERANCES, "dtype", self.dtype, f"one of {known}")
         seeded = isinstance(self.seed, int) and not isinstance(self.seed, bool) and 0 <= self.seed < 2**63
         require(seeded, "seed", self.seed, "a whole number in [0, 2**63)")
+        require(isinstance(self.quick, bool), "quick", self.quick, "True or False")
+        require(
+            self.progress is None or isinstance(self.progress, bool), "progress", self.progress, "True, False or None"
+        )
         whole("repeats", self.repeats, 1)
         for name, value in (("batch", self.batch), ("threads", self.threads)):
             if value is not None:

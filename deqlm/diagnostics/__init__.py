@@ -2,6 +2,7 @@
 
 from deqlm.diagnostics.audit.audit import audit_gradient
 from deqlm.diagnostics.audit.audit_report import GradientAudit, MethodAudit
+from deqlm.diagnostics.certificate import Certificate, certify
 from deqlm.diagnostics.diagnosis.cause import Cause
 from deqlm.diagnostics.diagnosis.contraction import Contraction
 from deqlm.diagnostics.diagnosis.diagnose import diagnose
@@ -13,10 +14,15 @@ from deqlm.diagnostics.diagnosis.probes import InPlace, Mixing, Randomness
 from deqlm.diagnostics.diagnosis.report import Diagnosis
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 from deqlm.diagnostics.memory import MemoryForecast, forecast_memory
+from deqlm.diagnostics.monitoring.monitor import Monitor, monitor
+from deqlm.diagnostics.monitoring.record import Call
+from deqlm.diagnostics.radius import spectral_radius
 
 __all__ = [
     "Backward",
+    "Call",
     "Cause",
+    "Certificate",
     "Contraction",
     "Diagnosis",
     "Findings",
@@ -25,6 +31,7 @@ __all__ = [
     "MemoryForecast",
     "MethodAudit",
     "Mixing",
+    "Monitor",
     "Parts",
     "PathDependence",
     "Plain",
@@ -33,6 +40,9 @@ __all__ = [
     "Skip",
     "Suggestion",
     "audit_gradient",
+    "certify",
     "diagnose",
     "forecast_memory",
+    "monitor",
+    "spectral_radius",
 ]

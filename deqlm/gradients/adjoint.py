@@ -11,7 +11,7 @@ from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
 from deqlm.gradients.pull_back import pull_back
 from deqlm.wrap.held import Held
 from deqlm_solvers import Adjoint, Cost, Layout, Map, Solution, Solve, Status
-from deqlm_solvers.core.transforms import refuse_transforms
+from deqlm_solvers.core.kinds import refuse_transforms
 from deqlm_solvers.loop.criterion import warn_below_floor
 
 __all__ = ["System"]

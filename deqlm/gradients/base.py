@@ -24,6 +24,7 @@ class Gradient(Options, ABC):
         exact: at a converged point the gradient is the implicit one up to tolerances; the contract suite tests it.
         keeps_point: `connect` returns the value of the solved point; if not, the reported residual is that of the
             point before.
+        through_steps: the solve itself carries the graph, and `connect` cannot connect a point.
 
     Examples:
         >>> import torch
@@ -37,6 +38,7 @@ class Gradient(Options, ABC):
 
     exact: ClassVar[bool] = False
     keeps_point: ClassVar[bool] = True
+    through_steps: ClassVar[bool] = False
 
     def check(self, solve: Solve) -> None:
         """Refuse, at construction, a solve that this method cannot differentiate.
@@ -60,6 +62,10 @@ class Gradient(Options, ABC):
     def graphs(self, stop: Stop) -> int | None:
         """Return how many evaluations of f a call keeps in its graph, at most; None where that is unknown."""
         return None
+
+    def plain(self, solve: Solve, f: Map, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
+        """Return the solution of a call without grad, from ``z0`` (B, N); the default is what `settle` makes of it."""
+        return self.settle(f, solve(f, z0, layout), failures)
 
     def settle(self, f: Map, sol: Solution, failures: Failures) -> Solution:
         """Return the solution of a call without grad; ``sol`` is the solver's."""

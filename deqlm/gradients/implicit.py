@@ -161,8 +161,11 @@ AUTO = Stop(max_iter=200, rtol="auto")
 def _check(solve: Solve) -> None:
     """Raise unless a solve can be one for a cotangent, whose length must not matter."""
     solver, stop = solve.solver, solve.stop
+    require(stop.max_iter > 0, "solve.stop.max_iter", stop.max_iter, ">= 1")
     require(stop.atol == 0, "solve.stop.atol", stop.atol, "0, lest gradients depend on the scale of the loss")
     require(stop.keep == "best", "solve.stop.keep", stop.keep, "'best'")
+    require(stop.criterion is None, "solve.stop.criterion", stop.criterion, "None: a cotangent is no state")
+    require(stop.share == 1, "solve.stop.share", stop.share, "1: every row needs its gradient")
     require(stop.norm == "l2", "solve.stop.norm", stop.norm, "'l2', the norm of the tolerance rtol ||g||")
     if stop.per == "row" and not stop.is_budget:
         require("atol" in solver.honours, "solve.solver", solver.name, "a solver that honours Stop(atol=...)")

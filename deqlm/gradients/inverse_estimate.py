@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deqlm_solvers import Map
 from deqlm_solvers.core.dtypes import inner_dtype
-from deqlm_solvers.core.transforms import in_transform
+from deqlm_solvers.core.kinds import in_transform
 
 __all__ = ["Watched", "inverse_estimate"]
 

@@ -19,7 +19,7 @@ from deqlm.wrap.left_behind import left_by
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Map, Stop
 from deqlm_solvers.core.dtypes import inner_dtype
-from deqlm_solvers.core.transforms import refuse_transforms
+from deqlm_solvers.core.kinds import refuse_transforms
 
 __all__ = ["Linearised", "OneGraph"]
 

@@ -85,7 +85,7 @@ class Reversible(ThroughSteps):
             f.settle(z0)
         tape = _Tape(f, solver.beta, self.segment(solver.beta, evaluated_dtype(z0)))
         with set_checkpoint_early_stop(False):
-            sol = run(solver, tape, z0, solve.stop, layout, graph=True).replace(solver=solver)
+            sol = run(solver, solve.seen(tape), z0, solve.stop, layout, graph=True).replace(solver=solver)
         tape.close(sol.steps if solve.stop.is_budget else sol.steps - 1)
         return sol if sol.z.requires_grad else sol.replace(z=nothing(f, sol.z))
 

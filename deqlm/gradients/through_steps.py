@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ __all__ = ["ThroughSteps"]
 
 class ThroughSteps(Gradient):
     """A method that solves with a graph; rows that fail are solved again with the inputs of others."""
+
+    through_steps: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:

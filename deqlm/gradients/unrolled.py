@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from deqlm.gradients.base import nothing, register_gradient
 from deqlm.gradients.replayed import Replayed
 from deqlm.gradients.through_steps import ThroughSteps
+from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import (
     Criterion,
@@ -36,10 +37,12 @@ class Unrolled(ThroughSteps):
     """Differentiate every step of the forward solve: the exact gradient of the truncated iteration, start included.
 
     The output is the last iterate (z_K for a budget), and `Solution.residual` is that of the last iterate too. So it is
-    without grad but for a row that did not converge, which returns its best point then. Memory
-    grows with the number of steps; ``checkpoint=True`` keeps one state per step and evaluates f again in backward.
-    ``checkpoint="recursive"`` keeps about log2 of the number of steps states, solves once more to know how many there
-    are, and evaluates f up to that logarithm times again. Needs a solver whose steps can be differentiated
+    without grad, where nothing is added behind the solve, but for a row that did not converge: it returns its best
+    point then, unless ``same_value=True``.
+
+    Memory grows with the number of steps; ``checkpoint=True`` keeps one state per step and evaluates f again in
+    backward. ``checkpoint="recursive"`` keeps about log2 of the number of steps states, solves once more to know how
+    many there are, and evaluates f up to that logarithm times again. Needs a solver whose steps can be differentiated
     (`FixedPoint`).
 
     The warm-up of Schoene et al. (2025), n steps of which the first is undamped, is
@@ -48,6 +51,7 @@ class Unrolled(ThroughSteps):
     Args:
         checkpoint: recompute each evaluation of f in backward instead of storing its activations; "recursive"
             recomputes the states too, in halves of halves.
+        same_value: return the last iterate without grad too, so that both values are equal in every row.
 
     Raises:
         ValueError: another ``checkpoint``; at construction of a `DEQ` or a solve, for a solver that writes its history
@@ -67,8 +71,10 @@ class Unrolled(ThroughSteps):
     """
 
     checkpoint: bool | Literal["recursive"] = False
+    same_value: bool = False
 
     def __post_init__(self) -> None:
+        require(isinstance(self.same_value, bool), "same_value", self.same_value, "True or False")
         known = isinstance(self.checkpoint, bool) or self.checkpoint == "recursive"
         require(known, "checkpoint", self.checkpoint, "True, False or 'recursive'")
 
@@ -83,19 +89,30 @@ class Unrolled(ThroughSteps):
     def graphs(self, stop: Stop) -> int:
         return 1 if self.checkpoint else stop.max_iter
 
+    def plain(self, solve: Solve, f: Map, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
+        if not self.same_value:
+            return super().plain(solve, f, z0, layout, failures)
+        assert isinstance(solve.solver, StepSolver)
+        start, evaluate = z0.detach(), solve.seen(torch.no_grad()(lambda z: f(z)))
+        return run(solve.solver, evaluate, start, solve.stop, layout, graph=True).replace(solver=solve.solver)
+
     def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
         solver = solve.solver
         assert isinstance(solver, StepSolver)
         if self.checkpoint and isinstance(f, RowMap):
             f.settle(z0)
         if self.checkpoint == "recursive":
-            return self._in_halves(solver, solve.stop, f, z0, layout)
+            return self._in_halves(solve, f, z0, layout)
         step = (lambda z: checkpoint(f, z, use_reentrant=False)) if self.checkpoint else f
-        sol = run(solver, step, z0, solve.stop, layout, graph=True).replace(solver=solver)
+        sol = run(solver, solve.seen(step), z0, solve.stop, layout, graph=True).replace(solver=solver)
         return sol if sol.z.requires_grad else sol.replace(z=nothing(f, sol.z))
 
-    def _in_halves(self, solver: StepSolver, stop: Stop, f: Map, z0: Tensor, layout: Layout) -> Solution:
-        sol = run(solver, torch.no_grad()(f), z0.detach(), stop, layout, graph=True).replace(solver=solver)
+    def _in_halves(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
+        solver, stop = solve.solver, solve.stop
+        assert isinstance(solver, StepSolver)
+        sol = run(solver, solve.seen(torch.no_grad()(lambda z: f(z))), z0.detach(), stop, layout, graph=True).replace(
+            solver=solver
+        )
         evaluator = Evaluator(f, z0, layout.round)
         start = z0.to(evaluator.inner)
         steps = sol.steps if stop.is_budget else sol.steps - 1

@@ -20,6 +20,7 @@ from deqlm.hf.convert.authors_export import export_implicit_llm
 from deqlm.hf.convert.authors_report import ImportReport
 from deqlm.hf.convert.to_implicit import to_implicit
 from deqlm.hf.convert.upstream import from_upstream
+from deqlm.hf.evaluation import evaluation
 from deqlm.hf.generation import ImplicitGenerationMixin
 from deqlm.hf.model import ImplicitForCausalLM, ImplicitLlamaForCausalLM, ImplicitMamba2ForCausalLM
 from deqlm.hf.output import ImplicitCausalLMOutput
@@ -40,6 +41,7 @@ __all__ = [
     "ImplicitMamba2ForCausalLM",
     "ImportReport",
     "NoGrad",
+    "evaluation",
     "export_implicit_llm",
     "from_upstream",
     "import_implicit_llm",

@@ -27,7 +27,11 @@ def one_cache(past_key_values: Any, cache: Any) -> DecodeCache | None:
     require(past_key_values is None or cache is None, "cache", cache, "None where past_key_values is given")
     held = cache if past_key_values is None else past_key_values
     if held is not None and not isinstance(held, DecodeCache):
-        raise TypeError(f"past_key_values must be a deqlm.hf.DecodeCache, got {type(held).__name__}")
+        raise TypeError(
+            f"past_key_values must be a deqlm.hf.DecodeCache, got {type(held).__name__}: it holds what solves of "
+            "earlier tokens left, so keys and values made elsewhere, as in prefix tuning, have no place; tune a prompt "
+            "instead"
+        )
     return held
 
 

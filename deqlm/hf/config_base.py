@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
+from deqlm.hf.auto_map import InstalledCode, classes_of, named, others, write_import
 from deqlm.hf.checkpoints import FLOATS
 from deqlm.hf.solving import DeqOptions
 from deqlm.models import LMOptions, preset
@@ -35,7 +39,7 @@ MOST_LAYERS = 10_000
 """Blocks are made one after another: a file with a larger number would never end, or take all memory."""
 
 
-class ImplicitConfig(PreTrainedConfig):
+class ImplicitConfig(InstalledCode, PreTrainedConfig):
     """What the configurations of both families share; it is not registered itself.
 
     Keys are checked: an unknown one is an error that names the nearest known one, and so is one that contradicts
@@ -54,7 +58,8 @@ class ImplicitConfig(PreTrainedConfig):
         head_bias: give the head a bias.
         labels: "shifted" (a label is compared with the logits of the token before) or "aligned" (with its own).
         use_cache: return a cache where grad mode is off and the call does not say.
-        deq: how to solve, a `DeqOptions` or a dict of its fields; the explicit twin may have modes alone.
+        deq: how to solve, a `DeqOptions` or a dict of its fields; the explicit twin may have modes alone. "evaluation"
+            is the section before, or the default one, `DeqOptions.for_evaluation`.
         imported: the configuration from which `deqlm.hf.import_implicit_llm` made this one; the model does not read it.
         pad_token_id: token of padding, for ``generate``.
         bos_token_id: first token, likewise.
@@ -86,7 +91,7 @@ class ImplicitConfig(PreTrainedConfig):
         head_bias: bool = False,
         labels: Labels = "shifted",
         use_cache: bool = True,
-        deq: DeqOptions | Mapping[str, Any] | None = None,
+        deq: DeqOptions | Mapping[str, Any] | str | None = None,
         imported: Mapping[str, Any] | None = None,
         pad_token_id: int | None = None,
         bos_token_id: int | None = None,
@@ -101,7 +106,7 @@ class ImplicitConfig(PreTrainedConfig):
         self.hidden_dropout, self.embedding_dropout = hidden_dropout, embedding_dropout
         self.tie_word_embeddings, self.head_bias = tie_word_embeddings, head_bias
         self.labels, self.use_cache = labels, use_cache
-        self.deq, self.imported = DeqOptions.of(deq), imported
+        self.deq, self.imported = self._section(deq), imported
         self.pad_token_id, self.bos_token_id, self.eos_token_id = pad_token_id, bos_token_id, eos_token_id
         super().__init__(**{key: value for key, value in kwargs.items() if key != "model_type"})
         self.to_lm_options()
@@ -174,8 +179,40 @@ class ImplicitConfig(PreTrainedConfig):
         """Return all keys as plain data."""
         return {**super().to_dict(), "deq": self.deq.to_dict()}
 
+    @property
+    def auto_map(self) -> dict[str, Any]:
+        """What reads a saved folder, by the name of the Auto class."""
+        return {**named(classes_of(self)), **vars(self).get("auto_map", {})}
+
+    @auto_map.setter
+    def auto_map(self, value: Mapping[str, Any]) -> None:
+        vars(self)["auto_map"] = others(value)
+        if not vars(self)["auto_map"]:
+            del vars(self)["auto_map"]
+
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write config.json, and the import by which a process that knows no deqlm reads it (``trust_remote_code``).
+
+        Args:
+            save_directory: folder, made where there is none.
+            push_to_hub: upload it, too.
+            **kwargs: of ``push_to_hub``.
+        """
+        classes, saved = classes_of(self), copy.copy(self)
+        vars(saved)["auto_map"] = self.auto_map
+        super(ImplicitConfig, saved).save_pretrained(save_directory)
+        if classes:
+            write_import(Path(save_directory), classes.values())
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": Path(save_directory).name, **kwargs})
+
     def __setattr__(self, key: str, value: Any) -> None:
-        super().__setattr__(key, DeqOptions.of(value) if key == "deq" else value)
+        super().__setattr__(key, self._section(value) if key == "deq" else value)
+
+    def _section(self, given: DeqOptions | Mapping[str, Any] | str | None) -> DeqOptions:
+        before = vars(self).get("deq", DeqOptions())
+        # scores of the explicit twin depend on nothing behind a token as they are
+        return before if given == "evaluation" and not self.implicit else DeqOptions.of(given, before)
 
     def __init_subclass__(cls, *args: Any, **kwargs: Any) -> None:
         super().__init_subclass__(*args, **kwargs)

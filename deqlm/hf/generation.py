@@ -13,6 +13,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils.generic import ModelOutput
 
+from deqlm.equilibrium.settings import in_use
 from deqlm.hf.arguments import one_cache, one_stop
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.record import SolveRecord
@@ -20,7 +21,7 @@ from deqlm.hf.solving import Start
 from deqlm.models.failing import WhenFailed, check_when_failed
 from deqlm.models.inputs import require_tensor
 from deqlm.sequence.modes import MODES, Mode
-from deqlm_solvers import Solve, Stop
+from deqlm_solvers import SOLVERS, Solver, Stop
 from deqlm_solvers.core.checks import require
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class ImplicitGenerationMixin(GenerationMixin):
         past_key_values: DecodeCache | None = None,
         cache: DecodeCache | None = None,
         stop: Stop | Mapping[str, Any] | None = None,
+        solver: str | Mapping[str, Any] | Solver | None = None,
         mode: str | Mapping[str, Any] | Mode | None = None,
         start: Start | None = None,
         on_failure: WhenFailed | None = None,
@@ -91,6 +93,7 @@ class ImplicitGenerationMixin(GenerationMixin):
                 ``inputs`` are then all tokens, or the ``attention_mask`` covers the earlier ones too.
             cache: another name of it.
             stop: when solves end, in place of the configuration's, for prompt and new tokens.
+            solver: what solves, an object, a name or a dict, likewise.
             mode: how the prompt is cut, in place of the configuration's; a single token is always one solve.
             start: "zero", or "previous": the solve of a new token starts from the state of the token before. The answer
                 is the same within the tolerance, the number of evaluations is not. None is the configuration's, which
@@ -119,6 +122,7 @@ class ImplicitGenerationMixin(GenerationMixin):
             require(given is None, name, given, f"None: {REFUSED[name]}")
         given = {
             "stop": one_stop(stop),
+            "solver": None if solver is None else SOLVERS.make(solver),
             "start": start,
             "mode": None if mode is None else MODES.make(mode),
             CACHE: held,
@@ -138,7 +142,7 @@ class ImplicitGenerationMixin(GenerationMixin):
             options = (self.generation_config, generation_config, kwargs)
             beams = (_option("num_beams", *options) or 1) > 1
             new = None if beams else sequences[:, -len(record.steps) :]
-            how = self.lm.no_grad if given["stop"] is None else Solve(self.lm.no_grad.solver, given["stop"])
+            how, _ = in_use((self.lm.solve, self.lm.gradient, self.lm.no_grad), given["solver"], given["stop"], None)
             deq = self.config.deq
             modes = (deq.prompt_mode if given["mode"] is None else given["mode"], deq.token_mode)
             record.warn(new, _option("eos_token_id", *options), how, modes)
@@ -201,7 +205,9 @@ class ImplicitGenerationMixin(GenerationMixin):
             _check_padding(attention_mask)
         given = {name: value for name, value in kwargs.items() if name not in ("position_ids", "cache_position")}
         given |= {"past_key_values": held, "attention_mask": attention_mask, "record": record}
-        given["inputs_embeds" if embed else "input_ids"] = tokens[:, -count:].to(self.device)
+        # the weights of an offloaded model are on the device "meta" between calls
+        home = tokens.device if self.device.type == "meta" else self.device
+        given["inputs_embeds" if embed else "input_ids"] = tokens[:, -count:].to(home)
         deq = self.config.deq
         if count > 1:
             given["mode"] = deq.prompt_mode if mode is None else mode

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from deqlm.hf.checkpoints import FLOATS, INDEXES, some, weight_map
+from deqlm.layers.weight_norm import Normed
 from deqlm_solvers.core.checks import require
 
-__all__ = ["WeightFiles", "explain_bad_files", "refuse_other_weights"]
+__all__ = ["WeightFiles", "explain_bad_files", "refuse_other_weights", "refuse_to_leave_out"]
 
 WHOLE = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1])
 """Files of weights in the order in which transformers looks for them."""
@@ -120,6 +121,40 @@ def explain_bad_files(source: Any) -> Iterator[None]:
             f"the weights at {source} hold other things than tensors, or are damaged; pickled objects could run code "
             "and are never loaded"
         ) from error
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the weights at {source} are or shall be quantised by {error.name}: pip install {error.name}"
+        ) from error
+
+
+PLAIN = (".weight",)
+NORMED = (".weight_g", ".weight_v", ".parametrizations.weight.original0", ".parametrizations.weight.original1")
+"""By our names, and by those that transformers gives them while it reads."""
+
+
+def _owners(keys: list[str], endings: tuple[str, ...]) -> set[str]:
+    return {key.removesuffix(ending) for key in keys for ending in endings if key.endswith(ending)}
+
+
+def _refuse_folding(missing: list[str], unexpected: list[str]) -> None:
+    """Raise if weights are there, but normalised where the configuration has plain ones, or the other way round."""
+    for has, lacks, normed in ((unexpected, missing, False), (missing, unexpected, True)):
+        if both := _owners(has, PLAIN) & _owners(lacks, NORMED):
+            told = ("normalised", "plain") if normed else ("plain, as folded weights are", "normalised ones")
+            raise ValueError(
+                f"the weights of {some(sorted(both))} are {told[0]}, and weight_norm={not normed} in the configuration "
+                f"means {told[1]}: load with weight_norm={normed}"
+            )
+
+
+def refuse_to_leave_out(model: nn.Module) -> None:
+    """Raise ``ValueError`` if a model that was quantised on loading has normalised weights, which were left out."""
+    names = [name for name, part in model.named_modules() if isinstance(part, Normed)]
+    if names:
+        raise ValueError(
+            f"weights that are normalised in every call cannot be quantised: {some(names)}; load the model without "
+            "quantization_config, and save it after model.fold_weight_norm()"
+        )
 
 
 def refuse_other_weights(name: str, info: Mapping[str, Any], *, resize: bool) -> None:
@@ -131,9 +166,11 @@ def refuse_other_weights(name: str, info: Mapping[str, Any], *, resize: bool) ->
         resize: take weights of another shape for missing ones.
 
     Raises:
-        ValueError: weights are missing while others are unknown, or have another shape.
+        ValueError: weights are missing while others are unknown, are normalised on one side only, or have another
+            shape.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    _refuse_folding(missing, unexpected)
     if missing and unexpected:
         raise ValueError(
             f"these are weights of another model than {name}: {len(missing)} are missing, such as {missing[0]!r}, and "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,23 @@ from transformers import PreTrainedModel
 
 from deqlm.gradients import Gradient
 from deqlm.hf.arguments import check_positions, one_cache, one_stop, real_tokens
+from deqlm.hf.auto_map import InstalledCode
 from deqlm.hf.cache import DecodeCache
 from deqlm.hf.config import ImplicitConfig, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.generation import ImplicitGenerationMixin
-from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights
+from deqlm.hf.loading import WeightFiles, explain_bad_files, refuse_other_weights, refuse_to_leave_out
 from deqlm.hf.output import ImplicitCausalLMOutput
 from deqlm.hf.record import SolveRecord
 from deqlm.hf.solving import DeqOptions
 from deqlm.models.failing import WhenFailed
 from deqlm.sequence.modes import Mode
-from deqlm_solvers import Solve, Stop
+from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.core.checks import require, suggest
 
 __all__ = ["ImplicitForCausalLM", "ImplicitLlamaForCausalLM", "ImplicitMamba2ForCausalLM"]
 
 
-class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
+class ImplicitForCausalLM(InstalledCode, ImplicitGenerationMixin, PreTrainedModel):
     """What both families share: an `ImplicitLM` of the configuration's options, with the calls of transformers.
 
     ``solve``, ``gradient`` and ``no_grad`` say how the model is solved now; they start as ``config.deq`` says, and
@@ -84,6 +85,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
         num_items_in_batch: int | Tensor | None = None,
         mode: str | Mapping[str, Any] | Mode | None = None,
         stop: Stop | Mapping[str, Any] | None = None,
+        solver: str | Mapping[str, Any] | Solver | None = None,
+        gradient: str | Mapping[str, Any] | Gradient | None = None,
         start: Tensor | None = None,
         on_failure: WhenFailed | None = None,
         record: SolveRecord | None = None,
@@ -110,6 +113,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             num_items_in_batch: the loss is the sum over labels divided by this; None is their number.
             mode: a mode of `deqlm.sequence.modes` in place of the configuration's.
             stop: a `deqlm.Stop`, or a dict of its fields, in place of that of the solve in use.
+            solver: an object, a name or a dict, in place of that of the solve in use.
+            gradient: likewise, in place of the configuration's.
             start: where the solve starts, see `deqlm.models.ImplicitLM`.
             on_failure: "auto", "warn", "raise" or "ignore", in place of the configuration's.
             record: takes down what the solve came to, for ``generate``.
@@ -140,6 +145,8 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             use_cache=use_cache,
             mode=mode,
             stop=one_stop(stop),
+            solver=solver,
+            gradient=gradient,
             start=start,
             logits_to_keep=logits_to_keep,
             label_count=num_items_in_batch,
@@ -161,20 +168,33 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return made if as_dict else made.to_tuple()
 
-    def set_deq(self, deq: DeqOptions | Mapping[str, Any]) -> None:
+    def set_deq(self, deq: DeqOptions | Mapping[str, Any] | str) -> None:
         """Solve in another way from now on, and save it with the configuration.
 
         Args:
-            deq: the whole section, or a dict of its fields.
+            deq: the whole section, a dict of its fields, or "evaluation": `DeqOptions.for_evaluation` of this one.
 
         Raises:
             ValueError, TypeError, KeyError: see `DeqOptions`.
         """
-        section = DeqOptions.of(deq)
+        section = self.config._section(deq)
         if not self.config.implicit:
             section.refuse_solving()
         self.config.deq = section
         section.apply(self.lm)
+
+    def fold_weight_norm(self) -> Self:
+        """Make the normalised weights plain parameters, set ``config.weight_norm`` to False, and return the model.
+
+        The values stay. Quantisation and whatever else replaces weights needs it, and a generated token costs less.
+        Optimisers have to be made anew.
+
+        Raises:
+            RuntimeError: weights that are sharded or offloaded.
+        """
+        self.lm.fold_weight_norm()
+        self.config.weight_norm = False
+        return self
 
     @property
     def solve(self) -> Solve:
@@ -184,6 +204,11 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
     @solve.setter
     def solve(self, value: Solve) -> None:
         self.lm.solve = value
+
+    @property
+    def last(self) -> Solution | None:
+        """What the last solve came to, without its state; see `deqlm.Equilibrium`."""
+        return self.lm.last
 
     @property
     def gradient(self) -> Gradient:
@@ -277,7 +302,10 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, PreTrainedModel):
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **asked)
         model, info = loaded
         refuse_other_weights(cls.__name__, info, resize=resize)
-        files.refuse_quantised_files(info["unexpected_keys"])
+        if getattr(model, "hf_quantizer", None) is None:
+            files.refuse_quantised_files(info["unexpected_keys"])
+        else:
+            refuse_to_leave_out(model)
         return (model, info) if wants_info else model
 
     @torch.no_grad()

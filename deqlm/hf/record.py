@@ -11,7 +11,7 @@ from torch import Tensor
 from deqlm.models.failing import ASK, advice
 from deqlm.sequence.modes import Mode
 from deqlm_solvers import ConvergenceWarning, Solution, Solve, Status
-from deqlm_solvers.core.solution import user_level
+from deqlm_solvers.core.policy import user_level
 
 __all__ = ["SolveRecord"]
 

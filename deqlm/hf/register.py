@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from deqlm.hf.auto_map import AUTO_MODELS
 from deqlm.hf.config import ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.hf.model import ImplicitLlamaForCausalLM, ImplicitMamba2ForCausalLM
 
@@ -27,5 +28,5 @@ def register() -> None:
     """
     for config, model in FAMILIES:
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        for auto in (AutoModel, AutoModelForCausalLM):
+        for auto in AUTO_MODELS:
             auto.register(config, model, exist_ok=True)

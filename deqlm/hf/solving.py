@@ -10,10 +10,9 @@ from deqlm.gradients import GRADIENTS, Gradient, Phantom, Unrolled
 from deqlm.models import ImplicitLM, LMOptions
 from deqlm.models.failing import LMFailures, WhenFailed
 from deqlm.models.lm import EVALUATION, FREE
-from deqlm.sequence.frontier import check_slide
-from deqlm.sequence.modes import MODES, Auto, Chunked, Frontier, Mode, Sequential, Simultaneous
+from deqlm.sequence.modes import MODES, Auto, Chunked, Mode, Sequential, Simultaneous
 from deqlm.training import Phases
-from deqlm_solvers import Options, Solve, Solver, Stop, options
+from deqlm_solvers import FixedPoint, Options, Solve, Solver, Stop, options
 from deqlm_solvers.core.checks import require
 
 __all__ = ["DeqOptions", "Grad", "NoGrad"]
@@ -21,6 +20,8 @@ __all__ = ["DeqOptions", "Grad", "NoGrad"]
 FailedGrad = Literal["drop", "keep", "raise"]
 Start = Literal["zero", "previous"]
 MODE_NAMES = ("mode", "prompt_mode", "token_mode")
+PRESETS = ("evaluation",)
+"""Names that stand for a section; see `DeqOptions.for_evaluation`."""
 
 
 def _settle(section: Grad | NoGrad, solve: Solve) -> None:
@@ -151,14 +152,22 @@ class DeqOptions(Options):
             raise TypeError(f"the deq section must be plain data, to be saved as JSON: {error}") from None
 
     @classmethod
-    def of(cls, given: DeqOptions | Mapping[str, Any] | None) -> DeqOptions:
-        """Return the section of an object, a dict of its fields, or None, which is the default.
+    def of(cls, given: DeqOptions | Mapping[str, Any] | str | None, before: DeqOptions | None = None) -> DeqOptions:
+        """Return the section of an object, a dict of its fields, a name, or None, which is the default.
+
+        Args:
+            given: the section; "evaluation" is `for_evaluation` of the one before.
+            before: the section in whose place it comes; None is the default.
 
         Raises:
             TypeError: anything else, or an unknown key; the message names the nearest one.
+            ValueError: an unknown name.
         """
         if given is None:
             return cls()
+        if isinstance(given, str):
+            require(given in PRESETS, "deq", given, f"one of {PRESETS}, a dict, or a {cls.__name__}")
+            return (before or cls()).for_evaluation()
         if isinstance(given, Mapping):
             return cls.from_dict(given)
         if not isinstance(given, cls):
@@ -173,6 +182,27 @@ class DeqOptions(Options):
         phantom = Phantom(preset.phantom_steps, preset.damping)
         grad = Grad(solver=preset.solve.solver, stop=preset.solve.stop, gradient=phantom)
         return cls(grad=grad, no_grad=NoGrad(solver=preset.no_grad.solver, stop=preset.no_grad.stop))
+
+    def for_evaluation(self) -> DeqOptions:
+        """Return the section with which scores of a text depend on nothing behind it, nor on the batch.
+
+        A tolerance ends the solve of a chunk where its last token passes, so that later tokens, padding among them,
+        move earlier ones within the tolerance. Here every token is the same number of plain evaluations of a causal
+        map, whether they converge or not: a forward solves chunks of 32, 96 evaluations each, and ``generate`` solves
+        tokens of prompt and text one by one, because padding on the left would move the ends of chunks. Rows end as
+        BUDGET; how far they are from a fixed point is their ``residual``. The mode is that of a forward with grad too,
+        so that this is no section to train with, and gradient "unrolled", which knows no chunks, becomes the default.
+
+        Examples:
+            >>> section = DeqOptions(no_grad={"solver": "anderson"}).for_evaluation()
+            >>> section.mode, section.no_grad.stop.is_budget, section.no_grad.solver.damping
+            (Chunked(size=32, start='zero'), True, 0.8)
+        """
+        solver = self.no_grad.solver if isinstance(self.no_grad.solver, FixedPoint) else EVALUATION.solver
+        no_grad = NoGrad(solver=solver, stop=Stop(max_iter=96, rtol=0, per="token"))
+        modes = {"mode": Chunked(32), "prompt_mode": Sequential(), "token_mode": Sequential()}
+        grad = Grad() if isinstance(self.grad.gradient, Unrolled) else self.grad
+        return self.replace(grad=grad, no_grad=no_grad, start="zero", **modes)
 
     def apply(self, lm: ImplicitLM) -> None:
         """Make ``lm`` solve in this way; its weights do not change."""
@@ -195,8 +225,8 @@ class DeqOptions(Options):
 
     def _refuse_contradictions(self) -> None:
         for name in MODE_NAMES:
-            if isinstance(getattr(self, name), Frontier):
-                check_slide(self.no_grad.solve)
+            getattr(self, name).check(self.no_grad.solve)
         if isinstance(self.grad.gradient, Unrolled):
             rule = "'auto' or 'simultaneous' with gradient 'unrolled', which differentiates the steps of one solve"
-            require(self.mode in (Auto(), Simultaneous()), "mode", self.mode, rule)
+            one = self.mode.for_model(self.grad.stop, grad=True) == Simultaneous()
+            require(one, "mode", self.mode, rule)

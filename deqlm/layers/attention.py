@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,31 +78,46 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model, bias=bias, device=device, dtype=dtype)
         self.dropout = VariationalDropout(dropout, d_model)
 
-    def forward(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
-        """Return the output, (B, L, D), zero at padding.
+    def forward(
+        self, z: Tensor, u: Tensor | None = None, context: Context | None = None, cache: KVCache | None = None
+    ) -> Any:
+        """Return the output, (B, L, D), zero at padding; behind a cache, also the cache with these tokens.
 
         Args:
             z: normalised state, (B, L, D).
             u: injected input [u_q | u_k | u_v], (B, L, U); None injects nothing.
             context: what is fixed within the call.
-        """
-        return self._run(z, u, None, context)[0]
-
-    def forward_chunk(
-        self, z: Tensor, u: Tensor | None, cache: KVCache, context: Context | None = None
-    ) -> tuple[Tensor, KVCache]:
-        """Return the output of the L tokens after those in ``cache``, (B, L, D), and the cache with them.
-
-        With a sliding window the cache forgets what no later token sees, unless there is padding in it.
+            cache: of the tokens before these.
 
         Raises:
             ValueError: ``u``, or a cache of another batch size, or a context whose tokens begin elsewhere.
         """
-        return self._run(z, u, cache, context)
+        y, after = self._run(z, u, cache, context)
+        return y if cache is None else (y, after)
 
-    def empty_cache(self, batch: int) -> KVCache:
-        """Return a cache of ``batch`` rows without any token."""
-        none = next(self.parameters()).new_zeros(batch, self.n_kv_head, 0, self.head_dim)
+    def forward_chunk(
+        self, z: Tensor, u: Tensor | None, cache: KVCache | None, context: Context | None = None
+    ) -> tuple[Tensor, KVCache]:
+        """Return the output of the L tokens after those in ``cache``, (B, L, D), and the cache with them.
+
+        None is an empty cache. With a sliding window it forgets what no later token sees, unless there is padding in
+        it.
+
+        Raises:
+            ValueError: ``u``, or a cache of another batch size, or a context whose tokens begin elsewhere.
+        """
+        return self(z, u, context, self.empty_cache(len(z), z.device) if cache is None else cache)
+
+    def empty_cache(self, batch: int, device: torch.device | None = None) -> KVCache:
+        """Return a cache of ``batch`` rows without any token.
+
+        Args:
+            batch: rows B.
+            device: None is that of the parameters; of a quantised layer that has none, the CPU.
+        """
+        like = next(self.parameters(), torch.empty(0, device="cpu", dtype=torch.float32))
+        device = like.device if device is None else device
+        none = torch.zeros(batch, self.n_kv_head, 0, self.head_dim, dtype=like.dtype, device=device)
         return KVCache(none, none)
 
     def flops(self, context: int) -> int:

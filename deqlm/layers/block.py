@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from deqlm.layers.context import NOTHING, Context
@@ -22,9 +24,15 @@ class Mixer(Protocol):
     table.
 
     ``context`` holds what stays fixed within a call: the mask of real tokens, their positions, dropout masks, effective
-    weights. A mixer asks it, ``context.apply(self.in_proj, z)`` or ``context.weight(self.conv1d)``, instead of its
-    layers; zeros its input and output at padding by ``context.keep``; and treats None as a context that holds nothing.
-    `deqlm.testing.check_mixer` holds one to all of it.
+    weights. A mixer asks it, ``context.apply(self.in_proj, z)``, instead of its layers; zeros its input and output at
+    padding by ``context.keep``; and treats None as a context that holds nothing. `deqlm.testing.check_mixer` holds one
+    to all of it.
+
+    Modules are entered by their call, and nobody reads a weight past the layer that owns it: so hooks, sharding by
+    blocks, offloading, adapters and quantised weights work. A mixer does so with its own layers by ``context.apply``.
+    It is entered itself by ``forward(z, u, context, cache=cache)``, with ``forward_chunk(z, u, cache, context)`` as
+    another name of it; one whose ``forward`` takes no ``cache`` is entered by ``forward_chunk`` with the hooks of the
+    module, but not where a library such as accelerate replaces ``forward``.
 
     Two more methods are asked for by those who need them. `deqlm.models.model_cost` asks ``flops(context)``: what a
     token computes beside the linear layers, on top of a cache of so many tokens; a product and its sum count 2.
@@ -41,10 +49,10 @@ class Mixer(Protocol):
     d_model: int
     d_inject: int
 
-    def __call__(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
+    def __call__(self, z: Tensor, u: Tensor | None = None, context: Context | None = None, cache: Any = None) -> Any:
         """Return the output (B, L, D) at the state ``z`` (B, L, D) with the injected input ``u`` (B, L, U).
 
-        None for ``u`` injects nothing, which is the explicit layer.
+        None for ``u`` injects nothing, which is the explicit layer. With a cache, return `forward_chunk`.
         """
         ...
 
@@ -115,30 +123,39 @@ class Block(nn.Module):
         """Width U of the injected input."""
         return self.mixer.d_inject
 
-    def forward(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
-        """Return the next state, (B, L, D) in the dtype of ``z``; zero at padding.
+    def forward(self, z: Tensor, u: Tensor | None = None, context: Context | None = None, cache: Any = None) -> Any:
+        """Return the next state, (B, L, D) in the dtype of ``z``, zero at padding; behind a cache, also the next one.
 
         Args:
             z: state, (B, L, D).
             u: injected input, (B, L, U); None injects nothing.
             context: what is fixed within the call.
+            cache: the mixer's, of the tokens before these.
         """
         context = NOTHING if context is None else context
         z = context.keep(z)
-        return self._mlp(z, self.mixer(context.normalise(self.norm, z), u, context), context)
+        normed = context.normalise(self.norm, z)
+        if cache is None:
+            return self._mlp(z, self.mixer(normed, u, context), context)
+        mixed, cache = enter_chunk(self.mixer, normed, u, cache, context)
+        return self._mlp(z, mixed, context), cache
 
     def forward_chunk(
         self, z: Tensor, u: Tensor | None, cache: Any, context: Context | None = None
     ) -> tuple[Tensor, Any]:
         """Return the next state of the L tokens after those in ``cache``, and the cache with them."""
-        context = NOTHING if context is None else context
-        z = context.keep(z)
-        mixed, cache = self.mixer.forward_chunk(context.normalise(self.norm, z), u, cache, context)
-        return self._mlp(z, mixed, context), cache
+        return self(z, u, context, cache)
 
-    def empty_cache(self, batch: int) -> Any:
-        """Return the mixer's cache of ``batch`` rows without any token."""
-        return self.mixer.empty_cache(batch)
+    def empty_cache(self, batch: int, device: torch.device | None = None) -> Any:
+        """Return the mixer's cache of ``batch`` rows without any token.
+
+        Args:
+            batch: rows B.
+            device: None is that of the parameters; others are for mixers whose ``empty_cache`` takes one.
+        """
+        empty = self.mixer.empty_cache
+        takes = device is not None and _takes(getattr(empty, "__func__", empty), "device")
+        return empty(batch, device=device) if takes else empty(batch)
 
     def _mlp(self, z: Tensor, mixed: Tensor, context: Context) -> Tensor:
         z = z + mixed.to(z.dtype)
@@ -146,3 +163,36 @@ class Block(nn.Module):
             return z
         assert self.norm2 is not None
         return z + context.keep(self.mlp(context.normalise(self.norm2, z), context)).to(z.dtype)
+
+
+def enter_chunk(mixer: Any, z: Tensor, u: Tensor | None, cache: Any, context: Context) -> tuple[Tensor, Any]:
+    """Return ``mixer.forward_chunk(z, u, cache, context)``, entered by a call of the module, as hooks have to see it.
+
+    Args:
+        mixer: one whose ``forward`` takes a cache, or one that has that method.
+        z: normalised state, (B, L, D).
+        u: injected input, (B, L, U), or None.
+        cache: of the tokens before these.
+        context: what is fixed within the call.
+
+    Raises:
+        TypeError: ``forward`` takes no cache, and a library has replaced it.
+    """
+    if _takes(type(mixer).forward, "cache") or _takes(getattr(mixer.forward, "__func__", mixer.forward), "cache"):
+        return mixer(z, u, context, cache=cache)
+    if "forward" in vars(mixer):
+        raise TypeError(
+            f"a library has replaced forward of {type(mixer).__name__}, which then must take cache, as "
+            "deqlm.layers.Mixer says"
+        )
+    # the same object but for its forward, so a call has the hooks of the mixer
+    entered = object.__new__(type(mixer))
+    vars(entered).update(vars(mixer), forward=mixer.forward_chunk)
+    return entered(z, u, cache, context)
+
+
+@lru_cache(maxsize=256)
+def _takes(function: Any, name: str) -> bool:
+    """Say whether a function takes an argument by that name."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deqlm.layers.compiled import twin_of, unhooked
+from deqlm.layers.compiled import settled_parts, stock, twin_of
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.rope import Rope, row_positions
-from deqlm.layers.weight_norm import Normed, NormedLinear
+from deqlm.layers.weight_norm import Normed, NormedConv1d, NormedLinear
 from deqlm.ops.checks import require
 from deqlm.ops.native.library import Build
 
@@ -28,16 +28,21 @@ class Context:
     `Context.open` makes a whole one. Layers take ``context=None`` too: they then compute weights, draw noise and count
     positions in each evaluation. A context is a value: it lives as long as the call, and no module remembers it.
 
+    Weights are held, and calls left out, of layers that are exactly those of torch and of this package. A layer with a
+    hook, an adapter, a parametrisation or a quantised weight, and one below such a layer that may bring its weight, is
+    called as it is in every evaluation, and reads its weight itself.
+
     Attributes:
         mask: (B, L) bool, False at padding; None when no token is.
         positions: (B or 1, L) int64, of real tokens; None leaves them to the layers.
         offset: token slots (padding included) that lie in caches before the first of these tokens.
-        weights: effective weight of each layer that normalises its weight.
+        weights: effective weight of each `deqlm.layers.compiled.stock` layer that normalises its weight.
         noise: mask (B, 1, width) of each active dropout.
         tables: cosines and sines, (B or 1, L, P/2) each, of each kind of rotary positions in use.
-        twins: compiled twin of each layer that has one, with its parameters of this call; for evaluations without grad.
-        linears: weight and bias of each linear layer, normalised or not, whose call as a module may be left out, which
-            costs as much as a small product; likewise.
+        twins: compiled twin of each stock layer that has one, with its parameters of this call; for evaluations without
+            grad.
+        linears: weight and bias of each stock linear layer, normalised or not, whose call as a module may be left out,
+            which costs as much as a small product; likewise.
         grad: whether grad mode was on when the weights were made.
         constant: whether they are constants of the call on purpose: derivatives that are wanted are those by the state,
             as a solver takes them in a call without grad.
@@ -97,24 +102,26 @@ class Context:
             require(committed.shape == (batch,), "committed", tuple(committed.shape), f"of shape {(batch,)}")
         past = offset if committed is None else committed
         positions = row_positions(mask, length, past=past, device=like.device)
-        weights, noise, tables, twins, linears = {}, {}, {}, {}, {}
-        for part in module.modules():
+        weights, noise, tables, linears = {}, {}, {}, {}
+        twins: dict[nn.Module, Any] = {}
+        parts = list(settled_parts(module))
+        for part, settled in parts:
             if parametrize._cache_enabled and torch.is_grad_enabled() and parametrize.is_parametrized(part):
                 _cache_with_graph(part)
-            if isinstance(part, Normed):
-                weights[part] = part.weight
-            elif isinstance(part, VariationalDropout) and part.active:
+            if isinstance(part, VariationalDropout) and part.active:
                 noise[part] = part.draw(batch, like.device, like.dtype)
-            if unhooked(part, nn.Linear) and type(part.weight) is nn.Parameter:
-                # shards that are gathered by hooks of an outer module are of another type
+            if settled and stock(part, nn.Linear):
                 linears[part] = (part.weight, part.bias)
-            elif unhooked(part, NormedLinear):
-                linears[part] = (weights[part], part.bias)
+            elif settled and isinstance(part, Normed) and stock(part, NormedLinear, NormedConv1d):
+                weights[part] = part.effective_weight()
+                if isinstance(part, NormedLinear):
+                    linears[part] = (weights[part], part.bias)
             rope = getattr(part, "rope", None)
             if isinstance(rope, Rope) and rope not in tables:
                 tables[rope] = rope.table(positions, like.dtype)
-            if build is not None and (twin := twin_of(part, weights, build)) is not None:
-                twins[part] = twin
+        if build is not None:
+            made = {part: twin_of(part, weights, build) for part, settled in parts if settled}
+            twins = {part: twin for part, twin in made.items() if twin is not None}
         return cls(
             mask=mask,
             positions=positions,
@@ -169,7 +176,7 @@ class Context:
         """
         held = self.weights.get(layer)
         if held is None:
-            return layer.weight
+            return layer.effective_weight() if isinstance(layer, Normed) else layer.weight
         if torch.is_grad_enabled() and not (self.grad or self.constant):
             raise RuntimeError(
                 "this Context was opened without grad mode, so its weights have no gradient: open it where grad mode "
@@ -182,8 +189,8 @@ class Context:
         twin = self.twins.get(norm)
         if twin is not None and twin.takes(x):
             return twin(x)
-        weight = getattr(norm, "weight", None)
-        return norm(x if weight is None or weight.dtype == x.dtype else x.to(weight.dtype))
+        dtype = getattr(getattr(norm, "weight", None), "dtype", x.dtype)
+        return norm(x if dtype == x.dtype else x.to(dtype))
 
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return ``layer(x)``, with the weight or the noise that is held for it."""

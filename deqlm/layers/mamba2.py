@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deqlm.layers.cache import Mamba2Cache
-from deqlm.layers.compiled import unhooked
+from deqlm.layers.compiled import stock
 from deqlm.layers.context import NOTHING, Context
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.norm import GatedRMSNorm
+from deqlm.layers.weight_norm import NormedConv1d
 from deqlm.ops import ssd
 from deqlm.ops.checks import require, whole
+from deqlm.ops.conv import called_conv
 from deqlm.ops.inner import InnerParameters, InnerSizes, inner
 from deqlm.ops.native.library import Build
 from deqlm.ops.native.mamba2 import CompiledMamba2, compile_mamba2
@@ -147,32 +150,47 @@ class Mamba2(nn.Module):
         self.out_proj = nn.Linear(d_inner, d_model, bias=bias, **made)
         self.dropout = VariationalDropout(dropout, d_model)
 
-    def forward(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
-        """Return the output, (B, L, D), zero at padding.
+    def forward(
+        self, z: Tensor, u: Tensor | None = None, context: Context | None = None, cache: Mamba2Cache | None = None
+    ) -> Any:
+        """Return the output, (B, L, D), zero at padding; behind a cache, also the cache with these tokens.
 
         Args:
             z: normalised state, (B, L, D).
             u: injected input, added to [MLP gate, MLP value | gate | x, B, C | dt], (B, L, U); None injects nothing.
             context: what is fixed within the call.
-        """
-        return self._run(z, u, None, context)[0]
-
-    def forward_chunk(
-        self, z: Tensor, u: Tensor | None, cache: Mamba2Cache, context: Context | None = None
-    ) -> tuple[Tensor, Mamba2Cache]:
-        """Return the output of the L tokens after those in ``cache``, (B, L, D), and the cache with them.
+            cache: of the tokens before these.
 
         Raises:
             ValueError: ``u`` or a cache of another shape.
         """
-        return self._run(z, u, cache, context)
+        y, after = self._run(z, u, cache, context)
+        return y if cache is None else (y, after)
 
-    def empty_cache(self, batch: int) -> Mamba2Cache:
-        """Return the cache of ``batch`` rows without any token: zeros."""
-        weight = self.dt_bias
-        window = weight.new_zeros(batch, self.d_conv - 1, self.conv_dim)
-        state = weight.new_zeros(batch, self.nheads, self.headdim, self.d_state, dtype=wide(weight.dtype))
-        return Mamba2Cache(window, state)
+    def forward_chunk(
+        self, z: Tensor, u: Tensor | None, cache: Mamba2Cache | None, context: Context | None = None
+    ) -> tuple[Tensor, Mamba2Cache]:
+        """Return the output of the L tokens after those in ``cache``, (B, L, D), and the cache with them.
+
+        None is an empty cache.
+
+        Raises:
+            ValueError: ``u`` or a cache of another shape.
+        """
+        return self(z, u, context, self.empty_cache(len(z), z.device) if cache is None else cache)
+
+    def empty_cache(self, batch: int, device: torch.device | None = None) -> Mamba2Cache:
+        """Return the cache of ``batch`` rows without any token: zeros.
+
+        Args:
+            batch: rows B.
+            device: None is that of the parameters.
+        """
+        device = self.dt_bias.device if device is None else device
+        dtype = self.dt_bias.dtype
+        window = torch.zeros(batch, self.d_conv - 1, self.conv_dim, dtype=dtype, device=device)
+        sizes = (batch, self.nheads, self.headdim, self.d_state)
+        return Mamba2Cache(window, torch.zeros(sizes, dtype=wide(dtype), device=device))
 
     def flops(self, context: int) -> int:
         """Return what a token computes beside the linear layers: convolution and scan, whatever lies before it.
@@ -200,12 +218,11 @@ class Mamba2(nn.Module):
         else:
             if u is not None:
                 projected = projected + u.to(projected.dtype)
-            given = (context.keep(projected), context.mask, window, state, self._parameters_of(context.weight))
+            given = (context.keep(projected), context.mask, window, state)
             if takes:
-                y, window, state = twin.attached(*given)  # type: ignore[union-attr]
+                y, window, state = twin.attached(*given, self._parameters_of(context.weight))  # type: ignore[union-attr]
             else:
-                options = {"chunk_size": self.chunk_size, "impl": self.impl, "norm": self.norm}
-                y, window, state = inner(self._sizes(), *given, **options)
+                y, window, state = self._by_parts(*given, context)
         out = context.keep(context.apply(self.dropout, context.apply(self.out_proj, y)))
         return out, Mamba2Cache(window, state)
 
@@ -229,11 +246,21 @@ class Mamba2(nn.Module):
             weights: effective weights of normalised layers.
             build: see `deqlm.layers.Context.open`.
         """
-        norm = self.norm
-        skipped = norm is None or (unhooked(norm, GatedRMSNorm) and norm.groups == self.ngroups)
-        if self.impl != "auto" or not skipped or type(self) is not Mamba2:
+        norm, convs = self.norm, (nn.Conv1d, NormedConv1d)
+        skipped = norm is None or (stock(norm, GatedRMSNorm) and norm.groups == self.ngroups)
+        if self.impl != "auto" or not skipped or not stock(self, Mamba2) or not stock(self.conv1d, *convs):
             return None
-        return compile_mamba2(build, self._sizes(), self._parameters_of(lambda layer: weights.get(layer, layer.weight)))
+        return compile_mamba2(build, self._sizes(), self._parameters_of(Context(weights=weights).weight))
+
+    def _by_parts(
+        self, projected: Tensor, mask: Tensor | None, window: Tensor | None, state: Tensor | None, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the compiled twin does, by torch operations and calls of the parts."""
+        options: dict[str, Any] = {"chunk_size": self.chunk_size, "impl": self.impl, "norm": self.norm}
+        weight: Any = context.weight
+        if not stock(self.conv1d, nn.Conv1d, NormedConv1d):
+            options["conv"], weight = partial(called_conv, self.conv1d, self.d_conv), _not_read
+        return inner(self._sizes(), projected, mask, window, state, self._parameters_of(weight), **options)
 
     def _sizes(self) -> InnerSizes:
         norm = self._own_norm()
@@ -248,6 +275,10 @@ class Mamba2(nn.Module):
 
     def _own_norm(self) -> GatedRMSNorm | None:
         return self.norm if isinstance(self.norm, GatedRMSNorm) else None
+
+
+def _not_read(layer: nn.Module) -> None:
+    """Return the weight of a layer that reads it itself."""
 
 
 def _initial_dt_bias(

@@ -111,41 +111,63 @@ class Backbone(nn.Module):
 
         Raises:
             TypeError: the explicit twin, which injects nothing.
+            RuntimeError: this backbone is sharded by itself, so that nobody has gathered the injection.
         """
         if self.injection is None or self.injection_norm is None:
             raise TypeError("an explicit backbone (implicit=False) has no injection")
         context = NOTHING if context is None else context
-        normed = context.normalise(self.injection_norm, context.keep(e))
-        return context.apply(self.injection, normed)
+        try:
+            normed = context.normalise(self.injection_norm, context.keep(e))
+            return context.apply(self.injection, normed)
+        except RuntimeError as error:
+            if not any(hasattr(p, "full_tensor") for p in self.parameters()):
+                raise
+            raise RuntimeError(
+                "the injection is sharded, and its parameters are gathered in a call of the backbone only: shard the "
+                "model as a whole, fully_shard(model), with or without its blocks by themselves, and not the backbone"
+            ) from error
 
-    def forward(self, z: Tensor, u: Tensor | None = None, context: Context | None = None) -> Tensor:
-        """Return f(z), (B, L, D) in the dtype of ``z``; zero at padding.
+    def forward(
+        self,
+        z: Tensor,
+        u: Tensor | None = None,
+        context: Context | None = None,
+        cache: Sequence[Any] | None = None,
+    ) -> Any:
+        """Return f(z), (B, L, D) in the dtype of ``z``, zero at padding; behind a cache, also the next one.
 
         Args:
             z: state, (B, L, D); of the explicit twin, the embeddings.
             u: injected input, (B, L, U), from `project`.
             context: what is fixed within the call.
+            cache: of all blocks, of the tokens before these.
         """
         context = NOTHING if context is None else context
-        x = z
-        for i, block in enumerate(self.layers):
-            x = self._run(i, block, x, u, context)
-        return self._normed(x, z, context)
+        if cache is None:
+            x = z
+            for i, block in enumerate(self.layers):
+                x = self._run(i, block, x, u, context)
+            return self._normed(x, z, context)
+        x, caches = z, []
+        for i, (block, held) in enumerate(zip(self.layers, cache, strict=True)):
+            x, made = self._run(i, block, x, u, context, held)
+            caches.append(made)
+        return self._normed(x, z, context), tuple(caches)
 
     def forward_chunk(
         self, z: Tensor, u: Tensor | None, cache: Sequence[Any], context: Context | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """Return f(z) of the L tokens after those in ``cache``, and the caches of all blocks with them."""
-        context = NOTHING if context is None else context
-        x, caches = z, []
-        for i, (block, held) in enumerate(zip(self.layers, cache, strict=True)):
-            x, made = self._run(i, block.forward_chunk, x, u, held, context)
-            caches.append(made)
-        return self._normed(x, z, context), tuple(caches)
+        return self(z, u, context, cache)
 
-    def empty_cache(self, batch: int) -> tuple[Any, ...]:
-        """Return the caches of all blocks for ``batch`` rows without any token."""
-        return tuple(block.empty_cache(batch) for block in self.layers)  # type: ignore[operator]
+    def empty_cache(self, batch: int, device: torch.device | None = None) -> tuple[Any, ...]:
+        """Return the caches of all blocks for ``batch`` rows without any token.
+
+        Args:
+            batch: rows B.
+            device: None is that of the parameters.
+        """
+        return tuple(block.empty_cache(batch, device) for block in self.layers)  # type: ignore[operator]
 
     def _run(self, index: int, block: Any, *args: Any) -> Any:
         if self.checkpoint is None or index % self.checkpoint_every or not torch.is_grad_enabled():

@@ -34,9 +34,15 @@ class LMCache(NamedTuple):
     ended: Tensor | None = None
 
     @classmethod
-    def empty(cls, backbone: Backbone, batch: int) -> LMCache:
-        """Return the cache of ``batch`` rows without any token."""
-        return cls(backbone.empty_cache(batch), batch, 0)
+    def empty(cls, backbone: Backbone, batch: int, device: torch.device | None = None) -> LMCache:
+        """Return the cache of ``batch`` rows without any token.
+
+        Args:
+            backbone: whose.
+            batch: rows B.
+            device: None is that of the parameters, which may be elsewhere between calls.
+        """
+        return cls(backbone.empty_cache(batch, device), batch, 0)
 
     def extend(self, layers: tuple[Any, ...], length: int, mask: Tensor | None) -> LMCache:
         """Return the cache behind ``length`` further tokens, with their ``mask`` (B, length) or None.

@@ -9,11 +9,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from deqlm.sequence.modes import Frontier, Mode, Simultaneous
+from deqlm.sequence.modes import Mode
 from deqlm.wrap.failures import Failures
 from deqlm_solvers import ConvergenceError, ConvergenceWarning, FixedPoint, Solution, Solve, Status, Stop
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.solution import FailedGrad, OnFailure, user_level
+from deqlm_solvers.core.policy import FailedGrad, OnFailure, user_level
 
 __all__ = ["LMFailures", "WhenFailed", "advice", "check_when_failed"]
 
@@ -112,6 +112,7 @@ def advice(status: Tensor, how: Solve, mode: Mode) -> str:
         mode: how the tokens were cut.
 
     Examples:
+        >>> from deqlm import Simultaneous
         >>> print(advice(torch.tensor([2]), Solve(FixedPoint(), Stop(max_iter=24)), Simultaneous()))
         MAX_ITER: give more evaluations, stop=Stop(max_iter=96), or take mode='auto': chunks of tokens, each with ...
     """
@@ -130,10 +131,8 @@ def _remedy(kind: Status, how: Solve, mode: Mode) -> str:
     if kind is Status.STALLED:
         return "the residual stopped falling: loosen rtol, or raise patience"
     more = f"give more evaluations, stop={_written(how.stop.replace(max_iter=4 * how.stop.max_iter))}"
-    if isinstance(mode, Frontier):
-        return f"{more}, or take a smaller window"
-    if isinstance(mode, Simultaneous):
-        return f"{more}, or take mode='auto': chunks of tokens, each with max_iter evaluations"
+    if remedy := mode.remedy():
+        return f"{more}, or {remedy}"
     if isinstance(how.solver, FixedPoint):
         return f"{more}, or take another solver: plain iteration may go round for ever where Anderson() converges"
     return f"{more}, or take another solver"

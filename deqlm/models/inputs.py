@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import require, whole
 
-__all__ = ["check_count", "check_mask", "embedded", "require_tensor", "targets", "tokens", "wanted"]
+__all__ = ["check_count", "check_mask", "embedded", "require_tensor", "targets", "tokens", "vocabulary", "wanted"]
 
 
 def tokens(ids: Any, size: int) -> Tensor:
@@ -128,6 +128,18 @@ def wanted(state: Tensor, keep: Any) -> Tensor:
     inside = bool(((keep >= -length) & (keep < length)).all())
     require(inside, "logits_to_keep", keep.tolist(), f"from {-length} to {length - 1}")
     return state[:, keep.long()]
+
+
+def vocabulary(layer: Any) -> int:
+    """Return how many tokens a table or a head knows: its rows, also those of an adapter's or a quantised one.
+
+    Examples:
+        >>> vocabulary(torch.nn.Embedding(5, 3)), vocabulary(torch.nn.Linear(3, 7))
+        (5, 7)
+    """
+    if isinstance(layer.weight, Tensor):
+        return layer.weight.shape[0]
+    return layer.num_embeddings if hasattr(layer, "num_embeddings") else layer.out_features
 
 
 def require_tensor(name: str, value: Any, *, values: bool = True) -> None:

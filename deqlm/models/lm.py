@@ -11,22 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, in_use
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.gradients.collective import refuse_collective
-from deqlm.layers import Context
+from deqlm.layers import Context, fold_weight_norm_
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
 from deqlm.models.failing import LMFailures, WhenFailed
-from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, wanted
+from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, vocabulary, wanted
 from deqlm.sequence.chunks import per_token, solve_chunks
-from deqlm.sequence.modes import MODES, Auto, Chunked, Mode, Simultaneous
+from deqlm.sequence.modes import MODES, Mode
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.trees import map_tensors, start_like
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require, whole
-from deqlm_solvers.core.transforms import refuse_tracing
+from deqlm_solvers.core.kinds import refuse_tracing
 
 __all__ = ["ImplicitLM", "LMOutput"]
 
@@ -87,6 +88,9 @@ class ImplicitLM(nn.Module):
         device: of embeddings and head.
         dtype: likewise.
 
+    Attributes:
+        last: `Solution` of the last call without its state, see `deqlm.Equilibrium`; None for the explicit twin.
+
     Raises:
         ValueError: an option out of range, or a pair of solver and gradient that does not fit.
 
@@ -144,6 +148,7 @@ class ImplicitLM(nn.Module):
         self.no_grad = _solve(no_grad, EVALUATION)
         self.mode = MODES.make(mode)
         self.failures = LMFailures(on_failure, failed_grad)
+        self.last: Solution | None = None
 
     def forward(
         self,
@@ -155,7 +160,9 @@ class ImplicitLM(nn.Module):
         cache: LMCache | None = None,
         use_cache: bool = False,
         mode: str | Mapping[str, Any] | Mode | None = None,
-        stop: Stop | None = None,
+        stop: GivenStop | None = None,
+        solver: GivenSolver | None = None,
+        gradient: GivenGradient | None = None,
         start: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         label_count: int | Tensor | None = None,
@@ -172,7 +179,9 @@ class ImplicitLM(nn.Module):
             cache: of the tokens before these, from a call with ``use_cache``.
             use_cache: also return the cache behind the last token.
             mode: in place of the model's, for this call.
-            stop: in place of that of the solve in use, for this call.
+            stop: in place of that of the solve in use, for this call: a `deqlm.Stop`, or a dict of its fields.
+            solver: likewise.
+            gradient: in place of the model's, for this call.
             start: where the solve starts, (B, L, D), or with dimensions of 1 that are repeated, such as the state of
                 the token before, (B, 1, D); None starts at zero. It changes what is spent, and the answer within the
                 tolerance and one basin of attraction. Not read at padding.
@@ -188,28 +197,50 @@ class ImplicitLM(nn.Module):
         """
         if self.backbone.implicit:
             refuse_tracing()
-        if torch.is_inference_mode_enabled() and not isinstance(self.no_grad.solver, DERIVATIVE_FREE):
+        given_solve = (solver, stop, gradient)
+        if torch.is_inference_mode_enabled() and not isinstance(self._in_use(given_solve)[0].solver, DERIVATIVE_FREE):
             given = {"ids": ids, "embeddings": embeddings, "mask": mask, "labels": labels, "cache": cache}
             given |= {"start": start, "logits_to_keep": logits_to_keep, "label_count": label_count}
-            options = {"use_cache": use_cache, "mode": mode, "stop": stop, "on_failure": on_failure}
+            options: dict[str, Any] = {"use_cache": use_cache, "mode": mode, "on_failure": on_failure}
+            options |= {"stop": stop, "solver": solver, "gradient": gradient}
             with torch.inference_mode(False), torch.no_grad():
                 return self.forward(**map_tensors(_ordinary, given), **options)
         e = self._embed(ids, embeddings)
-        if not isinstance(stop, Stop | None):
+        if not isinstance(stop, Stop | Mapping | None):
             raise TypeError(f"stop must be a Stop, got {type(stop).__name__}")
         before = self._before(e, mask, cache)
         context = self.backbone.open(e, mask, offset=before.length, committed=before.committed)
         how = MODES.make(self.mode if mode is None else mode)
         if self.backbone.implicit:
-            state, solution, layers = self._solved(e, context, before, how, stop, start, use_cache, on_failure)
+            state, solution, layers = self._solved(e, context, before, how, given_solve, start, use_cache, on_failure)
         else:
-            for name, given in (("stop", stop), ("start", start), ("on_failure", on_failure)):
+            unused = {"stop": stop, "solver": solver, "gradient": gradient, "start": start, "on_failure": on_failure}
+            for name, given in unused.items():
                 require(given is None, name, given, "None for an explicit model, which solves nothing")
             state, layers = self._explicit(e, context, before, how)
             solution = None
-        logits = self.head(wanted(state, logits_to_keep).to(self.head.weight.dtype))
+        seen = wanted(state, logits_to_keep)
+        logits = self.head(seen.to(getattr(self.head.weight, "dtype", seen.dtype)))
         after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask)
         return LMOutput(logits, self._loss(logits, labels, mask, label_count), solution, state, after)
+
+    def fold_weight_norm(self) -> ImplicitLM:
+        """Make the normalised weights plain parameters, with their values of now, and return the model.
+
+        Calls save the normalisation, and what quantises or replaces weights finds plain ones. Optimisers have to be
+        made anew, and a model that loads the weights is one of ``weight_norm=False``.
+
+        Raises:
+            RuntimeError: weights that are sharded or offloaded.
+
+        Examples:
+            >>> from deqlm.layers import Attention, Block
+            >>> model = ImplicitLM(Backbone([Block(Attention(8, n_head=2))]), vocab_size=5)
+            >>> type(model.fold_weight_norm().backbone.layers[0].mixer.wq)
+            <class 'torch.nn.modules.linear.Linear'>
+        """
+        fold_weight_norm_(self)
+        return self
 
     def _before(self, e: Tensor, mask: Tensor | None, cache: LMCache | None) -> LMCache:
         """Return the cache of earlier tokens, checked against embeddings and mask of the next ones."""
@@ -220,7 +251,7 @@ class ImplicitLM(nn.Module):
             if not isinstance(cache, LMCache):
                 raise TypeError(f"cache must be the LMCache of an earlier call, got {type(cache).__name__}")
             cache.check_fits(self.backbone, batch)
-        before = LMCache.empty(self.backbone, batch) if cache is None else cache
+        before = LMCache.empty(self.backbone, batch, e.device) if cache is None else cache
         before.check_next(mask)
         return before
 
@@ -228,7 +259,7 @@ class ImplicitLM(nn.Module):
         got = "neither" if ids is None else "both"
         require((ids is None) != (embeddings is None), "ids", got, "given, or embeddings in their place")
         if ids is not None:
-            embeddings = self.embedding(tokens(ids, self.embedding.num_embeddings))
+            embeddings = self.embedding(tokens(ids, vocabulary(self.embedding)))
         return self.dropout(embedded(embeddings, self.backbone.d_model))
 
     @eagerly
@@ -238,20 +269,19 @@ class ImplicitLM(nn.Module):
         context: Context,
         before: LMCache,
         mode: Mode,
-        stop: Stop | None,
+        given: tuple[GivenSolver | None, GivenStop | None, GivenGradient | None],
         start: Tensor | None,
         use_cache: bool,
         on_failure: WhenFailed | None,
     ) -> tuple[Tensor, Solution, tuple[Any, ...] | None]:
         grad = torch.is_grad_enabled()
-        how = self.solve if grad else self.no_grad
-        rule = per_token(how.stop if stop is None else stop)
+        how, method = self._in_use(given)
+        rule = per_token(how.stop)
         how = how if rule is how.stop else Solve(how.solver, rule)
         if grad:
-            self.gradient.check(how)
-        refuse_collective(self.backbone, how, self.gradient)
-        if isinstance(mode, Auto) and (grad or how.stop.is_budget):
-            mode = Simultaneous()
+            method.check(how)
+        refuse_collective(self.backbone, how, method)
+        mode = mode.for_model(how.stop, grad)
         # without grad, a solver that takes derivatives takes them by the state
         context = context if grad else replace(context, constant=True)
         u = self.backbone.project(e, context)
@@ -277,7 +307,7 @@ class ImplicitLM(nn.Module):
             chunk,
             mode,
             how,
-            self.gradient,
+            method,
             self.failures.of_call(how, mode, on_failure),
             cache=before.layers,
             commit=use_cache or not grad,
@@ -285,13 +315,16 @@ class ImplicitLM(nn.Module):
             owner=self,
         )
         replay.seal()
+        self.last = sol.without_state()
         return sol.z if done.y is None or grad else done.y, sol, done.cache
+
+    def _in_use(self, given: tuple[Any, Any, Any]) -> tuple[Solve, Gradient]:
+        """Return solve and gradient method of a call that was ``given`` solver, stop and gradient, or None for each."""
+        return in_use((self.solve, self.gradient, self.no_grad), *given)
 
     def _explicit(self, e: Tensor, context: Context, before: LMCache, mode: Mode) -> tuple[Tensor, tuple[Any, ...]]:
         outputs, layers = [], before.layers
-        if isinstance(mode, Auto) or mode == Chunked("auto", start=mode.start):
-            mode = Simultaneous()  # no chunk is cheaper than another
-        for first, end in mode.cuts(e.shape[1]):
+        for first, end in mode.unsolved().cuts(e.shape[1]):
             part = context.tokens(first, end)
             y, layers = self.backbone.forward_chunk(e[:, first:end], None, layers, part)
             outputs.append(y)
@@ -305,7 +338,7 @@ class ImplicitLM(nn.Module):
             return None
         if count is not None:
             check_count(count)
-        wants = targets(labels, logits.shape[:2], len(self.head.weight), shifted=self.labels == "shifted")
+        wants = targets(labels, logits.shape[:2], vocabulary(self.head), shifted=self.labels == "shifted")
         if mask is not None:
             wants = wants.masked_fill(~mask, -100)
         if self.labels == "shifted":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from deqlm.ops.checks import require
 from deqlm.ops.precision import wide
 
-__all__ = ["causal_conv"]
+__all__ = ["called_conv", "causal_conv"]
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -35,14 +37,10 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor |
         >>> y.flatten().tolist(), window.flatten().tolist()
         ([1.0, 12.0, 23.0], [3.0])
     """
-    batch, length, channels = x.shape
+    _, length, channels = x.shape
     taps = weight.shape[-1]
     require(weight.shape == (channels, 1, taps), "weight", tuple(weight.shape), f"of shape ({channels}, 1, W)")
-    if window is None:
-        window = x.new_zeros(batch, taps - 1, channels)
-    want = (batch, taps - 1, channels)
-    require(window.shape == want, "window", tuple(window.shape), f"of shape {want}")
-    seen = torch.cat([window.to(x.dtype), x], dim=1)
+    seen = _behind(window, x, taps)
     dtype = wide(x.dtype)
     inputs, weight = seen.to(dtype), weight.to(dtype)
     y = inputs[:, :length] * weight[:, 0, 0]
@@ -51,3 +49,33 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor |
     if bias is not None:
         y = y + bias.to(dtype)
     return y.to(x.dtype), seen[:, length:]
+
+
+def called_conv(
+    conv: Callable[[Tensor], Tensor], taps: int, x: Tensor, window: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what `causal_conv` does, by a call of a layer.
+
+    Args:
+        conv: such as an ``nn.Conv1d`` of (B, C, L) with ``padding=taps - 1``.
+        taps: W.
+        x: as there.
+        window: as there.
+
+    Raises:
+        ValueError: a window of another shape.
+    """
+    length = x.shape[1]
+    seen = _behind(window, x, taps)
+    y = conv(seen.transpose(1, 2)).transpose(1, 2)
+    return y[:, taps - 1 : taps - 1 + length].to(x.dtype), seen[:, length:]
+
+
+def _behind(window: Tensor | None, x: Tensor, taps: int) -> Tensor:
+    """Return ``x`` behind the W - 1 inputs before it."""
+    batch, _, channels = x.shape
+    want = (batch, taps - 1, channels)
+    if window is None:
+        window = x.new_zeros(want)
+    require(window.shape == want, "window", tuple(window.shape), f"of shape {want}")
+    return torch.cat([window.to(x.dtype), x], dim=1)

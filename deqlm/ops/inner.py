@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -58,7 +59,7 @@ class InnerParameters(NamedTuple):
     """Parameters, with the shapes and the meaning that they have in `deqlm.layers.Mamba2`.
 
     Attributes:
-        conv_weight: (C, 1, W).
+        conv_weight: (C, 1, W); not read where something else convolves.
         conv_bias: (C,) or None.
         dt_bias: (H,).
         A_log: (H,).
@@ -84,6 +85,7 @@ def inner(
     *,
     chunk_size: int | None = None,
     impl: ssd.Impl = "auto",
+    conv: Callable[..., tuple[Tensor, Tensor]] | None = None,
     norm: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the input of the output projection, (B, L, M + H P), and window and state behind the tokens.
@@ -97,12 +99,14 @@ def inner(
         parameters: of the layer.
         chunk_size: see `deqlm.ops.ssd.scan`.
         impl: likewise.
+        conv: what takes x (B, L, C) and ``window`` to y and the next window, in place of the parameters' convolution.
         norm: what gates and normalises, in place of the parameters' norm.
     """
     p, maps = parameters, sizes.groups * sizes.state
     parts = [sizes.mlp, sizes.mlp, sizes.ssm, sizes.channels, sizes.heads]
     mlp_gate, mlp, gate, xBC, dt = projected.split(parts, dim=-1)
-    xBC, window = causal_conv(xBC, p.conv_weight, p.conv_bias, window)
+    convolve = partial(causal_conv, weight=p.conv_weight, bias=p.conv_bias) if conv is None else conv
+    xBC, window = convolve(xBC, window=window)
     x, B, C = F.silu(xBC).split([sizes.ssm, maps, maps], dim=-1)
     y, state = ssd.scan(
         x.unflatten(-1, (sizes.heads, sizes.headdim)),

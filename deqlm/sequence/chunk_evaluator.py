@@ -14,6 +14,7 @@ from deqlm.wrap.replay import Replay
 from deqlm.wrap.trees import map_tensors, tensors
 from deqlm_solvers import Layout
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.cost import Count
 
 __all__ = ["ChunkEvaluator", "ChunkMap", "NoiseError", "first_is_batch", "layout_of", "refuse_noise", "some_rows"]
 
@@ -51,7 +52,7 @@ class ChunkEvaluator:
         chunk: the map.
         cache: what earlier tokens left.
         shape: of the state of these tokens, (B, l, ...).
-        spent: calls, and rows and tokens summed over them, shared by the maps of a call.
+        count: shared by the maps of a call.
         known: what of a cache was taken to be per row in maps whose rows were found not to mix, likewise.
         whole: whether it is the map of all rows, which alone can be committed.
     """
@@ -61,7 +62,7 @@ class ChunkEvaluator:
         chunk: ChunkMap,
         cache: Any,
         shape: torch.Size,
-        spent: list[int],
+        count: Count,
         known: set[tuple[bool, ...]],
         *,
         whole: bool = True,
@@ -70,7 +71,7 @@ class ChunkEvaluator:
         self.cache = cache
         self.shape = shape
         self.whole = whole
-        self.spent = spent
+        self.count = count
         self.known = known
         self.last: tuple[Tensor, Tensor, Any] | None = None
 
@@ -112,14 +113,12 @@ class ChunkEvaluator:
             return None
         shape = torch.Size((rows.shape[0], *self.shape[1:]))
         return ChunkEvaluator(
-            chunk, some_rows(self.cache, rows, self.shape[0]), shape, self.spent, self.known, whole=False
+            chunk, some_rows(self.cache, rows, self.shape[0]), shape, self.count, self.known, whole=False
         )
 
     def _evaluate(self, z: Tensor) -> tuple[Tensor, Any]:
         batch = self.shape[0]
-        self.spent[0] += 1
-        self.spent[1] += batch
-        self.spent[2] += batch * self.chunk.tokens
+        self.count.add(batch, batch * self.chunk.tokens)
         y, cache = self.chunk(z.reshape(self.shape), self.cache)
         if y.shape != self.shape:
             require(False, "the shape of f(z)", tuple(y.shape), f"that of z, {tuple(self.shape)}")

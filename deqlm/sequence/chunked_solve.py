@@ -13,6 +13,7 @@ from torch import Tensor
 from deqlm.sequence.chunk_evaluator import ChunkEvaluator, ChunkMap, layout_of
 from deqlm.sequence.chunk_size import ChunkSizeTuner
 from deqlm_solvers import Cost, Layout, Solution, Solve, Status
+from deqlm_solvers.core.cost import Count
 
 __all__ = ["ChunkedSolve", "StartOf"]
 
@@ -46,14 +47,14 @@ class ChunkedSolve:
     tries: int = 0
     sizes: ChunkSizeTuner | None = None
     outputs: list[Tensor] = field(default_factory=list)
-    _spent: list[int] = field(default_factory=lambda: [0, 0, 0])
+    _count: Count = field(default_factory=Count)
     _products: Cost = field(default_factory=Cost)
     _apart: set[tuple[bool, ...]] = field(default_factory=set)
 
     @property
     def cost(self) -> Cost:
         """Evaluations of chunks, those that commit included, and products with their Jacobians."""
-        return self._products + Cost(*self._spent)
+        return self._products + self._count.cost()
 
     def go(self, how: Solve, z0: Tensor, layout: Layout) -> Solution:
         """Solve every chunk from its part of ``z0`` (B, N), committing in between; return them joined."""
@@ -73,11 +74,11 @@ class ChunkedSolve:
         start = z0.reshape(self.shape)
         solved, points = [], []
         for first, end in cuts:
-            begun, before = time.perf_counter(), self._spent[0]
+            begun, before = time.perf_counter(), self._count.calls
             part = start[:, first:end]
             if points and self.start == "previous":
                 part = _after(points[-1], part, layout.token_mask, first, end)
-            piece = ChunkEvaluator(self.chunk(first, end), self.cache, part.shape, self._spent, self._apart)
+            piece = ChunkEvaluator(self.chunk(first, end), self.cache, part.shape, self._count, self._apart)
             sol = how.solver.solve(piece, part.flatten(1), how.stop, layout_of(layout, first, end))
             if self.commit or end < self.shape[1]:
                 y, self.cache = piece.commit(sol.z)
@@ -92,7 +93,7 @@ class ChunkedSolve:
                     ).any()
                 )
                 seconds = time.perf_counter() - begun
-                self.sizes.note(end - first, seconds=seconds, evaluations=self._spent[0] - before, passed=passed)
+                self.sizes.note(end - first, seconds=seconds, evaluations=self._count.calls - before, passed=passed)
             solved.append(sol)
             points.append(sol.z.reshape(part.shape))
         return _joined(solved, torch.cat(points, dim=1).reshape(z0.shape))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.functional import solve_rows
+from deqlm.equilibrium.rows import solve_rows
 from deqlm.gradients import Gradient, Unrolled
 from deqlm.sequence.chunk_evaluator import ChunkMap
 from deqlm.sequence.chunked_solve import ChunkedSolve
@@ -44,7 +44,7 @@ class Committed:
 def per_token(stop: Stop) -> Stop:
     """Return the stopping rule of a causal map: every token must pass, along dimension 1.
 
-    ``keep="best_f"`` knows rows only and stays as it is.
+    ``keep="best_f"`` and a `Rule` know rows only and stay as they are.
 
     Raises:
         ValueError: a rule for other parts than tokens along dimension 1.
@@ -53,7 +53,7 @@ def per_token(stop: Stop) -> Stop:
         >>> per_token(Stop(rtol=1e-3)).per
         'token'
     """
-    if stop.keep == "best_f":
+    if stop.keep == "best_f" or stop.criterion is not None:
         return stop
     require(stop.per != "leaf", "per", stop.per, "'token' for a causal map")
     require(stop.token_dim == 1, "token_dim", stop.token_dim, "1 for a causal map")
@@ -104,7 +104,7 @@ def solve_chunks(
     (shape,) = f.rows.shapes
     mode = mode.for_solver(how.solver)
     tokens = {"token_mask": token_mask, "cap": cap, "tokens": shape[1]}
-    if torch.is_grad_enabled() and isinstance(gradient, Unrolled):
+    if isinstance(gradient, Unrolled) and (torch.is_grad_enabled() or gradient.same_value):
         if mode.one_solve(shape[1]) and not commit:
             return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
         raise ValueError(
@@ -114,6 +114,9 @@ def solve_chunks(
     if mode.one_solve(shape[1]) and not commit and (how.stop.is_budget or how.stop.keep == "best_f"):
         # no row leaves and nothing is committed: f itself does
         return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
+    if not mode.one_solve(shape[1]):
+        factors = how.stop.first_tokens
+        require(not factors, "first_tokens", factors, "left away with several chunks, each of which has a first one")
     way = mode.way(TokenCall(chunk, f.rows, how, cache, commit, owner))
     sol = solve_rows(f, ByChunks(how.solver, how.stop, way=way), gradient, failures, **tokens)
     done = Committed(torch.cat(way.outputs, dim=1), way.cache) if commit else Committed(None, None)

@@ -13,6 +13,7 @@ from deqlm.sequence.chunk_evaluator import ChunkEvaluator, ChunkMap
 from deqlm.sequence.frozen_prefix import FrozenPrefix
 from deqlm_solvers import Cost, FixedPoint, Layout, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.cost import Count
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.loop.criterion import Criterion
@@ -59,7 +60,7 @@ class WindowSolve:
     cache: Any
     commit: bool
     outputs: list[Tensor] = field(default_factory=list)
-    _spent: list[int] = field(default_factory=lambda: [0, 0, 0])
+    _count: Count = field(default_factory=Count)
     _pieces: dict[Any, ChunkEvaluator] = field(default_factory=dict)
     _measures: dict[int, Criterion] = field(default_factory=dict)
     _leave: bool = True
@@ -69,7 +70,7 @@ class WindowSolve:
     @property
     def cost(self) -> Cost:
         """Evaluations, those that commit and the one that probes whether rows may wait outside included."""
-        return Cost(*self._spent)
+        return self._count.cost()
 
     def go(self, how: Solve, z0: Tensor, layout: Layout) -> Solution:
         """Solve from ``z0`` (B, N); every token's point is that of the evaluation that froze it."""
@@ -139,7 +140,7 @@ class WindowSolve:
     def _piece(self, first: int, end: int) -> ChunkEvaluator:
         if (first, end) not in self._pieces:
             shape = torch.Size((self.shape[0], end - first, *self.shape[2:]))
-            made = ChunkEvaluator(self.chunk(first, end), self.cache, shape, self._spent, self._apart)
+            made = ChunkEvaluator(self.chunk(first, end), self.cache, shape, self._count, self._apart)
             self._pieces = {(first, end): made}
         return self._pieces[first, end]
 

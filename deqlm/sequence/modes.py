@@ -15,7 +15,7 @@ from deqlm.sequence.chunk_size import FIRST, sizes_of
 from deqlm.sequence.chunked_solve import ChunkedSolve, StartOf
 from deqlm.sequence.frontier import WindowSolve, check_slide
 from deqlm.wrap.rows import Rows
-from deqlm_solvers import Options, Registry, Solve, Solver, StepSolver, options
+from deqlm_solvers import Options, Registry, Solve, Solver, StepSolver, Stop, options
 from deqlm_solvers.core.checks import require, whole
 
 __all__ = ["MODES", "Auto", "Chunked", "Frontier", "Mode", "Sequential", "Simultaneous", "TokenCall"]
@@ -71,6 +71,14 @@ class Mode(Options, ABC):
 
     start: ClassVar[StartOf] = "zero"
 
+    def check(self, solve: Solve) -> None:
+        """Refuse, at construction, a solve that this mode cannot go along with.
+
+        Raises:
+            ValueError: with the reason and what would fit.
+        """
+        return
+
     @abstractmethod
     def cuts(self, length: int) -> list[tuple[int, int]]:
         """Return first token and end (exclusive) of each chunk of ``length`` tokens, >= 1."""
@@ -82,6 +90,18 @@ class Mode(Options, ABC):
     def for_solver(self, solver: Solver) -> Mode:
         """Return the mode to take with ``solver``; self, the default, where any will do."""
         return self
+
+    def for_model(self, stop: Stop, grad: bool) -> Mode:
+        """Return the mode to take in a call of a language model, by its stop and grad mode; self, the default."""
+        return self
+
+    def unsolved(self) -> Mode:
+        """Return the mode to take where every token is evaluated once and nothing is solved; self, the default."""
+        return self
+
+    def remedy(self) -> str:
+        """Return what to try beside more evaluations where rows end MAX_ITER; empty, the default, where nothing."""
+        return ""
 
     def way(self, call: TokenCall) -> ChunkedSolve | WindowSolve:
         """Return how a call goes along its tokens; the default solves the chunks of `cuts`.
@@ -109,6 +129,9 @@ class Simultaneous(Mode):
 
     def cuts(self, length: int) -> list[tuple[int, int]]:
         return [(0, length)]
+
+    def remedy(self) -> str:
+        return "take mode='auto': chunks of tokens, each with max_iter evaluations"
 
 
 @MODES.register("chunked")
@@ -152,6 +175,10 @@ class Chunked(Mode):
 
     def one_solve(self, length: int) -> bool:
         return length == 1 if self.size == "auto" else length <= self.size
+
+    def unsolved(self) -> Mode:
+        # without a solve no chunk is cheaper than another
+        return Simultaneous() if self.size == "auto" else self
 
     def way(self, call: TokenCall) -> ChunkedSolve | WindowSolve:
         if self.size != "auto":
@@ -220,14 +247,20 @@ class Frontier(Mode):
     def __post_init__(self) -> None:
         whole("window", self.window, 1)
 
+    def check(self, solve: Solve) -> None:
+        check_slide(solve)
+
     def cuts(self, length: int) -> list[tuple[int, int]]:
         return Chunked(self.window).cuts(length)
 
     def one_solve(self, length: int) -> bool:
         return False
 
+    def remedy(self) -> str:
+        return "take a smaller window"
+
     def way(self, call: TokenCall) -> WindowSolve:
-        check_slide(call.how)
+        self.check(call.how)
         return WindowSolve(call.chunk, self.window, call.shape, call.cache, call.commit)
 
 
@@ -259,6 +292,12 @@ class Auto(Mode):
     def for_solver(self, solver: Solver) -> Mode:
         # a whole solver has a budget of its own, which a short attempt would cut
         return self if isinstance(solver, StepSolver) else Simultaneous()
+
+    def for_model(self, stop: Stop, grad: bool) -> Mode:
+        return Simultaneous() if grad or stop.is_budget else self
+
+    def unsolved(self) -> Mode:
+        return Simultaneous()
 
     def way(self, call: TokenCall) -> ChunkedSolve:
         cuts = self.cuts(call.shape[1])

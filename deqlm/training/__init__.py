@@ -9,6 +9,7 @@ from deqlm.training.checkpoint import (
 )
 from deqlm.training.curriculum import Course, Curriculum, Stage
 from deqlm.training.optimizer import adamw, decay_groups
+from deqlm.training.penalty import jacobian_penalty
 from deqlm.training.phases import Phase, Phases, bounded, free, warm_up
 from deqlm.training.random_state import get_random_state, random_state_kept, set_random_state
 from deqlm.training.schedule import Schedule
@@ -27,6 +28,7 @@ __all__ = [
     "decay_groups",
     "free",
     "get_random_state",
+    "jacobian_penalty",
     "load_checkpoint",
     "random_state_kept",
     "save_checkpoint",

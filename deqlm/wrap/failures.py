@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +13,7 @@ from deqlm.wrap.likely_mistakes import likely_mistake
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Solution, Status, Stop
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.solution import FailedGrad, OnFailure, apply_policy, check_on_failure
+from deqlm_solvers.core.policy import FailedGrad, OnFailure, apply_policy, check_on_failure
 
 __all__ = ["Failures"]
 
@@ -27,6 +29,8 @@ class Failures:
         ask: the call that tells more, for the text of a failure.
         layer: what is solved, whose parts may tell what is wrong.
         map: what is solved, on rows.
+        then: called with the `Adjoint` when a backward solve has been recorded.
+        looks: whether a failure is looked into by a few evaluations more.
     """
 
     on_failure: OnFailure = "warn"
@@ -34,19 +38,25 @@ class Failures:
     ask: str = "deqlm.diagnose(f, z0)"
     layer: Any = None
     map: RowMap | None = None
+    then: Callable[[Adjoint], object] | None = None
+    looks: bool = True
 
     def __post_init__(self) -> None:
         check_on_failure(self.on_failure)
         ok = self.failed_grad in ("drop", "keep", "raise")
         require(ok, "failed_grad", self.failed_grad, "'drop', 'keep' or 'raise'")
+        if self.then is not None and not callable(self.then):
+            raise TypeError(f"on_backward must be a function, got {type(self.then).__name__}")
 
     def adjoint(self) -> Adjoint:
         """Return the empty report that the backward solve will fill in."""
-        return Adjoint(on_failure=self.on_failure, failed_grad=self.failed_grad, ask=self.ask)
+        return Adjoint(on_failure=self.on_failure, failed_grad=self.failed_grad, ask=self.ask, then=self.then)
 
     def of(self, f: RowMap) -> Failures:
         """Return the policies for the solve of ``f``."""
-        return replace(self, map=f)
+        made = copy.copy(self)  # whose policies have been checked
+        object.__setattr__(made, "map", f)
+        return made
 
     def report(self, sol: Solution, stop: Stop) -> None:
         """Apply ``on_failure``; a budget is not read for a warning."""
@@ -70,7 +80,7 @@ class Failures:
         return bad
 
     def _apply(self, policy: OnFailure, sol: Solution) -> None:
-        f = self.map
+        f = self.map if self.looks else None
 
         def likely() -> str:
             return "" if f is None else likely_mistake(f, f.f if self.layer is None else self.layer, sol)

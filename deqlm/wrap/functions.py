@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
-__all__ = ["reads"]
+__all__ = ["package_of", "reads"]
 
 
 def reads(f: FunctionType) -> Iterator[tuple[str, Any]]:
@@ -31,6 +31,17 @@ def reads(f: FunctionType) -> Iterator[tuple[str, Any]]:
     arguments = f.__code__.co_varnames[: f.__code__.co_argcount]
     yield from zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)
     yield from (f.__kwdefaults__ or {}).items()
+
+
+def package_of(value: Any) -> str:
+    """Return the package in which a function or class was written.
+
+    Examples:
+        >>> import torch
+        >>> package_of(torch.nn.functional.dropout), package_of(dict)
+        ('torch', 'builtins')
+    """
+    return str(getattr(value, "__module__", "")).partition(".")[0]
 
 
 @functools.lru_cache(maxsize=4096)

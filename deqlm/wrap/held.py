@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deqlm.wrap.graph import begin, reaches_leaf, without_nan
-from deqlm_solvers.core.transforms import in_transform
+from deqlm_solvers.core.kinds import in_transform
 
 __all__ = ["Held"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deqlm.wrap.functions import reads
+from deqlm.wrap.functions import package_of, reads
 
 __all__ = ["left_by"]
 
@@ -102,7 +102,7 @@ def _of_class(kind: type) -> Iterator[Any]:
 @functools.lru_cache(maxsize=1024)
 def _users(kind: type) -> tuple[type, ...]:
     """Return a class and its bases, but for those of Python, of torch and of this library."""
-    return tuple(each for each in kind.__mro__ if each.__module__ != "builtins" and not _is_known(each))
+    return tuple(each for each in kind.__mro__ if not _is_known(each))
 
 
 def _slots(kind: type) -> Iterable[str]:
@@ -111,5 +111,5 @@ def _slots(kind: type) -> Iterable[str]:
 
 
 def _is_known(value: Any) -> bool:
-    """Say whether a function or class is one of torch's or of this library, which leave nothing."""
-    return str(getattr(value, "__module__", "")).partition(".")[0] in ("torch", "deqlm", "deqlm_solvers")
+    """Say whether a function or class is one of Python's, of torch's or of this library, which leave nothing."""
+    return package_of(value) in ("builtins", "torch", "deqlm", "deqlm_solvers")

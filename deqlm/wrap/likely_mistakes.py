@@ -10,21 +10,20 @@ from torch import Tensor, nn
 
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Solution
+from deqlm_solvers.core.agreement import rows_changed
 from deqlm_solvers.core.norms import row_norms
-from deqlm_solvers.core.solution import RUNAWAY
+from deqlm_solvers.core.policy import RUNAWAY
 from deqlm_solvers.loop.runaway import GROWN
 
 __all__ = ["likely_mistake"]
-
-SLACK = 64
-"""Units in the last place by which two evaluations may differ and count as equal."""
 
 LEFT, BENT = 0.9, 0.05
 """A row ran away where this part of its first residual is left at a point that has grown, and f is no slow contraction,
 whose Jacobian is nearer to I."""
 
 _RANDOM = (
-    "f gives another value at every evaluation: call eval(), or hold its noise fixed within a solve, as a DEQ does"
+    "f gives another value at every evaluation: noise of torch's own generators is held within a solve, that of "
+    "another generator, of numpy or of random is not; draw it before the solve, and give it as an argument"
 )
 _STATISTICS = "BatchNorm in train() mixes rows: call eval(), or make one problem of the batch with batch_dims=0"
 _BATCH_SECOND = "takes the batch second and mixes rows, which come first here: give it batch_first=True"
@@ -56,7 +55,7 @@ def likely_mistake(f: RowMap, layer: Any, sol: Solution) -> str:
 def _found(f: RowMap, layer: Any, sol: Solution) -> str:
     z0 = f.rows.z0.detach().nan_to_num()
     first, again = _value(f, z0), _value(f, z0)
-    if bool(_differs(again, first).any()):
+    if bool(rows_changed(again, first).any()):
         return _RANDOM
     if len(z0) > 1 and _mixes(f, z0, first):
         return next(_mixing_parts(layer), _MIXED)
@@ -75,7 +74,7 @@ def _mixes(f: RowMap, z0: Tensor, first: Tensor) -> bool:
     """Move the first row, which a recurrent layer hands on to the others, and see whether another one notices."""
     moved = z0.clone()
     moved[0] += 1 + moved[0].abs() + torch.arange(z0.shape[1], device=z0.device).remainder(3).to(z0.dtype)
-    return bool(_differs(_value(f, moved), first)[1:].any())
+    return bool(rows_changed(_value(f, moved), first)[1:].any())
 
 
 def _mixing_parts(layer: Any) -> Iterator[str]:
@@ -106,10 +105,3 @@ def _hands_on(f: RowMap, z0: Tensor, first: Tensor, told: Tensor) -> Tensor:
     change, step = (_value(f, z0 + step) - first).double(), step.double()
     diagonal = (change * step).sum(1) / step.square().sum(1)
     return ((diagonal - 0.8).abs() <= 0.5) & (told | (row_norms(change - step) > BENT * row_norms(step)))
-
-
-def _differs(after: Tensor, before: Tensor) -> Tensor:
-    """Return rows, (B,) bool, that changed by more than rounding; NaN in both is no change."""
-    same = (after == before) | (after.isnan() & before.isnan())
-    apart = row_norms(torch.where(same, 0.0, after - before))
-    return ~(apart <= SLACK * torch.finfo(after.dtype).eps * row_norms(before.nan_to_num()))

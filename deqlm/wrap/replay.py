@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
 
-from deqlm.wrap.buffers import Buffer, moved, watch
-from deqlm.wrap.turns import Turn
+from deqlm.wrap.buffers import Buffer, Turn, moved, watch
+from deqlm.wrap.hidden import reached
+from deqlm.wrap.once import close_call, made_once, open_call
 
 __all__ = ["Replay"]
 
@@ -22,8 +24,8 @@ class Replay:
     stay fixed within the call and are new in the next. Buffers that an evaluation moves (running statistics of
     normalisation layers, codebooks, counters; in place, by assignment or through ``.data``) are put back before the
     next one, so that they move once. After `seal`, an evaluation (activation checkpointing in backward) reproduces the
-    call's noise and leaves generators and buffers alone. Inside ``parametrize.cached()`` weights are made once, so the
-    buffers of what makes them are not put back for the next evaluation.
+    call's noise and leaves generators and buffers alone. Weights that are made once (`once_per_call_`, or all inside
+    ``parametrize.cached()``) keep the buffers of what makes them from one evaluation to the next.
 
     As a context it seals at its end, and until then no other thread's context moves buffers of the same layer, where
     one is in train(). Buffers of more than 2**20 elements are watched in train() only.
@@ -34,7 +36,7 @@ class Replay:
     Args:
         layer: what is evaluated.
         device: device of the state, whose generator is watched beside the CPU's.
-        module: whose buffers are watched; None is the layer, where it is a module.
+        module: whose buffers are watched; None is the layer, or the modules that it reads where it is a function.
     """
 
     def __init__(self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None) -> None:
@@ -44,16 +46,20 @@ class Replay:
         self.sealed = False
         self.noisy = False
         self.start = _generator_states(device)
-        self.module = layer if module is None and isinstance(layer, nn.Module) else module
+        if module is None:
+            module = layer if isinstance(layer, nn.Module) else reached(layer)
+        self.module = module
         self.buffers: list[Buffer] = []
         self._each: list[Buffer] = []
         self._turn = Turn(self.module, device)
 
     def __enter__(self) -> Replay:
         self._turn.take()
+        self._outer = open_call()
         return self
 
     def __exit__(self, *error: object) -> None:
+        close_call(self._outer)
         self.seal()
         self._turn.end()
 
@@ -71,9 +77,10 @@ class Replay:
         after = _generator_states(self.device)
         self.noisy = not all(torch.equal(a, b) for a, b in zip(self.start, after, strict=True))
         self.buffers = moved(buffers, self.module)
-        once = _makers_of_cached_weights(self.module)
-        self._each = [buffer for buffer in self.buffers if id(buffer.owner) not in once]
-        if not self.buffers:
+        if self.buffers:
+            once = _makers_of_weights(self.module)
+            self._each = [buffer for buffer in self.buffers if id(buffer.owner) not in once]
+        else:
             self._turn.end()
         return out
 
@@ -104,12 +111,10 @@ class Replay:
                 self._turn.end()
 
 
-def _makers_of_cached_weights(module: nn.Module | None) -> set[int]:
-    """Return the ids of the modules that make weights once for all evaluations; none outside of a cache."""
-    if module is None or not parametrize._cache_enabled:
-        return set()
-    lists = (part for part in module.modules() if isinstance(part, parametrize.ParametrizationList))
-    return {id(part) for made in lists for part in made.modules()}
+def _makers_of_weights(module: nn.Module | None) -> set[int]:
+    """Return the ids of the modules that make weights once for all evaluations."""
+    lists = () if module is None else (part for part in module.modules() if isinstance(part, ParametrizationList))
+    return {id(part) for made in lists if parametrize._cache_enabled or made_once(made) for part in made.modules()}
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:

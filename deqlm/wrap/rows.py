@@ -17,8 +17,8 @@ from deqlm.wrap.held import Held
 from deqlm.wrap.solved_by import SolvedBy
 from deqlm.wrap.trees import describe, in_order, map_tensors, structure_hint, tree_flatten, tree_unflatten
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.kinds import memory_format, require_state
-from deqlm_solvers.core.transforms import refuse_tracing
+from deqlm_solvers.core.cost import Count
+from deqlm_solvers.core.kinds import memory_format, refuse_tracing, require_state
 
 __all__ = ["RowMap", "Rows"]
 
@@ -46,19 +46,10 @@ class Rows:
     def __init__(self, state: Any, batch_dims: int | None = None, name: str = "z0") -> None:
         refuse_tracing()
         leaves, self.spec = ([state], _LEAF) if isinstance(state, Tensor) else tree_flatten(state)
-        require(len(leaves) > 0, name, state, "a tensor or a tree with at least one tensor")
-        for leaf in leaves:
-            if not isinstance(leaf, Tensor):
-                raise TypeError(f"the state must be a tensor or a tree of tensors, got a leaf {type(leaf).__name__}")
-            require(leaf.device == leaves[0].device, name, leaf.device, f"on one device, {leaves[0].device}")
-            require_state(leaf, name)
-            ok = leaf.is_floating_point() or leaf.is_complex()
-            also = "an inject that embeds ids" if self.spec.is_leaf() else "further arguments for what is no unknown"
-            way_out = f"use {name}.float() for integers, or {also}"
-            require(ok, name, leaf.dtype, f"floating point or complex; {way_out}")
+        self._check_leaves(leaves, state, name)
         self.batch_dims = _batch_dims(leaves, batch_dims)
         self.batch_shape = leaves[0].shape[: self.batch_dims]
-        for leaf in leaves:
+        for leaf in leaves[1:]:
             same = leaf.shape[: self.batch_dims] == self.batch_shape
             require(same, name, tuple(leaf.shape), f"a leaf whose first dimensions are {tuple(self.batch_shape)}")
         self.count = math.prod(self.batch_shape)
@@ -74,6 +65,19 @@ class Rows:
         self.formats = [memory_format(leaf) for leaf in leaves]
         self.z0 = self._join(reals)
         self.plain = self.spec.is_leaf() and not leaves[0].is_complex()
+
+    def _check_leaves(self, leaves: list[Any], state: Any, name: str) -> None:
+        if len(leaves) == 1 and type(leaves[0]) is Tensor and leaves[0].is_floating_point():
+            return require_state(leaves[0], name)
+        require(len(leaves) > 0, name, state, "a tensor or a tree with at least one tensor")
+        also = "an inject that embeds ids" if self.spec.is_leaf() else "further arguments for what is no unknown"
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"the state must be a tensor or a tree of tensors, got a leaf {type(leaf).__name__}")
+            require(leaf.device == leaves[0].device, name, leaf.device, f"on one device, {leaves[0].device}")
+            require_state(leaf, name)
+            ok = leaf.is_floating_point() or leaf.is_complex()
+            require(ok, name, leaf.dtype, f"floating point or complex; use {name}.float() for integers, or {also}")
 
     def narrow(self, count: int) -> Rows:
         """Return how ``count`` rows of the same state are packed; for one batch dimension. It has no start."""
@@ -173,6 +177,7 @@ class RowMap:
         owner: the layer or function of the user that f evaluates, which may leave tensors somewhere, or None.
 
     Attributes:
+        count: evaluations of f so far, those of maps made by `without` and `narrow` included.
         solved_by: how a solved point was found, for the gradient method that connects it; None elsewhere.
     """
 
@@ -198,17 +203,17 @@ class RowMap:
         self.held = held
         self.owner = owner
         self.solved_by: SolvedBy | None = None
-        self._counter = [0, 0]
+        self.count = Count()
 
     @property
     def calls(self) -> int:
-        """Evaluations of f so far, those of maps made by `without` and `narrow` included."""
-        return self._counter[0]
+        """Evaluations of f so far."""
+        return self.count.calls
 
     @property
     def row_calls(self) -> int:
         """Rows summed over those evaluations."""
-        return self._counter[1]
+        return self.count.rows
 
     def settle(self, z: Tensor) -> None:
         """Evaluate at ``z`` (B, N) once if evaluations might differ in what they save for backward before that."""
@@ -219,9 +224,9 @@ class RowMap:
         """Return f at ``z`` (B, N), likewise; ``bare`` is the map in which nothing is held."""
         if self.held is not None and not bare:
             return self.held.evaluate(partial(self, bare=True), z)
-        rows, counter = self.rows, self._counter
-        counter[0] += 1
-        counter[1] += rows.count
+        rows = self.rows
+        self.count.calls += 1
+        self.count.rows += rows.count
         if not rows.plain:
             return rows.pack(self.f(rows.unpack(z), *self.prepared))
         shape = rows.shapes[0]
@@ -246,7 +251,7 @@ class RowMap:
 
         made = RowMap(self.rows.narrow(rows.shape[0]), self.f, map_tensors(select, self.prepared), fixed=self.fixed)
         made.held = None if self.held is None else self.held.select(rows)
-        made._counter = self._counter
+        made.count = self.count
         return made
 
     def without(self, bad: Tensor, z: Tensor) -> RowMap:
@@ -267,7 +272,7 @@ class RowMap:
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
             tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
             made = RowMap(self.rows, self.f, tree, self.prepare, held=held, owner=self.owner)
-            made._counter = self._counter
+            made.count = self.count
             return made
 
         with torch.no_grad():

@@ -22,6 +22,7 @@ __all__ = [
     "tensors",
     "tree_add",
     "tree_flatten",
+    "tree_less",
     "tree_unflatten",
     "zeros_like_tree",
 ]
@@ -45,6 +46,24 @@ def tree_add(a: Any, b: Any) -> Any:
         rule = f"that of the state, {tuple(z.shape)}, for inject='add'"
         require(z.shape == u.shape, "the shape of u", tuple(u.shape), rule)
     return tree_unflatten([z + u for z, u in zip(leaves_a, leaves_b, strict=True)], spec_a)
+
+
+def tree_less(state: Any, value: Any) -> Any:
+    """Return ``state`` less ``value``, what F returned there, leaf by leaf.
+
+    Raises:
+        TypeError: F returned another structure, or no tensors.
+        ValueError: other shapes; nothing is broadcast.
+    """
+    leaves, spec = tree_flatten(state)
+    values, found = tree_flatten(in_order(value, state))
+    if spec != found:
+        raise TypeError(f"F must return the structure of z, {describe(spec)}, got {describe(found)}")
+    for z, each in zip(leaves, values, strict=True):
+        if not isinstance(each, Tensor):
+            raise TypeError(f"F must return tensors, got {type(each).__name__}")
+        require(each.shape == z.shape, "the shape of F(z)", tuple(each.shape), f"that of z, {tuple(z.shape)}")
+    return tree_unflatten([z - each for z, each in zip(leaves, values, strict=True)], spec)
 
 
 def zeros_like_tree(state: Any) -> Any:
@@ -91,11 +110,15 @@ def start_like(start: Any, like: Any) -> Any:
 
 def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Return a tree with ``change`` of every tensor in it; other leaves stay."""
+    if isinstance(tree, Tensor):
+        return change(tree)
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def tensors(tree: Any) -> list[Tensor]:
     """Return the tensors of a tree."""
+    if isinstance(tree, Tensor):
+        return [tree]
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from deqlm.models import ImplicitLM
+from deqlm.reporting.environment import environment
 from deqlm.training import checkpoints, load_checkpoint
 from deqlm.training.experiment import differences
 from examples.catbabi.data import Corpus, load, write_folder
@@ -18,7 +19,6 @@ from examples.catbabi.evaluate import guesses, score
 from examples.catbabi.recipe import Recipe
 from examples.catbabi.task import CatbAbI
 from examples.loop import train
-from examples.loop.log import environment
 from examples.state_tracking.data.vocabulary import Vocabulary
 from examples.state_tracking.experiment import read_json, write_json
 

@@ -5,30 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import deqlm
 from deqlm.training import write_atomically
 
-__all__ = ["Log", "environment"]
+__all__ = ["Log"]
 
 Record = dict[str, Any]
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return what times depend on."""
-    return {
-        "deqlm": deqlm.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-    }
 
 
 class Log:

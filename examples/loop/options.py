@@ -10,6 +10,7 @@ from typing import Any, Literal
 from deqlm.training import Curriculum, Phases, Schedule
 from deqlm_solvers import Options, options
 from deqlm_solvers.core.checks import number, require, whole
+from examples.loop.guard import Guard
 
 __all__ = ["LoopOptions"]
 
@@ -31,6 +32,7 @@ class LoopOptions(Options):
         betas: of AdamW.
         weight_decay: of matrices.
         clip: largest norm of the gradient; None does not clip.
+        guard: what to do when the training falls back to guessing, object or dict; None does nothing.
         carry: hand the state behind each batch to the next one, if that is not fresh; gradients end between them. For
             an unrolled gradient this takes a second solve, without grad.
         seed: of the batches, and of what the model draws from torch's generators.
@@ -57,6 +59,7 @@ class LoopOptions(Options):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float | None = 1.0
+    guard: Guard | None = None
     carry: bool = False
     seed: int = 0
     read_every: int = 1
@@ -68,12 +71,12 @@ class LoopOptions(Options):
     clock: Literal["wall", "cpu"] = "wall"
 
     def __post_init__(self) -> None:
-        for name, kind in (("curriculum", Curriculum), ("phases", Phases)):
+        for name, kind in (("curriculum", Curriculum), ("phases", Phases), ("guard", Guard)):
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 value = kind.from_dict(value)
                 object.__setattr__(self, name, value)
-            ok = isinstance(value, kind) or (name == "phases" and value is None)
+            ok = isinstance(value, kind) or (name != "curriculum" and value is None)
             require(ok, name, value, f"a {kind.__name__} or a dict of its fields")
         twice = self.phases is not None and self.curriculum.has_phases
         require(not twice, "phases", self.phases, "None where the stages of the curriculum have phases")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deqlm import Unrolled
+from deqlm.reporting.environment import environment
+from deqlm.reporting.progress import Progress
 from deqlm.training import (
     Course,
     Phase,
@@ -23,9 +27,9 @@ from deqlm.training import (
     set_random_state,
 )
 from examples.loop.carry import cut, from_plain, to_plain
-from examples.loop.log import Log, environment
+from examples.loop.guard import Watchman
+from examples.loop.log import Log
 from examples.loop.options import LoopOptions
-from examples.loop.progress import Bar
 from examples.loop.tally import Tally
 from examples.loop.task import IGNORED, Batch, Task
 from examples.loop.watch import Watch
@@ -33,6 +37,12 @@ from examples.loop.watch import Watch
 __all__ = ["Run", "TrainingError", "train"]
 
 Ended = Literal["target", "steps", "time"]
+LOG = logging.getLogger("examples.loop")
+CHECKED = ("loss", "grad_norm")
+"""What ends a training, or wakes its guard, when it is not finite."""
+
+DELAY = 3.0
+"""Seconds of a training before which no progress bar is drawn."""
 
 
 class TrainingError(RuntimeError):
@@ -52,6 +62,7 @@ class Run:
         cost: what all solves together spent, those of backward under "adjoint_".
         records: the log.
         evaluations: what the task's ``evaluate`` returned, with its step.
+        falls: what the guard did, as JSON data of `examples.loop.guard.Fall`; empty without a guard.
     """
 
     ended: Ended
@@ -62,6 +73,7 @@ class Run:
     cost: dict[str, int]
     records: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    falls: list[dict[str, Any]] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the log."""
@@ -112,7 +124,7 @@ def train(
     was_training = model.training
     with random_state_kept():
         training.start(found[-1] if found else None, tensorboard=tensorboard)
-        bar = Bar(options.steps, first=training.step, name=name, show=progress)
+        bar = Progress(options.steps, progress, name=name, unit="step", first=training.step, delay=DELAY)
         try:
             return training.run(bar)
         finally:
@@ -139,11 +151,12 @@ class _Training:
             "about": about,
         }
         self.course = Course(options.curriculum)
+        self.watchman = None if options.guard is None else Watchman(options.guard)
         self.phase: Phase | None = None
         self.window, self.total = Tally(), Tally()
         self.names: list[str] = []
         self.pending: list[tuple[int, Tensor]] = []
-        self.step, self.loss = 0, math.nan
+        self.step, self.loss, self.rate = 0, math.nan, math.nan
         self.saved: Path | None = None
         self.carried: Any = None
 
@@ -157,6 +170,8 @@ class _Training:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.course.load_state_dict(state["course"])
+            if self.watchman is not None:
+                self.watchman.load_state_dict(state["guard"])
             self.window, self.total = Tally.from_state(state["window"]), Tally.from_state(state["total"])
             log, seconds, self.saved = state["log"], state["seconds"], path
             self.carried = from_plain(state["carried"], self.device)
@@ -166,15 +181,15 @@ class _Training:
         self.log = Log(self.folder, head, **log, tensorboard=tensorboard)
         self.watch = Watch(**seconds)
 
-    def run(self, bar: Bar) -> Run:
+    def run(self, bar: Progress) -> Run:
         """Take steps until the training is over."""
         self.model.train()
         while (ended := self._ended()) is None:
             self._step()
             if self.step % self.options.read_every == 0 or self.step == self.options.steps:
                 self._read()
-                accuracy = f"{self.course.running:.3f}"
-                bar.reach(self.step, loss=f"{self.loss:.3f}", accuracy=accuracy, stage=str(self.course.index))
+                accuracy, stage = self.course.running, self.course.index
+                bar.reach(self.step, f"loss={self.loss:.3f}, accuracy={accuracy:.3f}, stage={stage}")
                 self._keep_books()
         return self._finish(ended)
 
@@ -190,8 +205,9 @@ class _Training:
 
     def _step(self) -> None:
         self._use_phase()
+        self.rate = self.schedule.at(self.step) * (1.0 if self.watchman is None else self.watchman.rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.at(self.step)
+            group["lr"] = self.rate
         batch = self.task.batch(self.options.seed, self.step, self.course.stage)
         # the mean over no target at all would be NaN
         if bool((batch.targets != IGNORED).any()):
@@ -211,6 +227,8 @@ class _Training:
         self.optimizer.zero_grad()
         with torch.no_grad():
             measured = {"loss": output.loss, "grad_norm": norm, **self.task.scores(output.logits, batch)}
+            if solution is not None:
+                measured["converged"] = solution.converged.double().mean()
             self.pending.append((self.step, torch.stack([value.double() for value in measured.values()])))
         self.names = list(measured)
         self.window.count(solution)
@@ -260,17 +278,42 @@ class _Training:
         self.pending.clear()
         for step, row in zip(steps, torch.stack(rows).tolist(), strict=True):
             values = dict(zip(self.names, row, strict=True))
-            self._check_finite(step, values)
-            self.loss = values["loss"]
-            self.window.measure(values)
-            self.course.record(values["accuracy"])
+            returned = self._returned(step, values)
+            if not returned:
+                self._check_finite(step, values)
+            if all(math.isfinite(values[name]) for name in CHECKED):
+                self.loss = values["loss"]
+                self.window.measure(values)
+                self.course.record(values["accuracy"])
+            if returned:
+                # what was read with this step was computed with the weights that are gone
+                return
+
+    def _returned(self, step: int, values: dict[str, float]) -> bool:
+        """Let the guard judge a step; return whether it brought earlier weights back."""
+        if self.watchman is None:
+            return False
+        loss = values["loss"] if math.isfinite(values["grad_norm"]) else values["grad_norm"]
+        self.watchman.observe(self.course.index, loss, values.get("converged"))
+        fall = self.watchman.judge(step + 1, self._weights)
+        if fall is None:
+            return False
+        assert self.watchman.refuge is not None
+        kept = copy.deepcopy(self.watchman.refuge["weights"])
+        self.model.load_state_dict(kept["model"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        LOG.warning(fall.line())
+        return True
+
+    def _weights(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
-        for name in ("loss", "grad_norm"):
+        for name in CHECKED:
             if not math.isfinite(values[name]):
                 kept = "nothing was saved before" if self.saved is None else f"the last checkpoint is {self.saved}"
                 raise TrainingError(
-                    f"{name} is {values[name]} at step {step}, with the rate {self.schedule.at(step):.3g}; {kept}; "
+                    f"{name} is {values[name]} at step {step}, with the rate {self.rate:.3g}; {kept}; "
                     "try a smaller lr or clip, or a gradient that drops rows that diverge"
                 )
 
@@ -278,7 +321,8 @@ class _Training:
         options = self.options
         if self.step % options.log_every == 0:
             self._record()
-        self.course.advance()
+        if self.course.advance() and self.watchman is not None:
+            self.watchman.leave(self.step, self._weights)
         if self._ended() is not None:
             return
         if options.evaluate_every is not None and self.step % options.evaluate_every == 0:
@@ -297,7 +341,7 @@ class _Training:
                 "stage": self.course.index,
                 "length": stage.length,
                 "p": stage.p,
-                "lr": self.schedule.at(self.step - 1),
+                "lr": self.rate,
                 **self.window.means(),
                 **self.window.costs(),
                 **{f"{clock}_seconds": round(value, 3) for clock, value in seconds.items()},
@@ -318,8 +362,8 @@ class _Training:
             return
         with self.watch.paused():
             state = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                **self._weights(),
+                "guard": None if self.watchman is None else self.watchman.state_dict(),
                 "course": self.course.state_dict(),
                 "window": self.window.state_dict(),
                 "total": self.total.state_dict(),
@@ -347,6 +391,7 @@ class _Training:
             cost=self.total.costs(),
             records=self.log.records,
             evaluations=self.log.evaluations,
+            falls=[] if self.watchman is None else [fall._asdict() for fall in self.watchman.falls],
         )
         self.log.save(run.summary())
         return run

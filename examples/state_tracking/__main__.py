@@ -6,6 +6,10 @@ implicit layer learns that on short sequences and goes on with longer ones; see 
     python -m examples.state_tracking demo              a minute: S3, one implicit layer against explicit ones
     python -m examples.state_tracking cpu               half an hour: Z2, Z3, S3, A5, S5, transformers, modes
     python -m examples.state_tracking full              hours: rates, equal steps, equal time, five seeds
+    python -m examples.state_tracking automata          parity, cycles, arithmetic: the published table, one label each
+    python -m examples.state_tracking groups            A5 and S5 from 2 to 32 generators, twelve minutes each
+    python -m examples.state_tracking collapse          a solved training that is lost, and the guard that keeps it
+    python -m examples.state_tracking schedule          one fixed point by every schedule, to 65,536 tokens
     python -m examples.state_tracking paper --help      the authors' size, on one GPU
     python -m examples.state_tracking train --help      a model of your own
     python -m examples.state_tracking evaluate --help   look at a trained model
@@ -55,6 +59,56 @@ def parser() -> argparse.ArgumentParser:
     full.add_argument("--groups", nargs="+", choices=commands.FULL_GROUPS, help="default: all")
     full.add_argument("--quick", action="store_true", help="tiny settings, to see that it runs")
     add_workers(full)
+
+    automata = add_command(
+        names, "automata", commands.automata, "the published table of automata, by its protocol", out=OUT
+    )
+    automata.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(commands.PUBLISHED),
+        metavar="TASK",
+        help=f"of {', '.join(commands.AUTOMATA)}",
+    )
+    automata.add_argument(
+        "--models",
+        nargs="*",
+        default=[],
+        metavar="LABEL",
+        help=f"beside the implicit layer, in its time: {'; '.join(commands.BESIDE)} (default: none)",
+    )
+    automata.add_argument("--all-models", action="store_true", help="all of them")
+    automata.add_argument("--seeds", type=int, default=5, help="how many (default %(default)s)")
+    automata.add_argument("--search", action="store_true", help="only search the rates of these models (rates.json)")
+    automata.add_argument("--quick", action="store_true", help="three steps of each, to see that it runs")
+    add_workers(automata)
+
+    collapse = add_command(
+        names,
+        "collapse",
+        commands.collapse,
+        "a solved training that is lost, and the guard that keeps it",
+        out=OUT,
+    )
+    collapse.add_argument("--steps", type=int, default=700, help="of both trainings (default %(default)s)")
+    add_workers(collapse)
+
+    schedule = add_command(
+        names, "schedule", commands.schedule, "one fixed point token by token, in chunks and all at once", out=OUT
+    )
+    schedule.add_argument("--lengths", nargs="+", type=int, default=list(commands.SCHEDULE), help="tokens")
+
+    groups = add_command(
+        names,
+        "groups",
+        commands.groups,
+        "A5 and S5 from sets of generators, 40 tokens to 256",
+        out=OUT,
+    )
+    groups.add_argument("--problems", nargs="+", default=list(commands.GENERATED), metavar="GROUP:COUNT")
+    groups.add_argument("--seeds", type=int, default=1, help="how many (default %(default)s)")
+    groups.add_argument("--steps", type=int, default=4000, help="of each training (default %(default)s)")
+    add_workers(groups)
 
     paper = add_command(names, "paper", commands.paper, "the authors' experiments at their size, on one GPU", out=OUT)
     paper.add_argument(

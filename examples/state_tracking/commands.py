@@ -13,14 +13,19 @@ from deqlm.models import ImplicitLM
 from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
 from examples.state_tracking import demo as minute
 from examples.state_tracking import full as hours
+from examples.state_tracking import generated, report, small
 from examples.state_tracking import paper as authors
-from examples.state_tracking import report, small
+from examples.state_tracking.automata import collapse as falling
+from examples.state_tracking.automata import table as automata_table
+from examples.state_tracking.automata.recipe import MODELS
+from examples.state_tracking.automata.tasks import CONTRACTS, TABLE, contract
 from examples.state_tracking.data import WordProblem, word_problem
 from examples.state_tracking.evaluate import agreement, by_budget, frontier, predict, summary
 from examples.state_tracking.experiment import load, run, write_json
 from examples.state_tracking.page import copy_records, illustrate, redraw
 from examples.state_tracking.recipe import Test
 from examples.state_tracking.recipes import DEMO, RATES, general, implicit, transformer
+from examples.state_tracking.schedule import LENGTHS, schedules
 from examples.state_tracking.search import search as search_rates
 
 DEMO_GROUPS = tuple(DEMO)
@@ -30,6 +35,10 @@ GENERAL = ("steps", "length", "tokens", "lr", "p", "max_iter", "seed")
 PARTS = small.PARTS
 FULL_GROUPS = tuple(hours.GROUPS)
 EXPERIMENTS = authors.EXPERIMENTS
+AUTOMATA, PUBLISHED = tuple(CONTRACTS), TABLE
+BESIDE = tuple(MODELS)
+SCHEDULE = LENGTHS
+GENERATED = generated.PROBLEMS
 
 
 def demo(args: Namespace) -> None:
@@ -93,6 +102,54 @@ def full_pictures(group: str, data: dict[str, Any], out: Path) -> list[Path]:
         for kind in ("equal_steps", "equal_time")
         for path in plots.accuracy_by_length(data[kind], out / f"{group}-{kind}", metric="last10", chance=chance)
     ]
+
+
+def automata(args: Namespace) -> None:
+    models = BESIDE if args.all_models else tuple(args.models)
+    how = {"workers": args.workers, "progress": args.progress}
+    if args.search:
+        write_json(automata_table.RATES, automata_table.search(models, args.out / "search", **how))
+        tell([automata_table.RATES])
+        return
+    for task in args.tasks:
+        print(contract(task).line())
+    out = args.out / "quick" if args.quick else args.out
+    data = automata_table.tabulate(args.tasks, models, out, seeds=args.seeds, quick=args.quick, **how)
+    print("\naccuracy of the last token, per cent: mean over seeds (each seed)")
+    print(automata_table.describe(data))
+    tell([out / "automata.json"])
+
+
+def collapse(args: Namespace) -> None:
+    data = falling.compare(args.out, steps=args.steps, workers=args.workers, progress=args.progress)
+    print(falling.describe(data))
+    tell([args.out / "collapse.json", *drawn(lambda: _collapse_picture(data, args.out))])
+
+
+def _collapse_picture(data: dict[str, Any], out: Path) -> list[Path]:
+    from examples.state_tracking import plots
+
+    return plots.collapse(data["results"], out / "collapse")
+
+
+def schedule(args: Namespace) -> None:
+    data = schedules(args.out, lengths=tuple(args.lengths), progress=args.progress)
+    print(report.schedule_table(data["table"]))
+    tell([args.out / "schedule.json", *drawn(lambda: _schedule_picture(data, args.out))])
+
+
+def _schedule_picture(data: dict[str, Any], out: Path) -> list[Path]:
+    from examples.state_tracking import plots
+
+    return plots.schedules(data["table"], out / "schedule")
+
+
+def groups(args: Namespace) -> None:
+    data = generated.groups(
+        args.problems, args.out, seeds=args.seeds, steps=args.steps, workers=args.workers, progress=args.progress
+    )
+    print(report.generated_table(data["results"]))
+    tell([args.out / "groups.json"])
 
 
 def paper(args: Namespace) -> None:

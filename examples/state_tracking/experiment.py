@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from deqlm.models import ImplicitLM
+from deqlm.reporting.environment import environment
 from deqlm.training import write_atomically
 from deqlm.training.experiment import differences
 from examples.loop import train
-from examples.loop.log import environment
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import predict, summary
 from examples.state_tracking.recipe import Recipe

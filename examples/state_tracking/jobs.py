@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from deqlm.reporting.progress import Progress
 from examples.state_tracking.experiment import run
 from examples.state_tracking.recipe import Recipe
 
@@ -62,21 +62,17 @@ def _one_thread() -> None:
 
 def _watch(running: list[tuple[Future[Any], tuple[Any, Path]]], progress: bool | None) -> None:
     """Draw how many steps all jobs together have taken, as their logs tell, until all are over."""
-    bar = _bar(sum(recipe.loop.steps for _, (recipe, _) in running), progress)
+    bar = Progress(sum(recipe.loop.steps for _, (recipe, _) in running), progress, unit="step")
     while not all(future.done() for future, _ in running):
         time.sleep(0.2)
-        if bar is None:
-            continue
         taken, active = 0, []
         for future, (recipe, folder) in running:
             steps = recipe.loop.steps if future.done() else _steps(folder / "log.csv")
             taken += steps
             if future.running() and not future.done():
                 active.append(recipe.label)
-        bar.set_postfix_str(", ".join(active), refresh=False)
-        bar.update(taken - bar.n)
-    if bar is not None:
-        bar.close()
+        bar.reach(taken, ", ".join(active))
+    bar.close()
 
 
 def _steps(log: Path) -> int:
@@ -84,13 +80,3 @@ def _steps(log: Path) -> int:
     lines = log.read_text().splitlines() if log.exists() else []
     first = lines[-1].partition(",")[0] if len(lines) > 1 else ""
     return int(first) if first.isdigit() else 0
-
-
-def _bar(total: int, progress: bool | None) -> Any:
-    if progress is False or (progress is None and not sys.stderr.isatty()):
-        return None
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(total=total, file=sys.stderr, unit="step", dynamic_ncols=True, leave=False)

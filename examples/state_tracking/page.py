@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deqlm.reporting import page
 from examples.state_tracking import report
+from examples.state_tracking.automata import table as automata_table
+from examples.state_tracking.automata.collapse import describe as describe_collapse
+from examples.state_tracking.automata.recipe import OURS
 from examples.state_tracking.experiment import read_json
 from examples.state_tracking.full import TRAINED
 from examples.state_tracking.small import PARTS
@@ -19,6 +22,9 @@ __all__ = ["DOCS", "blocks", "copy_records", "illustrate", "redraw"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDS = Path("records/state_tracking")
+ALONE = ("automata", "collapse", "schedule", "groups")
+"""Commands whose one result lies in the folder and the file of their name."""
+
 LONGEST = 256
 """Tokens up to which a record keeps what was measured at every position."""
 
@@ -29,7 +35,7 @@ def copy_records(runs: Path, docs: Path = DOCS) -> list[Path]:
     """Copy the results below ``runs`` into the records; return what was written.
 
     Args:
-        runs: the folder that holds "demo", "cpu" and "full", as the commands leave them.
+        runs: the folder that holds "demo", "cpu", "full" and the others, as the commands leave them.
         docs: the folder of the documentation.
 
     Raises:
@@ -38,9 +44,10 @@ def copy_records(runs: Path, docs: Path = DOCS) -> list[Path]:
     found = {f"demo-{path.parent.name}": path for path in sorted(runs.glob("demo/*/result.json"))}
     found |= {f"cpu-{part}": runs / f"cpu/{part}.json" for part in PARTS}
     found |= {f"full-{path.stem}": path for path in sorted(runs.glob("full/*.json"))}
+    found |= {name: runs / name / f"{name}.json" for name in ALONE}
     found = {name: path for name, path in found.items() if path.exists()}
     if not found:
-        raise FileNotFoundError(f"{runs} holds no results: run demo, cpu or full first")
+        raise FileNotFoundError(f"{runs} holds no results: run demo, cpu, full, {', '.join(ALONE)} first")
     folder = docs / RECORDS
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -72,6 +79,9 @@ def blocks(docs: Path = DOCS) -> dict[str, str]:
     for part in PARTS:
         data = records.get(f"cpu-{part}")
         made[f"cpu-{part}"] = _part(part, data) if data else _missing(f"cpu --only {part}")
+    tables = (_automata, _collapse, _schedule, _groups)
+    for name, draw in zip(ALONE, tables, strict=True):
+        made[name] = draw(records[name]) if name in records else _missing(name)
     full = {name.removeprefix("full-"): data for name, data in records.items() if name.startswith("full-")}
     made["full"] = "\n\n".join(_full(group, data) for group, data in full.items()) if full else _missing("full")
     return made
@@ -83,15 +93,7 @@ def redraw(docs: Path = DOCS) -> Path:
     Raises:
         ValueError: the page has no place for a block.
     """
-    page = docs / "results.md"
-    text = page.read_text()
-    for name, block in blocks(docs).items():
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", flags=re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"{page} has no block {name!r}: it needs <!-- begin {name} --> and <!-- end {name} -->")
-        text = pattern.sub(lambda match, new=block: f"{match[1]}{new}\n{match[2]}", text)
-    page.write_text(text)
-    return page
+    return page.redraw(docs / "results.md", blocks(docs))
 
 
 def illustrate(docs: Path = DOCS) -> list[Path]:
@@ -113,6 +115,10 @@ def illustrate(docs: Path = DOCS) -> list[Path]:
         if modes:
             plots.frontier(modes["frontier"], here / "state_tracking_frontier")
             plots.budgets(modes["budgets"], here / "state_tracking_budgets")
+        if "collapse" in records:
+            plots.collapse(records["collapse"]["results"], here / "state_tracking_collapse")
+        if "schedule" in records:
+            plots.schedules(records["schedule"]["table"], here / "state_tracking_schedule")
         (docs / "assets").mkdir(exist_ok=True)
         for path in sorted(here.glob("*.svg")):
             written.append(docs / "assets" / path.name)
@@ -156,6 +162,31 @@ def _part(part: str, data: Data) -> str:
     return f"{report.spread_table(results, markdown=True)}\n\n{guess}"
 
 
+def _automata(data: Data) -> str:
+    lines = [f"- {automata_table.contract(c['name']).line()}." for c in data["contracts"]]
+    spent = sum(r["training"]["seconds"]["cpu"] for r in data["results"] if r["label"] == OURS and "training" in r)
+    count = sum(r["label"] == OURS for r in data["results"])
+    ours = f"The {count} trainings of the implicit layer took {spent / 60:.1f} CPU minutes in all."
+    table = automata_table.describe(data, markdown=True)
+    return "\n\n".join(["\n".join(lines), table, f"{ours} {_machine(data['results'][0])}"])
+
+
+def _collapse(data: Data) -> str:
+    return f"```text\n{describe_collapse(data)}\n```\n\n{_machine(data['results'][0])}"
+
+
+def _schedule(data: Data) -> str:
+    table = report.schedule_table(data["table"], markdown=True)
+    return f"{table}\n\n{_machine(data)}"
+
+
+def _groups(data: Data) -> str:
+    contract = data["contract"]
+    what = f"{contract['about']}; {contract['fidelity']}, after {contract['source']}: {contract['differs']}."
+    table = report.generated_table(data["results"], markdown=True)
+    return f"{what}\n\n{table}\n\n{_machine(data['results'][0])}"
+
+
 def _full(group: str, data: Data) -> str:
     rates = ", ".join(f"{label} {rate:g}" for label, rate in data["rates"].items())
     parts = [f"### {group}, every model", f"Rates by search: {rates}. Accuracy over all of {TRAINED} tokens, one seed:"]
@@ -169,5 +200,6 @@ def _full(group: str, data: Data) -> str:
 
 def _machine(result: Data) -> str:
     where = result["environment"]
-    names = f"deqlm {where['deqlm']}, torch {where['torch']}, Python {where['python']}, {where['platform']}"
+    torch = where.get("packages", where)["torch"]  # older records hold it beside the others
+    names = f"deqlm {where['deqlm']}, torch {torch}, Python {where['python']}, {where['platform']}"
     return f"{names}, {where['device']}, one thread per process."

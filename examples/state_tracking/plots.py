@@ -9,7 +9,17 @@ from typing import Any
 
 from deqlm.reporting.style import PALETTE, SETTINGS
 
-__all__ = ["accuracy_by_length", "budgets", "drawing", "easy_and_hard", "frontier", "modes", "steps_by_position"]
+__all__ = [
+    "accuracy_by_length",
+    "budgets",
+    "collapse",
+    "drawing",
+    "easy_and_hard",
+    "frontier",
+    "modes",
+    "schedules",
+    "steps_by_position",
+]
 
 Data = dict[str, Any]
 
@@ -110,6 +120,41 @@ def modes(tests: Sequence[Data], path: Path) -> list[Path]:
         axis.minorticks_off()
         axis.set_title("Solving all tokens at once is quadratic, in chunks linear")
         axis.legend(ncols=2)
+    return written
+
+
+def schedules(tests: Sequence[Data], path: Path) -> list[Path]:
+    """Draw evaluations per token and seconds against length, one line per schedule."""
+    with drawing(path, 5.2, 3.2) as (axis, written):
+        names = list(dict.fromkeys(_mode(test["mode"]) for test in tests))
+        for color, name in zip(PALETTE, names, strict=False):
+            lines = sorted((t["length"], t["evaluations_per_token"], t["seconds"]["cpu"]) for t in tests
+                           if _mode(t["mode"]) == name)  # fmt: skip
+            lengths, evaluations, seconds = zip(*lines, strict=True)
+            axis.plot(lengths, evaluations, "o-", color=color, markersize=3.5, label=name)
+            axis.plot(lengths, seconds, "--", color=color, linewidth=1)
+        shown = sorted({test["length"] for test in tests})
+        axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="per token (full), seconds (dashed)")
+        axis.set_xticks(shown, shown)
+        axis.minorticks_off()
+        axis.set_title("One fixed point, any schedule: evaluations and CPU time")
+        axis.legend(ncols=2)
+    return written
+
+
+def collapse(results: Sequence[Data], path: Path) -> list[Path]:
+    """Draw training accuracy (full) and the share of converged rows (dashed) against steps, one color per training."""
+    with drawing(path, 5.6, 3.2) as (axis, written):
+        for color, result in zip(PALETTE, results, strict=False):
+            curve = result["curve"]
+            axis.plot(curve["step"], curve["accuracy"], color=color, linewidth=1.2, label=result["label"])
+            solved = [c if n > 10 else None for c, n in zip(curve["converged"], curve["length"], strict=True)]
+            axis.plot(curve["step"], solved, "--", color=color, linewidth=0.9)
+            for fall in result["training"]["falls"]:
+                axis.axvline(fall["step"], color=color, linestyle=":", linewidth=1)
+        axis.set(xlabel="steps (dotted: the guard returned)", ylabel="accuracy; converged (dashed)", ylim=(-0.02, 1.04))
+        axis.set_title("Parity at a constant rate: solved, lost, and kept")
+        axis.legend()
     return written
 
 

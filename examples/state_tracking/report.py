@@ -6,9 +6,21 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from deqlm.reporting import page
+from deqlm.reporting.table import aligned
 from examples.state_tracking.data import word_problem
 
-__all__ = ["accuracy_table", "chance", "gap", "mode_table", "rate_table", "spread_table", "table"]
+__all__ = [
+    "accuracy_table",
+    "chance",
+    "gap",
+    "generated_table",
+    "mode_table",
+    "rate_table",
+    "schedule_table",
+    "spread_table",
+    "table",
+]
 
 Data = dict[str, Any]
 
@@ -20,14 +32,7 @@ def chance(problem: str) -> float:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
     """Return rows in aligned columns; the first one stands left, the others right."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    made = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-            for line in lines]  # fmt: skip
-    if not markdown:
-        return "\n".join("  ".join(line).rstrip() for line in made)
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [made[0], rule, *made[1:]])
+    return page.table(head, rows) if markdown else "\n".join(aligned([head, *rows]))
 
 
 def accuracy_table(results: Sequence[Data], *, metric: str = "last", markdown: bool = False) -> str:
@@ -121,3 +126,25 @@ def mode_table(tests: Sequence[Data], *, markdown: bool = False) -> str:
         cells += [f"{t['converged']:.2f}", f"{t['evaluations_per_token']:.1f}", f"{t['seconds']['cpu']:.2f}"]
         rows.append([*cells, f"{t['agreement']:.4f}" if "agreement" in t else ""])
     return table(head, rows, markdown=markdown)
+
+
+def schedule_table(tests: Sequence[Data], *, markdown: bool = False) -> str:
+    """Return one line per length and schedule: what it gets right, what it spends, and how far it agrees."""
+    head = ["schedule", "L", "right", "converged", "evaluations per token", "CPU s", "same answer as token by token"]
+    rows = []
+    for t in tests:
+        name = f"{t['mode']['name']} {t['mode'].get('size', '')}".strip()
+        cells = [f"{t['mean']:.4f}", f"{t['converged']:.2f}", f"{t['evaluations_per_token']:.1f}"]
+        rows.append([name, str(t["length"]), *cells, f"{t['seconds']['cpu']:.2f}", f"{t['agreement']:.4f}"])
+    return table(head, rows, markdown=markdown)
+
+
+def generated_table(results: Sequence[Data], *, markdown: bool = False) -> str:
+    """Return one line per training on a set of generators: last-token accuracy in per cent at every tested length."""
+    lengths = sorted({t["length"] for r in results for t in r["tests"]})
+    rows = [
+        [r["problem"], str(r["seed"]), str(r["training"]["steps"]), f"{r['training']['seconds']['cpu']:.0f}"]
+        + [f"{100 * next(t['last'] for t in r['tests'] if t['length'] == n):.1f}" for n in lengths]
+        for r in results
+    ]
+    return table(["problem", "seed", "steps", "CPU s", *(f"L={n}" for n in lengths)], rows, markdown=markdown)

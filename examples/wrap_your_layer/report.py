@@ -1,4 +1,4 @@
-"""What the reader sees: a progress bar, lines of the log, the final table, the files."""
+"""What the reader sees: lines of the log, the final table, the files."""
 
 from __future__ import annotations
 
@@ -7,33 +7,6 @@ from pathlib import Path
 from typing import Any
 
 PLAIN_COLORS = ["#9ecae1", "#4292c6", "#08519c", "#6baed6", "#2171b5"]
-
-
-class Progress:
-    """A tqdm bar on stderr, or nothing where tqdm is not installed; lines of the log go to stdout either way."""
-
-    def __init__(self, name: str, total: float, unit: str) -> None:
-        self.bar: Any = None
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            return
-        layout = "{desc} {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} {unit}, {elapsed}"
-        self.bar = tqdm(total=total, desc=name, unit=unit, leave=False, disable=None, bar_format=layout)
-
-    def reach(self, done: float) -> None:
-        """Move the bar to ``done``."""
-        if self.bar is not None:
-            self.bar.update(min(done, self.bar.total) - self.bar.n)
-
-    def log(self, line: str) -> None:
-        """Print a line above the bar."""
-        print(line) if self.bar is None else self.bar.write(line)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self.bar is not None:
-            self.bar.close()
 
 
 def describe(point: dict[str, float]) -> str:

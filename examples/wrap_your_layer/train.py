@@ -10,7 +10,6 @@ printed, good or bad.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from typing import Any
 import torch
 from data import Batches, load_bytes, validation_windows
 from model import ByteModel
-from report import Progress, describe, result_table, save
+from report import describe, result_table, save
 from torch import Tensor, nn
 
-import deqlm
+from deqlm.reporting.environment import environment
+from deqlm.reporting.progress import Progress
 
 WIDTH, HEADS, LENGTH, BATCH = 64, 4, 64, 16
 WARM_UP = 20
@@ -36,17 +36,6 @@ try:
   python examples/wrap_your_layer/train.py --steps 20                  does it run?
   python examples/wrap_your_layer/train.py --out runs/wrap --seed 1    the whole comparison, written to disk
 """
-
-
-def environment() -> dict[str, Any]:
-    """Return what the times and losses depend on."""
-    return {
-        "deqlm": deqlm.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-    }
 
 
 def main() -> None:
@@ -98,7 +87,7 @@ def train(
     held_out = validation_windows(data[1], LENGTH)
     name = "wrapped" if implicit else "plain"
     print(f"\n{name}, learning rate {lr:g}")
-    bar = Progress(name, args.steps if implicit else least_seconds, "steps" if implicit else "CPU s")
+    bar = Progress(args.steps if implicit else round(least_seconds), name=name, unit="step" if implicit else "CPU s")
 
     curve: list[dict[str, float]] = []
     notes: list[dict[str, float]] = []
@@ -109,7 +98,7 @@ def train(
         warm_up.step()
         spent += time.process_time() - began
         step += 1
-        bar.reach(step if implicit else spent)
+        bar.reach(step if implicit else round(min(spent, least_seconds)))
         if step % args.every == 0 or step == args.steps:
             loss = validate(model, held_out)
             curve.append({"step": step, "cpu_seconds": spent, "validation": loss, **summarize(notes)})

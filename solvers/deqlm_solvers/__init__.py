@@ -1,10 +1,13 @@
 """Solvers for z = f(z) on rows (B, N) of torch tensors. Knows no layers, no autograd policy, no trees."""
 
+from deqlm_solvers.core.adjoint import Adjoint
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import Options, options
+from deqlm_solvers.core.policy import ConvergenceError, ConvergenceWarning
 from deqlm_solvers.core.registry import Registry
-from deqlm_solvers.core.solution import Adjoint, ConvergenceError, ConvergenceWarning, Solution
+from deqlm_solvers.core.rule import ReadOut, Rule
+from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import GUARANTEES, SOLVERS, Evaluation, Map, Solver, register_solver
 from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
@@ -61,8 +64,10 @@ __all__ = [
     "NewtonKrylov",
     "Options",
     "PseudoTransient",
+    "ReadOut",
     "Registry",
     "ReversibleIteration",
+    "Rule",
     "Solution",
     "Solve",
     "Solver",

@@ -17,6 +17,7 @@ from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import SOLVERS, Map, Solver
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.evaluator import check_start
+from deqlm_solvers.loop.loop import unmoved
 from deqlm_solvers.methods.anderson import Anderson
 
 __all__ = ["Solve"]
@@ -85,7 +86,13 @@ class Solve(Options):
         """
         if self.stop.rtol == "auto":
             return self.resolve(z0)(f, z0, layout)
+        if self.stop.max_iter == 0:
+            return unmoved(z0).replace(solver=self.solver)
         return self.solver.solve(f, z0, self.stop, layout or Layout()).replace(solver=self.solver)
+
+    def seen(self, f: Map) -> Map:
+        """Return f as whoever runs the loop by himself is to evaluate it; a solve that is watched shows it."""
+        return f
 
     def resolve(self, z0: Tensor, *dtypes: torch.dtype) -> Self:
         """Return the solve with a number for ``rtol="auto"``; self where it has one.

@@ -3,7 +3,7 @@
     python tests/benchmarks/run_all.py --out docs
 
 makes a temporary environment with jax, jaxopt and optimistix (or takes one, --jax), then does what
-`PYTHONPATH=tests python -m benchmarks.comparison --out docs --jax ...` does, and adds the record of the fused step.
+`PYTHONPATH=tests python -m benchmarks.comparison --out docs --jax ...` does, and adds the record of the compiled step.
 Run it on an idle machine.
 """
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jax", metavar="PYTHON", help="an interpreter that has jax; default: a temporary one")
     parser.add_argument("--no-jax", action="store_true", help="leave jax out")
     parser.add_argument("--parts", help="only these parts, as for benchmarks.comparison")
-    parser.add_argument("--fused", action="store_true", help="also measure the fused step, two minutes more")
+    parser.add_argument("--compiled", action="store_true", help="also measure the compiled step, two minutes more")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         asked = arguments.parts is None or "jax" in arguments.parts.split(",")
@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int:
         options = ["--jax", python] if python else []
         options += ["--parts", arguments.parts] if arguments.parts else []
         status = compare(["--out", arguments.out, "--progress", *options])
-    if status == 0 and arguments.fused:
-        record = Path(arguments.out, "records", "fused_step.json")
-        command = [sys.executable, str(HERE / "speed_fused_step.py"), "--record", str(record)]
+    if status == 0 and arguments.compiled:
+        record = Path(arguments.out, "records", "compiled_step.json")
+        command = [sys.executable, str(HERE / "speed_compiled_step.py"), "--record", str(record)]
         status = subprocess.run(command, check=False).returncode
     return status
 

@@ -6,22 +6,16 @@ python tests/benchmarks/what_moves_page.py docs/records/what_moves.json
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from deqlm.reporting.page import redraw, table
 from deqlm.reporting.style import PALETTE, figure, steady
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "guides" / "what_moves.md"
 PLOT = DOCS / "assets" / "what_moves.svg"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -54,8 +48,8 @@ def modes(record: dict[str, Any]) -> str:
             row += [number(case["exponents"][name], 2), number(last["accuracy"], 4)]
             row += [number(last["error_max"], 2), number(last["error_mean"], 2)]
             rows.append(row)
-        parts.append(f"**{case['label']}**\n\n{table(head, rows)}")
-    return "\n".join(parts)
+        parts.append(f"**{case['label']}**\n\n{table(head, rows, numbers=False)}")
+    return "\n\n".join(parts)
 
 
 def batches(record: dict[str, Any]) -> str:
@@ -89,7 +83,7 @@ def batches(record: dict[str, Any]) -> str:
         "tokens evaluated per token",
         "CPU s",
     ]
-    return table(head, rows)
+    return table(head, rows, numbers=False)
 
 
 def training(record: dict[str, Any]) -> str:
@@ -100,13 +94,14 @@ def training(record: dict[str, Any]) -> str:
     for step in found["steps"]:
         ways = [step["ways"][name] for name in names]
         rows.append([str(step["rows"]), *(f"{number(w['tokens_per_token'])}, {number(w['seconds'])} s" for w in ways)])
-    text = table(["batch", *names], rows)
+    text = table(["batch", *names], rows, numbers=False)
     curves = [
         [str(seed), *(f"{c[n][0]:.3f}, {sum(c[n][-10:]) / len(c[n][-10:]):.3f}" for n in names)]
         for seed, c in enumerate(found["losses"])
     ]
     count = len(found["losses"][0][names[0]])
-    return f"{text}\nLoss of the first step, and mean of the last ten of {count}:\n\n{table(['seed', *names], curves)}"
+    losses = table(["seed", *names], curves, numbers=False)
+    return f"{text}\n\nLoss of the first step, and mean of the last ten of {count}:\n\n{losses}"
 
 
 def draw(record: dict[str, Any]) -> None:
@@ -135,19 +130,14 @@ def where(record: dict[str, Any]) -> str:
     """Return a line on the machine and the run."""
     env = record["environment"]
     kind = "the short run, with shorter sequences" if record["small"] else "the whole run"
-    return f"{env['cpu']}, one thread, torch {env['packages']['torch']}, float32, tolerance {record['rtol']}; {kind}.\n"
+    return f"{env['cpu']}, one thread, torch {env['packages']['torch']}, float32, tolerance {record['rtol']}; {kind}."
 
 
 def main(argv: list[str]) -> int:
     """Write the parts into the page."""
     record = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    text = PAGE.read_text(encoding="utf-8")
-    for name, part in (("where", where), ("modes", modes), ("batches", batches), ("training", training)):
-        marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-        text, count = marks.subn(lambda m, part=part: f"{m[1]}\n{part(record)}\n{m[2]}", text)
-        if count != 1:
-            raise ValueError(f"{PAGE} must have one part {name!r}, got {count}")
-    PAGE.write_text(text, encoding="utf-8")
+    parts = {"where": where, "modes": modes, "batches": batches, "training": training}
+    redraw(PAGE, {name: part(record) for name, part in parts.items()})
     draw(record)
     return 0
 

@@ -331,7 +331,7 @@ def test_env_says_whether_the_step_is_compiled(capsys, monkeypatch):
     assert ("to build once per machine" in capsys.readouterr().out) is (load().library is not None)
     monkeypatch.setattr(env, "load", lambda: Outcome(None, "no C++ compiler found"))
     assert main(["env"]) == 0
-    assert "fused step none: no C++ compiler found; solvers run on torch operations" in capsys.readouterr().out
+    assert "compiled step none: no C++ compiler found; solvers run on torch operations" in capsys.readouterr().out
 
 
 def test_env_of_python_dash_m_says_what_a_strange_compiler_does(tmp_path):
@@ -341,7 +341,7 @@ def test_env_of_python_dash_m_says_what_a_strange_compiler_does(tmp_path):
     environment = {**os.environ, "CXX": str(compiler), "DEQLM_CACHE": os.fsdecode(bytes(tmp_path) + b"/caf\xe9")}
     command = [sys.executable, "-m", "deqlm", "env"]
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    for part in ("fused step", "layers    "):
+    for part in ("compiled step", "layers    "):
         assert f"{part} none: {compiler} could not build the kernel: \ufffd caf\ufffd; " in text
 
 

@@ -122,3 +122,12 @@ def test_problems_are_found_by_label():
     assert comparison["linear"].title == "two"
     with pytest.raises(KeyError, match=r"no problem 'tanh' in this comparison: did you mean 'tanh:rho=0\.5'"):
         comparison["tanh"]
+
+
+def test_frozen_parameters_of_a_layer_of_ones_own_stay_frozen():
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh())
+    layer[0].weight.requires_grad_(False)
+    result = compare_gradients(lambda: (layer, torch.zeros(2, 3)), "one_step,implicit", repeats=1, progress=False)
+    assert [entry.outcome for entry in result.problems[0].entries] == ["ran", "ran"]
+    assert [p.requires_grad for p in layer.parameters()] == [False, True]
+    assert all(p.grad is None for p in layer.parameters())

@@ -67,7 +67,7 @@ def theirs_ignores_unknown_options() -> None:
 def ours_has_one_place_for_a_tolerance() -> None:
     z0 = torch.zeros(1, 2, dtype=torch.float64)
     for name in ("tol", "rtol", "max_iter"):
-        with pytest.raises(TypeError, match=rf"unknown option '{name}': give it as stop=Stop\(...\)"):
+        with pytest.raises(TypeError, match=rf"unknown option '{name}': give it as stop=Stop\("):
             deqlm.solve(layer, z0, **{name: 1e-9})
     deq = deqlm.DEQ(layer, solver="fixed_point", stop=Stop(rtol=1e-2))
     loose = deq(z0)

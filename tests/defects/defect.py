@@ -20,7 +20,7 @@ class Defect:
     """A known defect.
 
     Attributes:
-        id: "1" to "40", or "V1" to "V26".
+        id: "1" to "43", or "V1" to "V26".
         peer: package and version.
         kind: silently wrong, crash or hang, slower than needed, or interface.
         does: what the peer does, one sentence.

@@ -12,7 +12,7 @@ INPUT = (
         was="A solve on the CPU under another default device (`torch.set_default_device`) ended in a segmentation "
         "fault.",
         now="Every tensor is made on the device of the state.",
-        shown="solvers/test_fused.py::test_the_default_device_is_not_asked",
+        shown="solvers/test_compiled_step.py::test_the_default_device_is_not_asked",
     ),
     Stranger(
         group="input",
@@ -43,7 +43,7 @@ INPUT = (
         group="input",
         was="The compiled step ignored the negative bit of lazy views: the sign was wrong, and the row CONVERGED.",
         now="Lazy views are resolved before they are read.",
-        shown="solvers/test_fused.py::test_lazy_views_are_what_they_stand_for",
+        shown="solvers/test_compiled_step.py::test_lazy_views_are_what_they_stand_for",
     ),
     Stranger(
         group="input",

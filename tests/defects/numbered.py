@@ -1,9 +1,9 @@
-"""The forty numbered defects of torchdeq 0.1.0."""
+"""The numbered defects of torchdeq 0.1.0."""
 
 from __future__ import annotations
 
-from defects import anderson, backward, broyden, configuration, inputs, later, module, radius, stopping, transforms
-from defects.defect import FAMILY, STATES, Defect
+from defects import anderson, backward, broyden, configuration, inputs, module, names, radius, stopping, transforms
+from defects.defect import Defect
 
 __all__ = ["NUMBERED"]
 
@@ -173,8 +173,8 @@ NUMBERED = (
         kind="interface",
         does="Several states with the sliced core drop the remainder of `f_max_iter / n_states`.",
         rule="As many evaluations as asked for, and as many states.",
-        theirs=later.theirs_drops_the_remainder_of_the_states,
-        later=STATES,
+        ours=names.ours_makes_all_evaluations,
+        theirs=names.theirs_drops_the_remainder_of_the_states,
     ),
     Defect(
         id="22",
@@ -229,16 +229,16 @@ NUMBERED = (
         kind="crash",
         does='`fp_correction(weight_func="const")` calls `.cuda()` and returns a vector.',
         rule="A loss over states is a number on the device of the states.",
-        theirs=later.theirs_corrects_on_cuda_only,
-        later=STATES,
+        ours=names.ours_corrects_everywhere,
+        theirs=names.theirs_corrects_on_cuda_only,
     ),
     Defect(
         id="29",
         kind="crash",
         does="Weight norm has two names for one option, weights that go stale, and no deepcopy.",
         rule="A parametrisation evaluated once per call, that survives deepcopy, state_dict and an optimiser step.",
-        theirs=later.theirs_has_stale_weights_and_two_names,
-        later=FAMILY,
+        ours=names.ours_has_weights_that_never_go_stale,
+        theirs=names.theirs_has_stale_weights_and_two_names,
     ),
     Defect(
         id="30",
@@ -327,5 +327,29 @@ NUMBERED = (
         rule="They are refused with one message that says what to do instead.",
         ours=transforms.ours_refuses_transforms_and_says_what_to_do,
         theirs=transforms.theirs_raises_in_transforms,
+    ),
+    Defect(
+        id="41",
+        kind="silent",
+        does="Rows that begin with residual 0 are frozen for ever, and told as solved, where rows follow from others.",
+        rule="`batch_dims=0` makes one problem of such a batch, whose gradient is whole; `diagnose` says when to.",
+        ours=names.ours_wakes_rows_that_begin_solved,
+        theirs=names.theirs_leaves_them_asleep,
+    ),
+    Defect(
+        id="42",
+        kind="silent",
+        does="`jac_reg` at a point of `hook_ift` is that of another matrix, and takes the hook away from the loss.",
+        rule="There are no hooks: the penalty is that of f.",
+        ours=names.ours_penalises_the_jacobian_of_f,
+        theirs=names.theirs_penalises_another_matrix,
+    ),
+    Defect(
+        id="43",
+        kind="crash",
+        does="The indexing core crashes on lists of states in `eval()`.",
+        rule="Every core takes any state.",
+        ours=names.ours_takes_lists_of_states_by_indexing,
+        theirs=names.theirs_crashes_on_lists_of_states,
     ),
 )

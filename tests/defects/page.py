@@ -50,10 +50,10 @@ def page() -> str:
     verified = [defect for defect in DEFECTS if defect.id.startswith("V")]
     parts = [
         HEAD,
-        "## torchdeq 0.1.0, defects 1 to 40\n",
+        "## torchdeq 0.1.0, defects 1 to 43\n",
         _table(numbered),
         "## Defects V1 to V26 of torchdeq and others\n",
-        "Some of these are among the forty above, found a second time.\n",
+        "Some of these are among those above, found a second time.\n",
         _table(verified, peers=True),
         "## What is not checked\n",
         _remarks(),

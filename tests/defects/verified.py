@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from defects import anderson, backward, configuration, later, radius, stopping, transforms
-from defects.defect import FAMILY, STATES, STUDY, Defect
+from defects import anderson, backward, configuration, names, radius, stopping, transforms
+from defects.defect import FAMILY, STUDY, Defect
 
 __all__ = ["VERIFIED"]
 
@@ -73,8 +73,8 @@ VERIFIED = (
         kind="crash",
         does='`fp_correction(..., weight_func="const")` calls `.cuda()`.',
         rule="Losses over states run on every device.",
-        theirs=later.theirs_corrects_on_cuda_only,
-        later=STATES,
+        ours=names.ours_corrects_everywhere,
+        theirs=names.theirs_corrects_on_cuda_only,
     ),
     Defect(
         id="V9",
@@ -122,8 +122,8 @@ VERIFIED = (
         kind="interface",
         does="Broyden with `indexing=[...]` returns one state too few.",
         rule="Asked for k states, returns k.",
-        theirs=later.theirs_returns_one_state_too_few,
-        later=STATES,
+        ours=names.ours_returns_every_state,
+        theirs=names.theirs_returns_one_state_too_few,
     ),
     Defect(
         id="V15",

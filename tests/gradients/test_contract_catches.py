@@ -94,6 +94,13 @@ class AlwaysHasAGraph(Right):
 
 
 @options
+class NeedsWideNumbers(Right):
+    def connect(self, f, z, adjoint):
+        y = f(z)
+        return y + 0 * torch.linalg.qr(y).Q.sum()
+
+
+@options
 class NeedsRows(Right):
     def connect(self, f, z, adjoint):
         return f(z) + 0 * z.max()
@@ -159,6 +166,7 @@ CAUGHT = [
     (ReplacesThePoint, "a_start_may_be_the_solution"),
     (AlwaysHasAGraph, "no_graph_where_nothing_asks"),
     (NeedsRows, "empty_batches_and_rows_pass"),
+    (NeedsWideNumbers, "half_precision_has_gradients"),
     (WritesOnParameters, "nothing_stays_on_the_module"),
     (SharesAmongParameters, "frozen_parameters_may_be_mixed"),
     (ChangesItsMind, "eval_mode_has_gradients"),

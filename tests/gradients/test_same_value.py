@@ -78,3 +78,21 @@ def test_the_option_survives_a_config_and_is_checked(gradient: Gradient) -> None
     assert type(gradient).from_dict(gradient.to_dict()) == gradient
     with pytest.raises(ValueError, match="same_value must be True or False"):
         gradient.replace(same_value="yes")
+
+
+@pytest.mark.parametrize("stop", [BUDGET, Stop(max_iter=4, rtol=1e-9), Stop(rtol=1e-4)], ids=["budget", "cut", "long"])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_an_unrolled_solve_returns_its_last_iterate_without_grad_too(stop: Stop, context) -> None:
+    layer, x = TanhLayer(4, size=4.0), torch.randn(3, 4, dtype=F64)
+    options = {"solver": "fixed_point", "stop": stop, "on_failure": "ignore"}
+    deq = DEQ(layer, gradient=deqlm.Unrolled(same_value=True), **options)
+    y, sol = deq(x, with_stats=True)
+    with context():
+        z, plain = deq(x, with_stats=True)
+        best = DEQ(deq.layer, gradient="unrolled", **options)(x)
+    assert torch.equal(y, z)
+    assert not z.requires_grad
+    assert torch.equal(sol.residual, plain.residual)
+    assert torch.equal(sol.status, plain.status)
+    if stop.max_iter == 4:
+        assert not torch.equal(best, z)

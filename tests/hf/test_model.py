@@ -360,3 +360,15 @@ def test_solvers_that_differentiate_work_without_grad(family, solver):
             out = made(ids)
         assert out.logits.isfinite().all()
         assert (out.steps - with_grad).abs().max() <= 2
+
+
+def test_a_call_and_a_generation_have_their_own_solver_and_gradient():
+    made = model("llama")
+    ids = torch.tensor([[1, 2, 3]])
+    how = {"stop": {"max_iter": 3, "rtol": 0.0}, "solver": "anderson"}
+    a = made(ids, labels=ids, gradient="one_step", **how)
+    b = made.lm(ids, labels=ids, gradient="one_step", **how)
+    assert torch.equal(a.loss, b.loss)
+    assert made.last.solver.name == "anderson"
+    made.generate(ids, max_new_tokens=1, do_sample=False, solver="broyden", on_failure="ignore")
+    assert made.last.solver.name == "broyden"

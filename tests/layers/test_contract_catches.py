@@ -129,6 +129,19 @@ class IgnoresWhatIsInjected(Right):
         return super().read(z, None, context)
 
 
+class RemembersItsInput(Right):
+    def read(self, z, u, context):
+        self.last = z.detach()
+        return super().read(z, u, context)
+
+
+class WritesItsInput(Right):
+    def read(self, z, u, context):
+        if not z.requires_grad:
+            z.clamp_(-1.0, 1.0)
+        return super().read(z, u, context)
+
+
 class CountsDown(Right):
     def flops(self, context):
         return 100 - context
@@ -208,6 +221,8 @@ CAUGHT = [
     (MixesRows, "later_tokens_and_other_rows_change_nothing"),
     (InjectsOfItself, "nothing_injected_is_zero_injected"),
     (IgnoresWhatIsInjected, "nothing_injected_is_zero_injected"),
+    (RemembersItsInput, "nothing_stays_on_the_module"),
+    (WritesItsInput, "nothing_stays_on_the_module"),
     (CountsDown, "says_its_cost_and_where_input_enters"),
     (SwapsItsInput, "says_its_cost_and_where_input_enters"),
     (CutsTheGraph, "finite_differences_agree"),

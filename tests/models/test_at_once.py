@@ -35,9 +35,9 @@ class Bill:
         commit, narrow = ChunkEvaluator.commit, ChunkEvaluator.narrow
 
         def committing(piece, z):
-            before = piece.spent[1]
+            before = piece.count.rows
             made = commit(piece, z)
-            self.rows += piece.spent[1] - before
+            self.rows += piece.count.rows - before
             return made
 
         def narrowing(piece, rows):

@@ -69,7 +69,7 @@ ZEROS = torch.zeros(2, 4, WIDTH)
         ({"ids": IDS, "labels": IDS - 4}, ValueError, "labels must be -100 or from 0 to 12, got '-3 to 5'"),
         ({"ids": IDS, "labels": IDS, "label_count": 0}, ValueError, "label_count must be a number > 0, got 0"),
         ({"ids": IDS, "labels": IDS, "label_count": torch.ones(2)}, ValueError, "label_count must be one number"),
-        ({"ids": IDS, "stop": {"max_iter": 3}}, TypeError, "stop must be a Stop, got dict"),
+        ({"ids": IDS, "stop": 3}, TypeError, "stop must be a Stop, got int"),
         ({"ids": IDS, "start": [0.0]}, (TypeError, ValueError), "start must"),
         ({"ids": IDS, "start": ZEROS.long()}, ValueError, "start must be"),
         ({"ids": IDS, "start": ZEROS[0]}, ValueError, "start must be"),

@@ -290,3 +290,38 @@ def test_a_recording_is_refused_and_that_of_the_explicit_twin_is_right(family, m
     traced = torch.jit.trace(Logits(twin), (ids,), check_trace=False)
     other = tokens()
     torch.testing.assert_close(traced(other), twin(other).logits)
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_a_call_has_its_own_solver_stop_and_gradient(family):
+    model, ids = contract(make(family)).eval(), tokens()
+    budget = {"max_iter": 3, "rtol": 0.0}
+    for gradient in ("one_step", {"name": "phantom", "steps": 2}, "implicit"):
+        other = copy.deepcopy(model)
+        other.solve, other.gradient = Solve("anderson", Stop(**budget)), deqlm.GRADIENTS.make(gradient)
+        a = model(ids, labels=ids, solver="anderson", stop=budget, gradient=gradient, on_failure="ignore")
+        b = other(ids, labels=ids, on_failure="ignore")
+        assert torch.equal(a.loss, b.loss)
+        ours, theirs = (torch.autograd.grad(o.loss, m.embedding.weight)[0] for o, m in ((a, model), (b, other)))
+        assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        out = model(ids, solver="broyden", stop=EXACT)
+        assert out.solution.solver.name == "broyden"
+        assert torch.equal(model.last.steps, out.solution.steps)
+        nothing = model(ids, stop=Stop(max_iter=0))
+        assert nothing.solution.status.eq(deqlm.Status.BUDGET).all()
+        with torch.inference_mode():
+            assert model(ids, solver="newton_krylov", stop=EXACT).solution.converged.all()
+    model(ids, stop=Stop(max_iter=0), gradient=deqlm.Phantom(2)).logits.sum().backward()
+
+
+def test_settings_of_a_call_are_checked():
+    model, explicit = make("llama"), make("llama", implicit=False)
+    with pytest.raises(ValueError, match="gradient must be one without same_value, because evaluation is another"):
+        model(tokens(), gradient={"name": "phantom", "same_value": True})
+    with pytest.raises(ValueError, match="cannot differentiate the steps of solver 'anderson'"):
+        model(tokens(), gradient="unrolled", solver="anderson")
+    with pytest.raises(ValueError, match="solver must be None for an explicit model"):
+        explicit(tokens(), solver="anderson")
+    with pytest.raises(ValueError, match="gradient must be None for an explicit model"):
+        explicit(tokens(), gradient="phantom")

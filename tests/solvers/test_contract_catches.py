@@ -149,7 +149,53 @@ class CutsTheGraph(Right):
         return at.z + 0.75 * at.r.detach(), state
 
 
+@options
+class IgnoresTheNorm(Right):
+    def solve(self, f, z0, stop, frame):
+        return run(self, f, z0, stop.replace(norm="l2"), frame)
+
+
+@options
+class KeepsNoTrace(Right):
+    def solve(self, f, z0, stop, frame):
+        return run(self, f, z0, stop, frame).replace(trace=None)
+
+
+@options
+class WritesItsStart(Right):
+    def solve(self, f, z0, stop, frame):
+        sol = run(self, f, z0, stop, frame)
+        z0.copy_(sol.z)
+        return sol
+
+
+@options
+class HandsOutItsGraph(Right):
+    def solve(self, f, z0, stop, frame):
+        sol = run(self, f, z0, stop, frame)
+        return sol.replace(z=sol.z + 0 * f(sol.z))
+
+
+@options
+class CallsNaNSlow(Right):
+    def solve(self, f, z0, stop, frame):
+        sol = run(self, f, z0, stop, frame)
+        return sol.replace(status=sol.status.masked_fill(sol.status == int(Status.NONFINITE), int(Status.MAX_ITER)))
+
+
+@options
+class NeedsARow(Right):
+    def init(self, z):
+        return z.abs().max()
+
+
 CAUGHT = [
+    (IgnoresTheNorm, "declared_fields_of_stop_are_obeyed"),
+    (KeepsNoTrace, "declared_fields_of_stop_are_obeyed"),
+    (WritesItsStart, "the_start_is_left_alone"),
+    (HandsOutItsGraph, "the_start_is_left_alone"),
+    (CallsNaNSlow, "broken_numbers_are_told"),
+    (NeedsARow, "a_batch_without_rows_passes"),
     (Boasts, "declarations"),
     (HasNoOptions, "declarations"),
     (Raises, "true_residual"),

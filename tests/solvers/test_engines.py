@@ -14,18 +14,27 @@ import pytest
 import torch
 
 from deqlm.testing.solvers.problems import exact_rows, normal
-from deqlm_solvers import SOLVERS, Anderson, Broyden, Evaluation, FixedPoint, Layout, Solve, Solver, Stop
+from deqlm_solvers import SOLVERS, Anderson, Broyden, Evaluation, FixedPoint, Layout, Rule, Solve, Solver, Stop, options
 from deqlm_solvers.core.norms import NORMS
 from deqlm_solvers.loop.backend import Backend, unknown
 from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.loop import ENGINES, run
 from solvers.pairwise import pairwise
 
+
+@options
+class Small(Rule):
+    """Passes where the largest change is small."""
+
+    def ratio(self, z: Any, fz: Any) -> torch.Tensor:
+        return (fz - z).abs().flatten(1).amax(1) / 1e-3
+
+
 VALUES: dict[str, tuple[Any, ...]] = {
     "max_iter": (1, 7, 18),
     "rtol": (1e-4, 0.0),
     "atol": (0.0, 3e-4),
-    "norm": ("l2", "rms", tuple(float(i % 3) for i in range(12))),
+    "norm": ("l2", "rms", "max", tuple(float(i % 3) for i in range(12))),
     "per": ("row", "token", "leaf"),
     "token_dim": (1, 2),
     "keep": ("best", "best_f"),
@@ -35,6 +44,9 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "trace": (False, True),
     "patience": (None, 3),
     "divergence": (1e8, 5.0),
+    "criterion": (None, Small()),
+    "share": (1.0, 0.6),
+    "first_tokens": ((), (9.0,)),
 }
 METHODS: dict[str, Solver] = {
     **{name: SOLVERS[name]() for name in SOLVERS if hasattr(SOLVERS[name], "impl")},

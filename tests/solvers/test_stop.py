@@ -16,7 +16,7 @@ from deqlm_solvers import FixedPoint, Layout, Solve, Status, Stop
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_iter", 0),
+        ("max_iter", -1),
         ("max_iter", 1.5),
         ("max_iter", True),
         ("rtol", -1e-3),

@@ -86,15 +86,32 @@ def _compare_on(
     try:
         case = problem.build(settings)
         subject = GradientSubject(case, settings.seed, Stop(max_iter=case.max_iter, rtol=settings.tol))
-        truth = subject.truth()
     except Exception as error:
         row.message = one_line(error)
         return
-    if truth is None:
-        row.message = NO_TRUTH
-        return
-    row.rows, row.unknowns = case.z0.shape
-    row.parameters = truth.numel()
+    with subject:
+        try:
+            truth = subject.truth()
+        except Exception as error:
+            row.message = one_line(error)
+            return
+        if truth is None:
+            row.message = NO_TRUTH
+            return
+        row.rows, row.unknowns = case.z0.shape
+        row.parameters = truth.numel()
+        _compare_methods(problem, settings, makers, row, bar, subject, truth)
+
+
+def _compare_methods(
+    problem: Problem,
+    settings: Settings,
+    makers: list[tuple[str, Callable[[], Gradient]]],
+    row: GradientProblem,
+    bar: Progress,
+    subject: GradientSubject,
+    truth: Tensor,
+) -> None:
     ready = []
     for label, make in makers:
         bar.step(f"{problem.label}  {label}")

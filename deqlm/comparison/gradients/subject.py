@@ -19,16 +19,27 @@ __all__ = ["GradientSubject"]
 
 
 class GradientSubject:
-    """A case with its loss and what is differentiated; counts evaluations of f and passes of backward through them."""
+    """A case with its loss and what is differentiated; counts evaluations of f and passes of backward through them.
+
+    As a context it freezes again at its end what was frozen: parameters of the user's own layer may be.
+    """
 
     def __init__(self, case: Case, seed: int, stop: Stop) -> None:
         self.stop = stop
         self.z0 = case.z0
+        self.frozen = [p for p in case.parameters if not p.requires_grad]
         draw = torch.Generator().manual_seed(seed + 1)
         self.loss_weight = torch.randn(case.z0.shape, generator=draw, dtype=torch.float64, device="cpu").to(case.z0)
         self.f, self.leaves = _with_leaves(case.f, case.parameters, case.z0)
         self.exact, self.exact_leaves = _with_leaves(case.exact, case.exact_parameters, case.z0.double())
         self.evaluations = self.vjps = 0
+
+    def __enter__(self) -> GradientSubject:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
 
     def counted(self, z: Tensor) -> Tensor:
         """Evaluate f and count."""

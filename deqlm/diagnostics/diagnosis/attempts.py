@@ -16,7 +16,7 @@ from deqlm.diagnostics.diagnosis.growth import Start
 from deqlm.diagnostics.diagnosis.subject import Subject
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 from deqlm.diagnostics.diagnosis.wraps import Wrap
-from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Status, Stop
+from deqlm_solvers import Anderson, Broyden, FixedPoint, Layout, Solution, Solve, Status, Stop
 from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.loop.criterion import Criterion
@@ -218,7 +218,7 @@ def compare_starts(
         except Exception:  # f may raise anything far away; that start finds nothing
             continue
         ends.append((other.z.double(), other.passed))
-    tolerance = (stop.atol + stop.rtol * row_norms(subject.held(z))).clamp_min(1e-300).cpu()
+    tolerance = Criterion(Stop(rtol=stop.rtol, atol=stop.atol), Layout(), z).tolerance(row_norms(subject.held(z))).cpu()
     distance = 0.0
     for (a, ended_a), (b, ended_b) in combinations(ends, 2):
         apart = (row_norms(a - b).cpu() / tolerance)[ended_a & ended_b]

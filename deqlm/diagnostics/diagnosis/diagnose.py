@@ -20,9 +20,9 @@ from deqlm.diagnostics.diagnosis.report import Diagnosis
 from deqlm.diagnostics.diagnosis.subject import DEQSubject, MapSubject, Subject, model_subject
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion, candidates, changed, last_resort
 from deqlm.diagnostics.unchanged import Snapshot, unchanged
-from deqlm.functional import STOP_HINTS
 from deqlm.models import ImplicitLM
 from deqlm_solvers.core.checks import require, suggest
+from deqlm_solvers.core.peer_names import HINTS
 
 __all__ = ["diagnose"]
 
@@ -85,7 +85,7 @@ def diagnose(
         raise TypeError(f"a map takes further arguments as args=(...), got {len(args)} more by position")
     for key in kwargs:
         if key not in KEYWORDS:
-            raise TypeError(f"unknown option {key!r}: {STOP_HINTS.get(key) or suggest(key, (*KEYWORDS, 'probes'))}")
+            raise TypeError(f"unknown option {key!r}: {HINTS.get(key) or suggest(key, (*KEYWORDS, 'probes'))}")
     settings = {**kwargs, **({} if token_mask is None else {"token_mask": token_mask})}
     return _run(lambda kept: MapSubject(target, x, settings, kept), target, probes)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers import Map
+from deqlm_solvers.core.agreement import ROUNDING, rows_changed
 from deqlm_solvers.core.norms import row_norms
 
 __all__ = [
@@ -37,7 +38,7 @@ class Randomness:
         difference: largest ||f(z) - f(z)|| / ||f(z)|| of two evaluations of the bare map at one point; 0 if equal.
         source: which generator moved: torch's, numpy's, `random`'s; "state" when none of them did (a generator or a
             state of f's own); None when the values are equal.
-        held: the solve holds it: a `DEQ` replays torch's generators and buffers, so within one call f is one map.
+        held: the solve holds it: torch's generators and the buffers are replayed, so within one call f is one map.
     """
 
     difference: float
@@ -124,7 +125,7 @@ def probe_mixing(f: Map, z: Tensor, draw: torch.Generator) -> Mixing:
         for row in {0, len(z) - 1}:
             moved = z.clone()
             moved[row] += _shift(z, draw)[row]
-            changed = _differs(f(moved), before)
+            changed = rows_changed(f(moved), before)
             changed[row] = False
             by_value |= set(changed.nonzero().flatten().tolist())
             moved[row] = torch.nan
@@ -151,7 +152,7 @@ def probe_causality(f: Map, z: Tensor, tokens: Tensor, draw: torch.Generator) ->
         shift = _shift(z, draw)
         moved[:, changed.flatten()] += shift[:, changed.flatten()]
         after = f(moved)
-        return bool(_differs(after[:, watched.flatten()], before[:, watched.flatten()]).any())
+        return bool(rows_changed(after[:, watched.flatten()], before[:, watched.flatten()]).any())
 
     cuts = sorted({max(1, length // 2), length - 1})
     if any(reach(tokens[cut:], tokens[:cut]) for cut in cuts):
@@ -187,17 +188,9 @@ def _spread(f: Map, z: Tensor, repeats: int) -> float:
         apart = row_norms(torch.where(again == first, 0.0, again - first))
         both = first.isfinite().all(1) & again.isfinite().all(1)
         quotient = apart / size.clamp_min(torch.finfo(torch.float64).tiny)
-        quotient = torch.where(quotient > 64 * torch.finfo(z.dtype).eps, quotient, 0.0)
+        quotient = torch.where(quotient > ROUNDING * torch.finfo(z.dtype).eps, quotient, 0.0)
         worst = max(worst, float(torch.where(both, quotient, 0.0).amax())) if len(z) else worst
     return worst
-
-
-def _differs(after: Tensor, before: Tensor) -> Tensor:
-    """Return rows that changed by more than rounding, (B,) bool; NaN in both is no change."""
-    same = (after == before) | (after.isnan() & before.isnan())
-    apart = row_norms(torch.where(same, 0.0, after - before))
-    size = row_norms(before.nan_to_num())
-    return ~(apart <= 64 * torch.finfo(after.dtype).eps * size)
 
 
 def _shift(z: Tensor, draw: torch.Generator) -> Tensor:

@@ -29,6 +29,7 @@ ALWAYS: tuple[Promise, ...] = (
     graphs.no_graph_where_nothing_asks,
     graphs.empty_batches_and_rows_pass,
     graphs.a_start_may_be_the_solution,
+    graphs.half_precision_has_gradients,
     graphs.caller_tensors_are_left_alone,
 )
 EXACT: tuple[Promise, ...] = (values.matches_a_dense_solve, values.finite_differences_agree)

@@ -20,6 +20,7 @@ __all__ = [
     "empty_batches_and_rows_pass",
     "eval_mode_has_gradients",
     "grad_mode_decides",
+    "half_precision_has_gradients",
     "no_graph_where_nothing_asks",
     "nothing_stays_on_the_module",
     "the_graph_goes_with_its_last_reference",
@@ -129,6 +130,16 @@ def a_start_may_be_the_solution(gradient: Gradient) -> None:
     expect(sol.steps.tolist() == [1, 1], "{} steps", sol.steps.tolist())
     y.sum().backward()
     torch.testing.assert_close(y, solution, rtol=1e-10, atol=1e-11)
+
+
+def half_precision_has_gradients(gradient: Gradient) -> None:
+    """A bfloat16 state has a finite gradient, and stays in its dtype."""
+    deq = wrap(TanhLayer(4, size=0.3).bfloat16(), gradient, stop=Stop(rtol="auto"), on_failure="ignore")
+    x = torch.randn(2, 4).bfloat16().requires_grad_()
+    y = deq(x)
+    expect(y.dtype == x.dtype, "a state in {} is returned in {}", x.dtype, y.dtype)
+    y.sum().backward()
+    expect(x.grad is not None and x.grad.isfinite().all(), "the gradient is {}", x.grad)
 
 
 def caller_tensors_are_left_alone(gradient: Gradient) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "has_the_names_of_a_mixer",
     "later_tokens_and_other_rows_change_nothing",
     "nothing_injected_is_zero_injected",
+    "nothing_stays_on_the_module",
     "rows_of_a_cache_can_be_chosen",
     "says_its_cost_and_where_input_enters",
 ]
@@ -101,6 +102,28 @@ def nothing_injected_is_zero_injected(make: Make) -> None:
     z, u = inputs(mixer)
     expect(torch.equal(mixer(z), mixer(z, torch.zeros_like(u))), "u=None and u=0 differ")
     expect(not torch.allclose(mixer(z), mixer(z, u)), "u changes nothing")
+
+
+def nothing_stays_on_the_module(make: Make) -> None:
+    """An evaluation adds, changes and removes no attribute and no buffer, and writes neither z nor u."""
+    mixer = make().double()
+    z, u = inputs(mixer)
+    given = z.clone(), u.clone()
+
+    def look() -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, part in mixer.named_modules():
+            found |= {f"{name}.{attribute}": id(value) for attribute, value in vars(part).items()}
+            found |= {f"{name}.{buffer}": (id(t), t._version) for buffer, t in part.named_buffers(recurse=False)}
+        return found
+
+    before = look()
+    mixer(z, u)
+    by_chunks(mixer, z, u, (4,))
+    after = look()
+    moved = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    expect(not moved, "{} changed", ", ".join(moved))
+    expect(torch.equal(z, given[0]) and torch.equal(u, given[1]), "z or u was written")
 
 
 def says_its_cost_and_where_input_enters(make: Make) -> None:

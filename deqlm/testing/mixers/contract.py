@@ -24,6 +24,7 @@ PROMISES: tuple[Callable[[Make], None], ...] = (
     chunks.rows_of_a_cache_can_be_chosen,
     chunks.later_tokens_and_other_rows_change_nothing,
     chunks.nothing_injected_is_zero_injected,
+    chunks.nothing_stays_on_the_module,
     chunks.says_its_cost_and_where_input_enters,
     chunks.finite_differences_agree,
     padding.padding_changes_no_real_token,

@@ -6,6 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deqlm.testing.check import Named, bind, run_all
+from deqlm.testing.solvers.asked import (
+    a_batch_without_rows_passes,
+    broken_numbers_are_told,
+    declared_fields_of_stop_are_obeyed,
+    the_start_is_left_alone,
+)
 from deqlm.testing.solvers.cost import budget, budget_does_not_read_the_device, differentiable, lean
 from deqlm.testing.solvers.rows import (
     alone_agrees_with_blas,
@@ -20,7 +26,15 @@ __all__ = ["check_solver", "solver_checks"]
 
 Promise = Callable[[Solver], None]
 
-ALWAYS: tuple[Promise, ...] = (declarations, true_residual, true_counts)
+ALWAYS: tuple[Promise, ...] = (
+    declarations,
+    true_residual,
+    true_counts,
+    declared_fields_of_stop_are_obeyed,
+    the_start_is_left_alone,
+    broken_numbers_are_told,
+    a_batch_without_rows_passes,
+)
 CHECKS: dict[str, tuple[Promise, ...]] = {
     "known_answers": (known_answers,),
     "rows": (neighbours_do_not_matter, alone_is_together, alone_agrees_with_blas),
@@ -33,7 +47,7 @@ CHECKS: dict[str, tuple[Promise, ...]] = {
 
 
 def check_solver(solver: type[Solver] | Solver | str | Mapping[str, Any]) -> None:
-    """Hold a solver to the contract: true residuals and counts, and every guarantee that its class declares.
+    """Hold a solver to the contract: true residuals and counts, and every guarantee and field that it declares.
 
     Put it into the tests of a package that brings a solver. It takes seconds to a minute, on the CPU.
 

@@ -55,6 +55,33 @@ class Algebra:
         """Whether every element has an inverse."""
         return bool((self.table == 0).any(1).all() and (self.table == 0).any(0).all())
 
+    def generators(self, count: int) -> np.ndarray:
+        """Return ``count`` elements of a group that generate it, the identity not among them; always the same ones.
+
+        Drawn evenly among the sets of this size that do.
+
+        Raises:
+            ValueError: a count out of range, or so small that a hundred sets were drawn in vain.
+        """
+        require(self.is_group, self.name, "a monoid", "a group to have generators")
+        ok = isinstance(count, int) and 1 <= count < len(self)
+        require(ok, f"generators of {self.name}", count, f"a whole number in 1..{len(self) - 1}")
+        random = np.random.default_rng([len(self), count])
+        for _ in range(100):
+            chosen = np.sort(random.choice(np.arange(1, len(self)), count, replace=False))
+            if self._closure(chosen) == len(self):
+                return chosen
+        raise ValueError(f"generators of {self.name} must be more than {count}, which generate a part of it only")
+
+    def _closure(self, chosen: np.ndarray) -> int:
+        """Return how many elements the products of ``chosen`` are."""
+        reached = np.zeros(len(self), dtype=bool)
+        reached[0], size = True, 0
+        while size < reached.sum():
+            size = int(reached.sum())
+            reached[self.table[np.ix_(reached, chosen)].ravel()] = True
+        return size
+
     def is_associative(self) -> bool:
         """Test (a·b)·c = a·(b·c) for all triples, one a at a time: n³ lookups, n² memory."""
         return all(np.array_equal(self.table[row], row[self.table]) for row in self.table)

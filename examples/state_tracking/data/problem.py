@@ -53,9 +53,12 @@ class WordProblem:
         monoids: the other factors.
         p: probability of an easy token; the paper's fraction of hard tokens is 1 - p. (The help text of the authors'
             script says the opposite of what their code does; this is what the code does.)
+        generators: tokens are drawn from so many elements that generate the group, `Algebra.generators`; None draws
+            from all. Only for one group without monoids.
 
     Raises:
-        ValueError: p outside [0, 1], no factor, a group that is none, or p > 0 without a group.
+        ValueError: p outside [0, 1], no factor, a group that is none, p > 0 without a group, or generators of something
+            else than one group.
 
     Reference: paper section "state tracking"; the order of elements is that of the authors' data files.
     """
@@ -63,6 +66,7 @@ class WordProblem:
     groups: tuple[Algebra, ...]
     monoids: tuple[Algebra, ...] = ()
     p: float = 0.0
+    generators: int | None = None
 
     def __post_init__(self) -> None:
         number("p", self.p, "in [0, 1], the probability of an easy token", lambda p: 0 <= p <= 1)
@@ -70,6 +74,11 @@ class WordProblem:
         for group in self.groups:
             require(group.is_group, "groups", group.name, "groups; give monoids as monoids")
         require(self.p == 0 or len(self.groups) > 0, "p", self.p, f"0 without a group, {self.name} has none")
+        if self.generators is not None:
+            alone = len(self.groups) == 1 and not self.monoids
+            require(alone, "generators", self.generators, "None for anything but one group")
+            for group in self.groups:
+                group.generators(self.generators)  # refuses a wrong number here, not at the first draw
 
     @property
     def factors(self) -> tuple[Algebra, ...]:
@@ -78,8 +87,9 @@ class WordProblem:
 
     @property
     def name(self) -> str:
-        """The name that the parser reads, such as "A5xM"."""
-        return "x".join(factor.name for factor in self.factors)
+        """The name that the parser reads, such as "A5xM" or "S5:32"."""
+        chosen = "" if self.generators is None else f":{self.generators}"
+        return "x".join(factor.name for factor in self.factors) + chosen
 
     def __repr__(self) -> str:
         return f"WordProblem({self.name}, p={self.p}, {len(self)} tokens)"
@@ -141,7 +151,9 @@ class WordProblem:
     def _draw_parts(
         self, elements: np.random.Generator, easy: np.random.Generator, shape: tuple[int, int]
     ) -> list[np.ndarray]:
-        parts = [elements.integers(len(factor), size=shape) for factor in self.factors]
+        parts = [elements.integers(self.generators or len(factor), size=shape) for factor in self.factors]
+        if self.generators is not None:
+            parts = [self.groups[0].generators(self.generators)[parts[0]]]
         if self.p == 0:
             return parts
         hard = easy.random(shape) >= self.p
@@ -187,7 +199,7 @@ def word_problem(name: str, monoid: str | None = None, p: float = 0.0) -> WordPr
 
     Args:
         name: factors joined by "x": groups Z<n>, S<n>, A<n>, monoids M (the authors') and F (flip-flop), groups first:
-            "A5", "S3xZ2", "A5xM". The benchmark's "A4_x_Z5" is read too.
+            "A5", "S3xZ2", "A5xM". The benchmark's "A4_x_Z5" is read too. "S5:32" draws from 32 generators of S5.
         monoid: more monoid factors, such as "M" or "MxM"; None adds none.
         p: probability of an easy token.
 
@@ -205,11 +217,14 @@ def word_problem(name: str, monoid: str | None = None, p: float = 0.0) -> WordPr
         ValueError: unknown group or monoid 'B5': did you mean 'Z5'? ...
     """
     require(isinstance(name, str), "name", name, 'a text such as "A5xM"')
+    name, colon, count = name.partition(":")
+    if colon:
+        require(count.isdecimal(), "generators of a name", count, 'a whole number, as in "S5:32"')
     whole_name = name if monoid is None else f"{name}x{monoid}"
     factors = [_factor(part, whole_name) for part in re.split("_x_|x", whole_name)]
     groups = tuple(factor for factor in factors if factor.is_group)
     require(factors[: len(groups)] == list(groups), "name", whole_name, "groups first, then monoids")
-    return WordProblem(groups, tuple(factors[len(groups) :]), p)
+    return WordProblem(groups, tuple(factors[len(groups) :]), p, int(count) if colon else None)
 
 
 def _factor(part: str, name: str) -> Algebra:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,10 @@ class Torchdeq(Peer):
     def arguments(self) -> dict[str, Any]:
         """Return the keywords that the peer reads; it ignores what it does not know."""
 
+    def peer(self) -> Callable[..., Any]:
+        """Return the peer's function."""
+        return load_extra("torchdeq.solver", self.EXTRA, self.name).get_solver(self.FUNCTION)  # type: ignore[no-any-return]
+
     def check(self, z0: Tensor, stop: Stop) -> None:
         super().check(z0, stop)
         both = stop.rtol > 0 and stop.atol > 0
@@ -47,7 +52,7 @@ class Torchdeq(Peer):
         require(stop.max_iter >= self.LEAST, "max_iter", stop.max_iter, f">= {self.LEAST} for {self.name}")
 
     def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout) -> Solution:
-        peer = load_extra("torchdeq.solver", self.EXTRA, self.name).get_solver(self.FUNCTION)
+        peer = self.peer()
         self.check(z0, stop)
         require(layout.scale is None, "scale", layout.scale, f"None for {self.name}, whose test has no scale")
         test = {"tol": stop.rtol, "stop_mode": "rel"} if stop.rtol > 0 else {"tol": stop.atol, "stop_mode": "abs"}

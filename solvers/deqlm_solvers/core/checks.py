@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from deqlm_solvers.core.peer_names import HINTS
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-__all__ = ["LARGEST", "explain_options", "number", "require", "suggest", "whole"]
+__all__ = ["LARGEST", "explain", "explain_options", "number", "require", "suggest", "whole"]
 
 LARGEST = 2**31 - 1
 """Largest whole number of an option that memory is asked for by."""
@@ -82,6 +84,21 @@ def explain_options(hints: Mapping[str, str]) -> Callable[[F], F]:
         return checked  # type: ignore[return-value]
 
     return wrap
+
+
+def explain(name: str, known: Iterable[str]) -> str:
+    """Return what to tell of an unknown option of a class: a name that it is nearly, else where it belongs.
+
+    Examples:
+        >>> explain("dampng", ["memory", "damping"])
+        "did you mean 'damping'? known: damping, memory"
+        >>> explain("beta", ["memory", "damping"])
+        'it is damping=, of the solver; known: damping, memory'
+    """
+    names = sorted(known)
+    if name in HINTS and not get_close_matches(name, names, n=1, cutoff=0.8):
+        return f"{HINTS[name]}; known: {', '.join(names) or '(none)'}"
+    return suggest(name, names)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -1,10 +1,10 @@
-"""What a solve spent."""
+"""What a solve spent, and the one count of the calls of a map."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Cost"]
+__all__ = ["Cost", "Count"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,31 @@ class Cost:
         counts = {"tokens": self.token_evaluations, "products with J": self.jvps, "with J^T": self.vjps}
         parts += [f"{count} {what}" for what, count in counts.items() if count]
         return ", ".join(parts) or "nothing"
+
+
+class Count:
+    """Calls of a map so far, and rows and tokens summed over them.
+
+    A map that holds one as its attribute ``count`` counts its calls itself, and maps that are made of it (on fewer
+    rows, say) share it; everybody else reads.
+
+    Examples:
+        >>> count = Count()
+        >>> count.add(rows=2, tokens=16)
+        >>> count.cost()
+        Cost(evaluations=1, row_evaluations=2, token_evaluations=16, vjps=0, jvps=0)
+    """
+
+    calls = 0
+    rows = 0
+    tokens = 0
+
+    def add(self, rows: int, tokens: int = 0) -> None:
+        """Count one call."""
+        self.calls += 1
+        self.rows += rows
+        self.tokens += tokens
+
+    def cost(self) -> Cost:
+        """Return what was counted."""
+        return Cost(self.calls, self.rows, self.tokens)

@@ -1,4 +1,4 @@
-"""What a solver tells the fused step about its update rule."""
+"""What a solver tells the compiled step about its update rule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Update(IntEnum):
 
 
 class NativeRule(NamedTuple):
-    """Parameters of the fused step; names and meaning as the options of the solvers.
+    """Parameters of the compiled step; names and meaning as the options of the solvers.
 
     Attributes:
         rule: the update rule.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["NORMS", "rms_norms", "row_norms"]
+__all__ = ["NORMS", "max_norms", "rms_norms", "row_norms"]
 
 
 def row_norms(t: Tensor) -> Tensor:
@@ -37,5 +37,15 @@ def rms_norms(t: Tensor) -> Tensor:
     return row_norms(t) / math.sqrt(max(1, t.shape[-1]))
 
 
-NORMS: dict[str, Callable[[Tensor], Tensor]] = {"l2": row_norms, "rms": rms_norms}
+def max_norms(t: Tensor) -> Tensor:
+    """Return the largest absolute value along the last dimension, float64.
+
+    Examples:
+        >>> max_norms(torch.tensor([[2.0, -3.0]])).item()
+        3.0
+    """
+    return t.abs().amax(-1).double() if t.shape[-1] else t.sum(-1).double()
+
+
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {"l2": row_norms, "rms": rms_norms, "max": max_norms}
 """The norms that `Stop` knows by name."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, overload
 
-from deqlm_solvers.core.checks import suggest
+from deqlm_solvers.core.checks import explain
 
 __all__ = ["Options", "options"]
 
@@ -94,7 +94,7 @@ def options(cls: Any = None, /, *, kw_only: bool = True) -> Any:
         def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
             for key in kwargs:
                 if key not in known:
-                    raise TypeError(f"{cls.__name__} got an unknown option {key!r}: {suggest(key, known)}")
+                    raise TypeError(f"{cls.__name__} got an unknown option {key!r}: {explain(key, known)}")
             plain_init(self, *args, **kwargs)
 
         made.__init__ = checked_init  # type: ignore[misc]

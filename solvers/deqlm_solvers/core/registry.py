@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from deqlm_solvers.core.checks import suggest
 from deqlm_solvers.core.options import Options
+from deqlm_solvers.core.peer_names import NAMES
 
 __all__ = ["Registry"]
 
@@ -133,4 +134,6 @@ class Registry(Generic[T]):
             return
         if ":" in name:
             raise KeyError(f"unknown {self.kind} {name!r}: options go into a dict, {{'name': 'anderson', 'memory': 5}}")
+        if NAMES.get(name) in self._classes:
+            raise KeyError(f"unknown {self.kind} {name!r}: it is {NAMES[name]!r} here")
         raise KeyError(f"unknown {self.kind} {name!r}: {suggest(name, [*self, *self._aliases])}")

@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor
 
-from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.adjoint import Adjoint
 from deqlm_solvers.core.cost import Cost
+from deqlm_solvers.core.detached import detached
+from deqlm_solvers.core.policy import RUNAWAY, apply_policy, chosen, outcome
 from deqlm_solvers.core.status import Status
 
-__all__ = ["Adjoint", "ConvergenceError", "ConvergenceWarning", "OnFailure", "Solution", "check_on_failure"]
-
-RUNAWAY = (
-    "the state grows and the residual does not fall: a layer z + F(z), such as a pre-norm block, has no fixed point in "
-    "reach; put a norm after the sum, such as DEQ(nn.Sequential(layer, nn.LayerNorm(width)))"
-)
-"""What to try for rows that ran away."""
-
-OnFailure = Literal["warn", "raise", "ignore"]
-FailedGrad = Literal["drop", "keep", "raise"]
-
-
-class ConvergenceWarning(UserWarning):
-    """Some rows of a solve did not converge; filtered by Python's own warning filters.
-
-    Examples:
-        >>> import warnings
-        >>> warnings.filterwarnings("ignore", category=ConvergenceWarning)  # or DEQ(on_failure="ignore")
-    """
-
-
-class ConvergenceError(RuntimeError):
-    """Some rows of a solve did not converge, and the caller asked for an exception.
-
-    Examples:
-        >>> import torch
-        >>> from deqlm_solvers import FixedPoint, Solve
-        >>> Solve(FixedPoint())(lambda z: 1 - 2 * z, torch.zeros(1, 1)).raise_if_failed()
-        Traceback (most recent call last):
-        deqlm_solvers.core.solution.ConvergenceError: solve: 1 DIVERGED (rows 0) of 1 rows after at most 28...
-    """
-
-
-def check_on_failure(value: str) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of the three policies."""
-    require(value in ("warn", "raise", "ignore"), "on_failure", value, "'warn', 'raise' or 'ignore'")
-
+__all__ = ["Solution"]
 
 _ROWS, _ROWS_SECOND = {"row_axis": 0}, {"row_axis": 1}
 """Metadata of a field that holds one entry per row: the axis along which they lie."""
@@ -85,6 +49,7 @@ class Solution:
             to ||f(z)|| only because z grew, as on layers z + F(z). None where nothing was tested.
         first: ||f(z) - z|| and max(||z||, ||f(z)||) at the start, (2, B) float64; None where nothing was tested.
         solver: what solved it, by which the advice goes.
+        states: points on the way, each like ``z``, one per evaluation that was asked for; empty where none was.
 
     Examples:
         >>> import torch
@@ -109,6 +74,7 @@ class Solution:
     runaway: Tensor | None = field(default=None, metadata=_ROWS)
     first: Tensor | None = field(default=None, metadata=_ROWS_SECOND)
     solver: Any = None
+    states: tuple[Any, ...] = ()
 
     @property
     def converged(self) -> Tensor:
@@ -127,6 +93,23 @@ class Solution:
         # dataclasses.replace costs as much as an evaluation of a small f
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__, **changes)
+        return made
+
+    def detach(self) -> Self:
+        """Return the same without a graph; its ``adjoint`` is a copy, which no later backward fills in."""
+        cut = {name: detached(getattr(self, name)) for name in ("z", "states")}
+        return self.replace(**cut, adjoint=copy.copy(self.adjoint))
+
+    def without_state(self) -> Self:
+        """Return the same with no tensor of the state: what may be kept, however large the states are.
+
+        The ``adjoint`` is the same object, which backward fills in.
+        """
+        return self.replace(z=None, states=())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        made = object.__new__(type(self))
+        made.__dict__.update(copy.deepcopy(self.detach().__dict__, memo))
         return made
 
     def map_rows(self, change: Callable[[Tensor, int], Tensor]) -> Self:
@@ -170,9 +153,9 @@ class Solution:
 
         Reads from the device.
         """
-        text = _summary("solve", self.status, self.relative, self.steps, self.advice)
-        chosen = _chosen(self.picked, self.choices)
-        return f"{text}; {chosen}" if chosen else text
+        text = outcome("solve", self.status, self.relative, self.steps, self.advice)
+        told = chosen(self.picked, self.choices)
+        return f"{text}; {told}" if told else text
 
     def raise_if_failed(self) -> Self:
         """Return self, or raise when a row failed. Reads from the device once.
@@ -191,206 +174,6 @@ class Solution:
         if self.adjoint is not None:
             lines.append(repr(self.adjoint))
         return "Solution(" + "; ".join(lines) + ")"
-
-
-@dataclass(eq=False)
-class Adjoint:
-    """Outcome of a gradient: status, steps and residual of the backward solve, or the growth of truncated terms.
-
-    Empty until backward has run (`ran`). Truncated methods, which solve nothing, fill in only `growth`.
-
-    Attributes:
-        on_failure: what to do when the backward solve does not converge.
-        failed_grad: what to do with its rows that end NONFINITE or DIVERGED: "drop" (their gradient is zero), "keep" or
-            "raise".
-        status: `Status` per row, int8, or None.
-        steps: products with the transposed Jacobian until the row was done, or None.
-        residual: ||J^T w + g - w|| / ||g|| of the returned w, float64, or None.
-        growth: per row, factor by which one more term of a truncated series shrinks (< 1) or grows (> 1), or None.
-        cost: summed over all backward solves of this solution; the pass that carries a solved cotangent on to
-            parameters and inputs, one per backward, is not in it.
-        batch_shape: shape of the entries above; None is (B,).
-        picked: index into ``choices`` of the method that solved the row, int8, where one stood in for another; else
-            None.
-        choices: names of the methods; empty where ``picked`` is None.
-        ask: the call that tells more of a failure, for its text.
-
-    Examples:
-        >>> import deqlm, torch
-        >>> w = torch.tensor(0.5, requires_grad=True)
-        >>> sol = deqlm.solve(lambda z: w * z + 1, torch.zeros(2, 3))
-        >>> sol.adjoint.ran
-        False
-        >>> sol.z.sum().backward()
-        >>> sol.adjoint.converged.tolist()
-        [True, True]
-    """
-
-    on_failure: OnFailure = "warn"
-    failed_grad: FailedGrad = "drop"
-    status: Tensor | None = None
-    steps: Tensor | None = None
-    residual: Tensor | None = None
-    growth: Tensor | None = None
-    cost: Cost = field(default_factory=Cost)
-    batch_shape: tuple[int, ...] | None = None
-    picked: Tensor | None = None
-    choices: tuple[str, ...] = ()
-    ask: str = ""
-
-    def reshape(self, batch_shape: tuple[int, ...]) -> None:
-        """Give what is and what will be recorded one entry per row in the batch shape."""
-        self.batch_shape = batch_shape
-        if self.growth is not None:
-            self.growth = self._shaped(self.growth)
-
-    def _shaped(self, values: Tensor) -> Tensor:
-        return values if self.batch_shape is None else values.reshape(self.batch_shape)
-
-    @property
-    def ran(self) -> bool:
-        """True once a backward solve has been recorded."""
-        return self.status is not None
-
-    @property
-    def converged(self) -> Tensor | None:
-        """True per row whose backward solve is within tolerance; None before backward."""
-        return None if self.status is None else self.status == int(Status.CONVERGED)
-
-    def record(self, sol: Solution, cost: Cost, report: bool = True) -> None:
-        """Add the cost of a backward solve; with ``report`` also keep its outcome and apply the failure policy."""
-        self.cost = self.cost + cost
-        if not report:
-            return
-        self.status, self.steps, self.residual = (self._shaped(t) for t in (sol.status, sol.steps, sol.residual))
-        self.picked, self.choices = None if sol.picked is None else self._shaped(sol.picked), sol.choices
-        if self.failed_grad == "raise":
-            apply_policy(
-                "raise",
-                torch.where(sol.status < int(Status.DIVERGED), 0, sol.status),
-                sol.residual,
-                sol.steps,
-                "backward solve",
-                advise=sol.advice,
-                ask=self.ask,
-            )
-        if self.on_failure != "ignore":
-            told = (sol.status, sol.residual, sol.steps, "backward solve")
-            apply_policy(self.on_failure, *told, advise=sol.advice, ask=self.ask)
-
-    def record_terms(self, growth: Tensor | None, cost: Cost) -> None:
-        """Add the cost of a truncated series that was summed in backward, and keep the growth of its terms, (B,)."""
-        self.cost = self.cost + cost
-        self.growth = None if growth is None else self._shaped(growth)
-
-    def __repr__(self) -> str:
-        if self.status is not None and self.residual is not None and self.steps is not None:
-            text = _summary("backward solve", self.status, self.residual, self.steps)
-            chosen = _chosen(self.picked, self.choices)
-            return "; ".join(part for part in (text, chosen, f"its cost: {self.cost}") if part)
-        if self.growth is not None:
-            worst = f"{self.growth.max().item():.2g}" if self.growth.numel() else "none"
-            return f"gradient: truncated series, largest growth per term {worst}"
-        return "backward solve: not run yet"
-
-
-def apply_policy(
-    policy: OnFailure,
-    status: Tensor,
-    relative: Tensor,
-    steps: Tensor,
-    what: str,
-    *,
-    advise: Callable[[Status], str] = lambda kind: kind.hint,
-    likely: Callable[[], str] = str,
-    ask: str = "",
-) -> None:
-    """Warn or raise when a row failed; reads one flag from the device.
-
-    The text of a warning holds no numbers, so that Python shows it once per place and not once per call; an error tells
-    everything.
-
-    Args:
-        policy: what to do.
-        status: of every row.
-        relative: likewise, the relative residual.
-        steps: likewise, evaluations.
-        what: "solve" or "backward solve".
-        advise: returns what to try after a status.
-        likely: called when a row failed; what is probably wrong, which is told in place of the hints of the statuses.
-        ask: the call that tells more.
-    """
-    if policy == "ignore" or not bool((status > int(Status.BUDGET)).any()):
-        return
-    cause = likely()
-    more = f" print({ask}) says more." if ask else ""
-    if policy == "raise":
-        told = f". Likely: {cause}" if cause else ""
-        raise ConvergenceError(f"{_summary(what, status, relative, steps, _silent if cause else advise)}{told}.{more}")
-    seen = [kind for kind in Status if kind.failed and bool((status == int(kind)).any())]
-    names = ", ".join(kind.name for kind in seen)
-    advice = f"Likely: {cause}." if cause else " ".join(f"{k.name}: {advise(k)}." for k in seen)
-    text = f"{what}: some rows ended {names}; {_WHERE[what]} says which. {advice}{more}"
-    warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
-
-
-def _silent(kind: Status) -> str:
-    return ""
-
-
-_WHERE = {
-    "solve": "Solution.summary()",
-    "backward solve": "Solution.adjoint (its tolerance is that of gradient=Implicit(solve=Solve(solver, stop)))",
-}
-
-
-def user_level() -> int:
-    """Return the stacklevel of the nearest caller outside this library and torch."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-_OURS = ("deqlm", "deqlm_solvers", "torch")
-
-
-def _summary(
-    what: str,
-    status: Tensor,
-    relative: Tensor,
-    steps: Tensor,
-    advise: Callable[[Status], str] = lambda kind: kind.hint,
-) -> str:
-    codes = status.flatten().tolist()
-    if not codes:
-        return f"{what}: no rows"
-    parts, told = [], []
-    for kind in Status:
-        rows = [i for i, code in enumerate(codes) if code == kind]
-        if rows:
-            shown = f" (rows {_listing(rows)})" if kind.failed else ""
-            parts.append(f"{len(rows)} {kind.name}{shown}")
-            hint = advise(kind) if kind.failed else ""
-            if hint:
-                told.append(f"{kind.name}: {hint}")
-    worst = relative.flatten().max().item()
-    text = f"{what}: {', '.join(parts)} of {len(codes)} rows after at most {int(steps.max())} evaluations, "
-    text += f"largest relative residual {worst:.2g}"
-    return text + "".join(f". {hint}" for hint in told)
-
-
-def _chosen(picked: Tensor | None, choices: tuple[str, ...]) -> str:
-    """Return "picked: 30 fixed_point, 2 anderson", in the order of ``choices``, or nothing."""
-    if picked is None or not picked.numel():
-        return ""
-    counts = torch.bincount(picked.flatten().long(), minlength=len(choices)).tolist()
-    return "picked: " + ", ".join(f"{n} {name}" for n, name in zip(counts, choices, strict=True) if n)
-
-
-def _listing(rows: list[int], most: int = 8) -> str:
-    shown = ", ".join(map(str, rows[:most]))
-    return shown if len(rows) <= most else f"{shown}, ... {len(rows)} in all"
 
 
 @functools.cache

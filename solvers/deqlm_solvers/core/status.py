@@ -23,7 +23,8 @@ class Status(IntEnum):
     BUDGET = 1
     """A fixed number of evaluations was asked for and made; nothing was tested. No failure."""
     MAX_ITER = 2
-    """``max_iter`` evaluations were made and no tested point was within tolerance."""
+    """``max_iter`` evaluations were made, or a share of the other rows had passed (`Stop.share`), and no tested point
+    was within tolerance."""
     STALLED = 3
     """No progress for ``patience`` evaluations, or the residual and f(z) vanish together, or another library's solver
     gave up before ``max_iter``."""

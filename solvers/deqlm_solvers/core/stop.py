@@ -13,6 +13,7 @@ import torch
 from deqlm_solvers.core.checks import number, require, whole
 from deqlm_solvers.core.norms import NORMS
 from deqlm_solvers.core.options import Options, options
+from deqlm_solvers.core.rule import Rule
 
 __all__ = ["Stop"]
 
@@ -33,15 +34,17 @@ class Stop(Options):
 
     ``rtol=0, atol=0`` is a *budget*: exactly ``max_iter`` evaluations and steps, no test, no freezing, no host sync;
     the row returns z_K, and the reported residual is that of z_{K-1}. Only a row whose last residual is not finite
-    is marked, as NONFINITE.
+    is marked, as NONFINITE. ``max_iter=0`` is a budget too, whatever the tolerances: f is not evaluated, the start is
+    returned, its residual is unknown and told as infinite, and a start that is not finite is NONFINITE. A gradient
+    method that takes steps takes them from there.
 
     Args:
-        max_iter: largest number of evaluations of f, >= 1.
+        max_iter: largest number of evaluations of f, >= 0.
         rtol: relative tolerance, >= 0, without unit; "auto" is 1e-4, or 4 eps of the dtype that f computes in where
             that is more (bfloat16 and float16 states, autocast).
         atol: absolute tolerance, >= 0, in the unit of the norm.
-        norm: "l2", "rms" (l2 divided by the root of the number of unknowns), or weights >= 0 of a weighted l2 norm:
-            one per leaf of the state, or one per unknown of a row.
+        norm: "l2", "rms" (l2 divided by the root of the number of unknowns), "max" (the largest unknown), or weights
+            >= 0 of a weighted l2 norm: one per leaf of the state, or one per unknown of a row.
         per: what must pass: "row" (one norm over the row), "token" (every position along ``token_dim``; a norm over a
             sequence lets late tokens pass that have not moved yet), or "leaf" (every tensor of a tree, so that a big
             one cannot hide a small one).
@@ -68,6 +71,11 @@ class Stop(Options):
             early: causal maps can hold their residual for hundreds of evaluations and then drop to zero.
         divergence: a row ends DIVERGED when its residual exceeds this multiple of its first one; > 1, inf disables it.
             Solvers that try points and refuse them (line searches, Anderson, Broyden) go on while they have others.
+        criterion: a `Rule` that says what passes in place of the tolerance, such as `ReadOut`; None is the tolerance.
+        share: the solve ends when this share of the rows has passed, in (0, 1]; the others end MAX_ITER with their best
+            point, if not otherwise. When a row ends then depends on the others.
+        first_tokens: factors of the tolerance of the first tokens, with per="token", such as (10.0,) for a first token
+            that may be looser; the rest has 1.
 
     Raises:
         ValueError: a value that breaks its rule.
@@ -81,7 +89,7 @@ class Stop(Options):
     # "auto" is a number before anything but `resolve` reads it
     rtol: float | Any = 1e-4
     atol: float = 0.0
-    norm: Literal["l2", "rms"] | Sequence[float] = "l2"
+    norm: Literal["l2", "rms", "max"] | Sequence[float] = "l2"
     per: Literal["row", "token", "leaf"] = "row"
     token_dim: int = 1
     keep: Literal["best", "best_f"] = "best"
@@ -91,9 +99,12 @@ class Stop(Options):
     trace: bool = False
     patience: int | None = None
     divergence: float = 1e8
+    criterion: Rule | None = None
+    share: float = 1.0
+    first_tokens: Sequence[float] = ()
 
     def __post_init__(self) -> None:
-        whole("max_iter", self.max_iter, 1, sys.maxsize)
+        whole("max_iter", self.max_iter, 0, sys.maxsize)
         rule = "finite and >= 0"
         number("atol", self.atol, rule, lambda t: math.isfinite(t) and t >= 0)
         if self.rtol != "auto":
@@ -102,7 +113,7 @@ class Stop(Options):
             known = ", ".join(map(repr, NORMS))
             require(self.norm in NORMS, "norm", self.norm, f"{known} or a sequence of weights")
         else:
-            rule = "'l2', 'rms', or weights that are finite and >= 0, at least one of them > 0"
+            rule = "'l2', 'rms', 'max', or weights that are finite and >= 0, at least one of them > 0"
             require(isinstance(self.norm, Sequence) and not isinstance(self.norm, bytes), "norm", self.norm, rule)
             weights = tuple(float(w) for w in self.norm)
             require(any(weights) and all(math.isfinite(w) and w >= 0 for w in weights), "norm", self.norm, rule)
@@ -119,14 +130,17 @@ class Stop(Options):
         if self.patience is not None:
             whole("patience", self.patience, 1, sys.maxsize)
         number("divergence", self.divergence, "> 1", lambda d: d > 1)
+        require(isinstance(self.criterion, Rule | None), "criterion", self.criterion, "a Rule, such as ReadOut(head)")
+        number("share", self.share, "in (0, 1]", lambda s: 0 < s <= 1)
+        object.__setattr__(self, "first_tokens", _factors(self.first_tokens))
         for name in ("rtol", "atol", "divergence"):
             _keep_as_double(self, name)
         self._refuse_ignored()
 
-    @property
+    @functools.cached_property
     def is_budget(self) -> bool:
-        """True when nothing is tested: both tolerances are zero."""
-        return self.rtol == 0 and self.atol == 0
+        """True when nothing is tested: both tolerances are zero, or no evaluation is made."""
+        return (self.rtol == 0 and self.atol == 0) or self.max_iter == 0
 
     def resolve(self, *dtypes: torch.dtype, rtol: float = 1e-4) -> Stop:
         """Return the rule with a number for ``rtol="auto"``; self where it has one.
@@ -146,13 +160,13 @@ class Stop(Options):
 
     def _refuse_ignored(self) -> None:
         """A setting that would be ignored is an error."""
-        if self.is_budget:
+        if self.rtol == 0 and self.atol == 0:
             self._only_default(
                 "is not used by a budget (rtol=0, atol=0), which tests nothing",
-                *("keep", "test_every", "check_every", "compact", "patience", "divergence"),
+                *("keep", "test_every", "check_every", "compact", "patience", "divergence", "share", "first_tokens"),
             )
         if self.keep == "best_f":
-            unused = ("atol", "per", "test_every", "compact", "patience", "divergence")
+            unused = ("atol", "per", "test_every", "compact", "patience", "divergence", "criterion", "share")
             self._only_default("is not used with keep='best_f'", *unused)
         if self.test_every == "auto":
             self._only_default(
@@ -161,12 +175,24 @@ class Stop(Options):
         if self.compact == "at_once":
             self._only_default("is not used with compact='at_once', which looks at every test", "check_every")
         if self.per != "token":
-            self._only_default("is not used unless per='token'", "token_dim")
+            self._only_default("is not used unless per='token'", "token_dim", "first_tokens")
+        if self.criterion is not None:
+            self._only_default("is not used with a criterion, which says what passes", "rtol", "atol", "norm", "per")
+        if self.check_every == 0 or self.test_every == "auto":
+            self._only_default("needs check_every >= 1 and a number for test_every: the host must look", "share")
 
     def _only_default(self, why: str, *names: str) -> None:
         for name in names:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:  # type: ignore[attr-defined]
                 raise ValueError(f"{name}={getattr(self, name)!r} {why}")
+
+
+def _factors(given: Any) -> tuple[float, ...]:
+    rule = "a sequence of factors > 0 of the tolerance, such as (10.0,)"
+    require(isinstance(given, Sequence) and not isinstance(given, str | bytes), "first_tokens", given, rule)
+    for factor in given:
+        number("first_tokens", factor, rule, lambda f: 0 < f < math.inf)
+    return tuple(float(factor) for factor in given)
 
 
 def _keep_as_double(stop: Stop, name: str) -> None:

@@ -56,6 +56,9 @@ class Backend(ABC):
     @classmethod
     def declines(cls, method: Method, stop: Stop, layout: Layout, z: Tensor) -> str:
         """Return why a solve from ``z`` (B, N), inner dtype, cannot be had here; empty where it can."""
+        if stop.criterion is not None and "criterion" not in cls.knows_stop:
+            # not kept in a cache, which would keep what it captures
+            return f"it does not know Stop(criterion={stop.criterion!r})"
         return _unknown_stop(cls, stop) or unknown("Layout", layout, cls.knows_layout)
 
     @abstractmethod

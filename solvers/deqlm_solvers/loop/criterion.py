@@ -83,10 +83,17 @@ class Criterion:
             raise ValueError("token_mask is not used unless Stop(per='token')")
         self.masked = None if self.mask is None else self._masked_unknowns(self.mask, z)
         self.plain = stop.per == "row" and stop.norm == "l2"
+        self.factors: Tensor | None = None
+        if stop.first_tokens:
+            count = self.leaves[0][self.token_axis]
+            factors = [*stop.first_tokens, *[1.0] * count][:count]
+            self.factors = torch.tensor(factors, dtype=torch.float64, device=z.device)
 
     def __call__(self, at: Evaluation) -> Residuals:
         """Read one evaluation, (B, N)."""
         residual, relative, ratio, size = self.groups(at)
+        if self.stop.criterion is not None:
+            ratio = self._own(at)
         if self.stop.per == "row":
             return Residuals(residual, relative, ratio, None, size)
         if self.mask is not None:
@@ -107,8 +114,25 @@ class Criterion:
         size, scale = torch.maximum(norm, size), self.scale
         if scale is not None:
             norm = torch.maximum(norm, scale if norm.dim() == 1 else scale[:, None])
+        return residual, residual / norm.clamp_min(SMALLEST), residual / self.tolerance(norm), size
+
+    def tolerance(self, norm: Tensor) -> Tensor:
+        """Return what a residual may be where max(||f(z)||, s) is ``norm``: (B,) float64 of rows, (B, G) of groups."""
         tolerance = norm * self.stop.rtol + self.floor
-        return residual, residual / norm.clamp_min(SMALLEST), residual / tolerance.clamp_min(SMALLEST), size
+        return (tolerance if self.factors is None else tolerance * self.factors).clamp_min(SMALLEST)
+
+    def _own(self, at: Evaluation) -> Tensor:
+        """Return what the user's rule makes of an evaluation, (B,) float64."""
+        rule = self.stop.criterion
+        assert rule is not None
+        with torch.no_grad():
+            z, fz = (parts[0] if len(parts) == 1 else tuple(parts) for parts in map(self._split, (at.z, at.fz)))
+            ratio = rule.ratio(z, fz)
+        if not isinstance(ratio, Tensor):
+            raise TypeError(f"the ratio of {type(rule).__name__} must be a tensor, got {type(ratio).__name__}")
+        what = f"the shape of the ratio of {type(rule).__name__}"
+        require(ratio.shape == at.z.shape[:1], what, tuple(ratio.shape), f"one value per row, ({at.z.shape[0]},)")
+        return ratio.detach().to(at.z.device, torch.float64)
 
     def norm(self, fz: Tensor) -> Tensor:
         """Return ||f(z)|| of rows, (B,) float64; for per="row"."""

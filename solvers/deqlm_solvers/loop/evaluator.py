@@ -1,4 +1,4 @@
-"""The map as the loop and the steps see it: checked, counted, and cast to the inner dtype."""
+"""The map as the loop and the steps see it: checked, cast to the inner dtype, and counted if it does not count."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.cost import Cost
+from deqlm_solvers.core.cost import Cost, Count
 from deqlm_solvers.core.dtypes import autocast_dtype, inner_dtype
-from deqlm_solvers.core.kinds import require_state
+from deqlm_solvers.core.kinds import refuse_transforms, require_state
 from deqlm_solvers.core.solver import Evaluation, Map
-from deqlm_solvers.core.transforms import refuse_transforms
 from deqlm_solvers.loop.derivative import Derivatives
 from deqlm_solvers.loop.subset import subset
 
@@ -29,8 +28,9 @@ def check_start(z0: Tensor) -> None:
         raise TypeError(f"z0 must be a tensor, got {type(z0).__name__}")
     refuse_transforms(z0)
     require_state(z0, "z0")
-    require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
-    require(z0.is_floating_point(), "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
+    if z0.dim() != 2 or not z0.is_floating_point():
+        require(z0.dim() == 2, "z0", tuple(z0.shape), "of shape (B, N), rows by unknowns")
+        require(False, "z0", z0.dtype, "floating point (z0.float()); complex as pairs of reals")
 
 
 class Evaluator:
@@ -42,7 +42,7 @@ class Evaluator:
     the loop turns it off for its own algebra, and it is on again inside f.
 
     Args:
-        f: the map.
+        f: the map; one with a `Count` counts itself.
         z0: start, (B, N).
         round: see `Layout`.
         record: the first evaluation keeps the graph of f, for products with the Jacobian there.
@@ -66,17 +66,19 @@ class Evaluator:
         self.autocast = autocast_dtype(z0.device.type)
         self.eps = torch.finfo(self.autocast or z0.dtype).eps
         self.round = round
-        self.steps = self._beside = self._rows = self._vjps = self._jvps = 0
+        self.steps = self._vjps = self._jvps = 0
+        own = getattr(f, "count", None)
+        self._count = own if isinstance(own, Count) else Count()
+        self._before = (self._count.calls, self._count.rows)
         self._whole = self._mapped = f
         self._present: Tensor | None = None
-        self._f = self._in_autocast(f)
+        self._f = self._called(f)
         self._derivatives: Derivatives | None = Derivatives() if record else None
         self._asked: tuple[Tensor | None] | None = (None,) if record else None
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return f(z), (B, N), state dtype, counted and otherwise as it is."""
         self.steps += 1
-        self._rows += z.shape[0]
         return self._f(z)
 
     def at(self, z: Tensor) -> Evaluation:
@@ -104,7 +106,6 @@ class Evaluator:
         """Return f(point), state dtype, counted, after a look at what f returned; errors as for `at`."""
         version = -1 if point.is_inference() else point._version
         self.steps += 1
-        self._rows += point.shape[0]
         fz = self._f(point)
         if version >= 0 and point._version != version:
             raise ValueError("f wrote into its argument in place; return a new tensor (z.clone() first, or z + 1)")
@@ -116,17 +117,17 @@ class Evaluator:
 
     def aside(self, z: Tensor) -> Tensor:
         """Return f(z), (B, N), state dtype, as a call that is no point of the solve: paid for by whoever planned it."""
-        return self._beside_steps(self._f, z.to(self.dtype))
+        return self._f(z.to(self.dtype))
 
     @property
     def calls(self) -> int:
         """Calls of f so far: `steps` and those beside them."""
-        return self.steps + self._beside
+        return self._count.calls - self._before[0]
 
     @property
     def cost(self) -> Cost:
         """What was spent so far."""
-        return Cost(self.calls, self._rows, jvps=self._jvps, vjps=self._vjps)
+        return Cost(self.calls, self._count.rows - self._before[1], jvps=self._jvps, vjps=self._vjps)
 
     @property
     def narrowed(self) -> bool:
@@ -144,7 +145,7 @@ class Evaluator:
             return False
         if self._present is None:
             point, value = at.z.to(self.dtype), at.fz.to(self.dtype)
-            made = subset(self._whole, rows, point, value, lambda f, z: self._beside_steps(self._in_autocast(f), z))
+            made = subset(self._whole, rows, point, value, lambda f, z: self._called(f)(z))
             self._present = rows
         else:
             # the probe of the first time has shown that rows of the whole do not mix, so it is the whole that is cut
@@ -152,17 +153,17 @@ class Evaluator:
             made = self._whole.narrow(self._present)  # type: ignore[attr-defined]
         if made is None:
             return False
-        self._mapped, self._f = made, self._in_autocast(made)
+        self._mapped, self._f = made, self._called(made)
         self.shape = torch.Size((rows.shape[0], self.shape[1]))
         return True
 
     def widen(self, z: Tensor) -> Evaluation:
         """Evaluate all rows at ``z`` (B, N) beside the steps; what `narrow` has left out is there again."""
-        self._mapped, self._f = self._whole, self._in_autocast(self._whole)
+        self._mapped, self._f = self._whole, self._called(self._whole)
         self.shape, self._present, self._asked = z.shape, None, None
         before = self.steps
         at = self.at(z)
-        self._put_beside(before)
+        self.steps = before
         return at
 
     def carry(self, v: Tensor | None) -> None:
@@ -193,7 +194,7 @@ class Evaluator:
         try:
             products = self.derivatives.products(self, z.to(self.dtype), v.to(self.dtype))
         finally:
-            self._put_beside(before)
+            self.steps = before
         self._jvps += v.shape[0]
         return products.to(self.inner)
 
@@ -214,7 +215,7 @@ class Evaluator:
         try:
             jacobian, by_columns = self.derivatives.jacobian(self, z.to(self.dtype))
         finally:
-            self._put_beside(before)  # they are paid for by their products
+            self.steps = before  # they are paid for by their products
         if by_columns:
             self._jvps += self.shape[1]
         else:
@@ -257,26 +258,10 @@ class Evaluator:
             self._jvps += 1
         return Evaluation(point.to(self.inner), fz.to(self.inner), None if product is None else product.to(self.inner))
 
-    def _beside_steps(self, f: Map, z: Tensor) -> Tensor:
-        self._beside += 1
-        self._rows += z.shape[0]
-        return f(z)
-
-    def _put_beside(self, before: int) -> None:
-        """Count the calls since ``before`` steps as none of the steps."""
-        self._beside += self.steps - before
-        self.steps = before
-
-    def _in_autocast(self, f: Map) -> Map:
-        if self.autocast is None:
-            return f
-        device, dtype = self.device.type, self.autocast
-
-        def evaluate(z: Tensor) -> Tensor:
-            with torch.autocast(device, dtype=dtype):
-                return f(z)
-
-        return evaluate
+    def _called(self, f: Map) -> Map:
+        """Return ``f``, or a part of it, as it is called here: counted, in the autocast of the caller."""
+        counted = f if getattr(f, "count", None) is self._count else _counted(f, self._count)
+        return counted if self.autocast is None else _in_autocast(counted, self.device.type, self.autocast)
 
     def _refuse(self, fz: Tensor) -> None:
         for what, got, want in (
@@ -285,3 +270,19 @@ class Evaluator:
             ("device", fz.device, self.device),
         ):
             require(got == want, f"the {what} of f(z)", got, f"that of z, {want}")
+
+
+def _counted(f: Map, count: Count) -> Map:
+    def call(z: Tensor) -> Tensor:
+        count.add(z.shape[0])
+        return f(z)
+
+    return call
+
+
+def _in_autocast(f: Map, device: str, dtype: torch.dtype) -> Map:
+    def evaluate(z: Tensor) -> Tensor:
+        with torch.autocast(device, dtype=dtype):
+            return f(z)
+
+    return evaluate

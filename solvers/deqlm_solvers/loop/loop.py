@@ -11,6 +11,7 @@ from torch import Tensor
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Map
+from deqlm_solvers.core.status import Status
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.backend import Backend
 from deqlm_solvers.loop.criterion import warn_below_floor
@@ -19,7 +20,7 @@ from deqlm_solvers.loop.method import Method
 from deqlm_solvers.loop.native_backend import NativeBackend
 from deqlm_solvers.loop.torch_backend import TorchBackend
 
-__all__ = ["ENGINES", "run"]
+__all__ = ["ENGINES", "run", "unmoved"]
 
 ENGINES: dict[str, type[Backend]] = {"cpp": NativeBackend}
 """Engines beside torch operations, by the name that a method's option ``impl`` asks for them; "auto" tries them all."""
@@ -38,8 +39,11 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
             differentiable, but for rows that end NONFINITE or DIVERGED.
     """
     check_start(z0)
+    if stop.max_iter == 0:
+        return unmoved(z0)
     evaluator = Evaluator(f, z0, layout.round, record=method.differentiates)
-    warn_below_floor(stop, evaluator.autocast or z0.dtype)
+    if stop.rtol < evaluator.eps:
+        warn_below_floor(stop, evaluator.autocast or z0.dtype)
     quiet = nullcontext() if evaluator.autocast is None else torch.autocast(z0.device.type, enabled=False)
     with torch.set_grad_enabled(graph), quiet:
         z = z0.to(evaluator.inner, copy=True, memory_format=torch.contiguous_format)
@@ -70,6 +74,15 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
             z = z.to(z0.dtype).to(evaluator.inner)
         sol = backend.finish(z, evaluator.cost, keep_last=graph)
     return sol if sol.z.dtype == z0.dtype else sol.replace(z=sol.z.to(z0.dtype))
+
+
+def unmoved(z0: Tensor) -> Solution:
+    """Return the solution of ``Stop(max_iter=0)``: the start ``z0`` (B, N), of which nothing is known."""
+    check_start(z0)
+    unknown = torch.full((z0.shape[0],), torch.inf, dtype=torch.float64, device=z0.device)
+    status = torch.where(z0.isfinite().all(1), int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8)
+    steps = torch.zeros_like(status, dtype=torch.int64)
+    return Solution(z=z0.detach().clone(), residual=unknown, relative=unknown, steps=steps, status=status)
 
 
 def choose_backend(method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> Backend:

@@ -72,7 +72,7 @@ class NativeBackend(Backend):
     def declines(cls, method: Method, stop: Stop, layout: Layout, z: Tensor) -> str:
         """Return why not; builds the compiled step if nothing else stands against it."""
         if method.native_rule() is None:
-            return "the solver has no fused step"
+            return "the solver has no compiled step"
         if z.device.type != "cpu":
             return f"it runs on the CPU, and the state is on {z.device}"
         if z.dtype not in (torch.float32, torch.float64) or type(z) is not Tensor:
@@ -88,31 +88,29 @@ class NativeBackend(Backend):
         assert library is not None and native is not None
         self.native, self.stop, self.start = native, stop, z
         self.rows, self.unknowns = z.shape
-        suffix = "float" if z.dtype == torch.float32 else "double"
-        functions = library.functions
-        self.functions = functions
-        names = ("advance", "finish", "settle", "review")
-        self._advance, self._finish, self._settle, self._review = [getattr(functions, f"{n}_{suffix}") for n in names]
-        criterion = Criterion(stop, layout, z)
-        self.criterion, self.masked = criterion, criterion.masked
-        self._masked = criterion.masked
-        plain = stop.per == "row" and stop.norm == "l2" and layout.scale is None and layout.atol_scale is None
-        key = (native, stop, self.rows, self.unknowns, z.dtype, torch.get_num_threads())
+        self.functions = library.functions
+        self._advance, self._finish, self._settle, self._review, open_, bytes_ = _compiled(self.functions, z.dtype)
+        key = (native, stop, self.rows, self.unknowns, z.dtype, eps, torch.get_num_threads())
         solve = _Solve.from_buffer_copy(_described(*key))
-        solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
         self.solve, self.pointer = solve, ctypes.addressof(solve)
-        self.keep = (_ONE,) if plain else _groups(solve, stop, criterion)
-        if plain:
+        # what the library reads by itself needs no criterion, unless its residuals are kept step by step
+        given = (layout.scale, layout.atol_scale, layout.token_mask)
+        plain = stop.per == "row" and stop.norm == "l2" and all(each is None for each in given)
+        self.criterion = None if plain and not stop.trace else Criterion(stop, layout, z)
+        self.masked = self._masked = None if self.criterion is None else self.criterion.masked
+        self.keep: Any = _ONE
+        if plain or self.criterion is None:
             solve.group_root = ctypes.addressof(_ONE)
+        else:
+            self.keep = _groups(solve, stop, self.criterion)
         self.first = None if layout.first is None else layout.first.contiguous()
         solve.first = _pointer(self.first)
         self.best_z = None if solve.budget else torch.empty_like(z)
         self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64, device=CPU) if solve.token else None
         solve.best_z, solve.token_steps = _pointer(self.best_z), _pointer(self.token_steps)
-        size = getattr(functions, f"workspace_bytes_{suffix}")(self.pointer)
-        self.workspace = torch.empty(size, dtype=torch.uint8, device=CPU)
+        self.workspace = torch.empty(bytes_(self.pointer), dtype=torch.uint8, device=CPU)
         solve.workspace = self.workspace.data_ptr()
-        getattr(functions, f"open_{suffix}")(self.pointer, z.data_ptr())
+        open_(self.pointer, z.data_ptr())
         self.every = 0 if stop.test_every == "auto" or solve.budget else stop.test_every
         self.looked = self.k = 0
         self.trace: list[Tensor] = []
@@ -144,7 +142,7 @@ class NativeBackend(Backend):
             None if trace is None else trace.data_ptr(),
         )
         if self.traced:
-            self._trace(self.criterion(at).residual if budget else trace)
+            self._trace(self.criterion(at).residual if budget and self.criterion is not None else trace)
         if last and not budget:
             return z, False
         looks = self._looks(k, tests)
@@ -285,8 +283,7 @@ def native_bytes(
         return None
     solve = _describe(native, stop, rows, unknowns, dtype, torch.get_num_threads())
     solve.groups = groups
-    suffix = "float" if dtype == torch.float32 else "double"
-    workspace = getattr(library.functions, f"workspace_bytes_{suffix}")(ctypes.addressof(solve))
+    workspace = _compiled(library.functions, dtype)[-1](ctypes.addressof(solve))
     point = 0 if stop.is_budget else rows * unknowns * dtype.itemsize
     return workspace + point + (8 * rows * groups if stop.per == "token" else 0)
 
@@ -294,11 +291,23 @@ def native_bytes(
 _ONE = (ctypes.c_double * 1)(1.0)
 
 
+@functools.lru_cache(maxsize=8)
+def _compiled(functions: Any, dtype: torch.dtype) -> list[Any]:
+    """Return what the library does for one dtype, in the order in which `NativeBackend` takes it apart."""
+    suffix = "float" if dtype == torch.float32 else "double"
+    names = ("advance", "finish", "settle", "review", "open", "workspace_bytes")
+    return [getattr(functions, f"{name}_{suffix}") for name in names]
+
+
 @functools.lru_cache(maxsize=64)
-def _described(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> bytes:
+def _described(
+    native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, eps: float, threads: int
+) -> bytes:
     library = load().library
     assert library is None or library.functions.struct_bytes() == ctypes.sizeof(_Solve), "state.h and _Solve differ"
-    return bytes(_describe(native, stop, rows, unknowns, dtype, threads))
+    solve = _describe(native, stop, rows, unknowns, dtype, threads)
+    solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
+    return bytes(solve)
 
 
 def _describe(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> _Solve:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.native_rule import NativeRule
+from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.loop import run
@@ -57,7 +59,7 @@ class StepSolver(Solver):
         return True
 
     def native_rule(self) -> NativeRule | None:
-        """Return the parameters of the fused step that does the same on a CPU, or None."""
+        """Return the parameters of the compiled step that does the same on a CPU, or None."""
         return None
 
     def picked(self, state: Any) -> tuple[Tensor, tuple[str, ...]] | None:
@@ -91,4 +93,9 @@ class StepSolver(Solver):
         """
         return self
 
-    solve = run  # type: ignore[assignment]
+    if TYPE_CHECKING:  # the loop with its first argument bound, as checkers see it
+
+        def solve(self, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: bool = False) -> Solution: ...
+
+    else:
+        solve = run

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from deqlm_solvers.core.dtypes import rounding_slack
+from deqlm_solvers.core.agreement import rows_agree
 from deqlm_solvers.core.solver import Map
 
 __all__ = ["SubsetMap", "subset"]
@@ -62,11 +61,7 @@ def subset(
         return None
     if not isinstance(got, Tensor) or got.shape != want.shape:
         return None
-    slack = rounding_slack(want.dtype)
-    apart = torch.linalg.vector_norm((got - want).nan_to_num(0.0), dim=1, dtype=torch.float64)
-    size = torch.linalg.vector_norm(want.nan_to_num(0.0), dim=1, dtype=torch.float64)
-    same = (apart <= slack * size + torch.finfo(want.dtype).tiny) & (got.isfinite() == want.isfinite()).all(1)
-    if not bool(same.all()):
+    if not bool(rows_agree(got, want).all()):
         return None
     if hasattr(f, "apart"):
         f.apart = True  # type: ignore[attr-defined]

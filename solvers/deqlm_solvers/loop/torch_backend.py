@@ -51,11 +51,12 @@ class TorchBackend(Backend):
         if tracker.taken_up:
             self.state = self.method.renew(at.z, self.state)
         z_next, self.state = self.method.step(self.evaluator, at, self.state)
+        active = tracker.active
         if self.choice is not None and (choice := self.method.picked(self.state)) is not None:
             # what a row picked until it was done is kept; the state of a method goes on for rows that are
-            active, (now, names) = tracker.active, choice
+            now, names = choice
             self.choice = (now if active is None else torch.where(active, now, self.choice[0]), names)
-        z = tracker.freeze(z_next, at.z)
+        z = z_next if active is None else torch.where(active[:, None], z_next, at.z)
         if self.rows is not None:
             return z.index_select(0, self.rows), True
         if z is at.fz and not z.requires_grad:

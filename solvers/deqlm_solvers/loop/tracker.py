@@ -18,11 +18,11 @@ from deqlm_solvers.loop.criterion import Criterion, Residuals
 from deqlm_solvers.loop.runaway import Runaway, share_left
 from deqlm_solvers.loop.schedule import Schedule, make_schedule
 
-__all__ = ["Tracker", "make_tracker"]
+__all__ = ["STILL_PASSES", "Tracker", "make_tracker"]
 
 BEYOND = math.nextafter(1.0, 2.0)
 """Ratio of a point within tolerance that is no solution, because the row runs away."""
-SLACK = 1.05
+STILL_PASSES = 1.05
 """Ratio of residual and tolerance up to which a row still passes, evaluated with others than before."""
 
 
@@ -31,7 +31,7 @@ class Tracker(ABC):
 
     Attributes:
         steps_after_last: whether the point after the last evaluation is wanted.
-        active: rows that are not done, (B,) bool; None where all go on to the end.
+        active: rows that are not done, (B,) bool, of which alone the point moves; None where all go on to the end.
         taken_up: whether rows that were done go on since the last evaluation.
         count: how many rows are active, if the host has just read it, else None.
     """
@@ -76,10 +76,6 @@ class Tracker(ABC):
         """
         return False
 
-    def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
-        """Return ``z_next`` with finished rows held at ``z``."""
-        return z_next
-
     @abstractmethod
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         """Return the solution; ``z_last`` is the last point of the loop, (B, N).
@@ -119,6 +115,7 @@ class RowTracker(Tracker):
         self.last = self.best
         self.steps = torch.zeros(rows, dtype=torch.int64, device=device)
         self.stalled: Tensor | None = None
+        self.spare = rows - math.ceil(stop.share * rows)
         self.limit = self.best_ratio
         self.k = 0
         self.halfway: Tensor | None = None
@@ -168,7 +165,9 @@ class RowTracker(Tracker):
         if not self.schedule.looks:
             return False
         self.count = int(self.active.sum())
-        return not (self.count or self._take_up_lost(k))
+        if self.count > self.spare:
+            return False
+        return bool(self.count) or not self._take_up_lost(k)
 
     def _note_halfway(self, tested: Tensor) -> None:
         """Keep the residuals of each row's first test in the second half of ``max_iter``."""
@@ -190,7 +189,7 @@ class RowTracker(Tracker):
         self.reading = self.criterion(at)
         if take_up and self._take_up_lost(k):
             return True
-        worse = self.reading.ratio > SLACK * self.best_ratio.clamp_min(1.0)
+        worse = self.reading.ratio > STILL_PASSES * self.best_ratio.clamp_min(1.0)
         self.best = torch.where(worse, torch.stack((self.reading.residual, self.reading.relative)), self.best)
         return False
 
@@ -210,9 +209,6 @@ class RowTracker(Tracker):
         fallen, left = (self.first_ratio / ratio).log(), ratio.log()
         need = torch.where(fallen > 0, left / fallen * self.k, torch.inf).nan_to_num(nan=torch.inf)
         return float(torch.where(self.active, need, 0.0).max())
-
-    def freeze(self, z_next: Tensor, z: Tensor) -> Tensor:
-        return torch.where(self.active[:, None], z_next, z)
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         self._take_back(self._lost())
@@ -237,7 +233,7 @@ class RowTracker(Tracker):
 
     def _lost(self) -> Tensor:
         """Return rows that passed and no longer do, as f mixes rows; the slack is for rounding of another call."""
-        return (self.best_ratio <= 1) & (self.reading.ratio > SLACK)
+        return (self.best_ratio <= 1) & (self.reading.ratio > STILL_PASSES)
 
     def _take_back(self, lost: Tensor) -> None:
         """Take back that rows (B,) passed; they show what they have now."""

@@ -106,9 +106,14 @@ def forecast_solve(
     whole("unknowns", unknowns, 0, None)
     require(dtype.is_floating_point, "dtype", dtype, "floating point")
     label = _label(solve)
+    shape = {"rows": rows, "unknowns": unknowns, "dtype": str(dtype).removeprefix("torch.")}
+    if solve.stop.max_iter == 0:
+        return Forecast(label, **shape, parts={}, total=0)
+    if solve.stop.criterion is not None:
+        # a rule knows the user's state, which a toy map has not
+        solve = Solve(solve.solver, solve.stop.replace(criterion=None))
     solve = _fitted(solve, unknowns)
     solver, stop = solve.solver, solve.stop
-    shape = {"rows": rows, "unknowns": unknowns, "dtype": str(dtype).removeprefix("torch.")}
     traced = rows * stop.max_iter * 8 if stop.trace else 0
     tokens = _tokens(solve, layout)
     total, extra = solver.for_layout(layout or Layout(), stop).peak_bytes(rows, unknowns, dtype, stop), 0

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.agreement import rows_agree
 from deqlm_solvers.core.cost import Cost
-from deqlm_solvers.core.dtypes import inner_dtype, rounding_slack
+from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation, Map, Solver
@@ -19,13 +20,12 @@ from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.derivative import NoDerivativeError
 from deqlm_solvers.loop.subset import SubsetMap, subset
+from deqlm_solvers.loop.tracker import STILL_PASSES
 
 __all__ = ["PROBES", "Search"]
 
 PROBES = 3
 """Evaluations beyond the attempts: one at the answers so far, and at most two that tell whether f mixes rows."""
-SLACK = 1.05
-"""Ratio of residual and tolerance up to which a row still passes, evaluated with others than before."""
 
 
 class Search:
@@ -128,7 +128,7 @@ class Search:
         at = Evaluation(z.to(inner), self.f(z).to(inner))
         measure = Criterion(self.stop, self.layout, at.z)
         reading = measure(at if measure.masked is None else at.held(measure.masked))
-        lost = self.sol.converged & (reading.ratio > SLACK)
+        lost = self.sol.converged & (reading.ratio > STILL_PASSES)
         self.found = self.sol.replace(
             status=self.sol.status.masked_fill(lost, int(Status.MAX_ITER)),
             residual=torch.where(lost, reading.residual, self.sol.residual),
@@ -244,16 +244,7 @@ def _probe(f: Map, z: Tensor, failed: Tensor, compact: bool) -> _Probe:
     except Exception:
         # f refuses the points that the probe made up, which tells nothing: all rows stay
         return _Probe(False, True, cost)
-    return _Probe(False, not _agree(before, after), cost)
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    """Say whether two evaluations of the same rows (K, N) are the same up to what a kernel may round otherwise."""
-    slack = rounding_slack(a.dtype)
-    near = torch.isclose(a, b, rtol=slack, atol=0.0, equal_nan=True)
-    apart = torch.where(near, 0.0, b - a)
-    size = torch.linalg.vector_norm(a.nan_to_num(), dim=1, dtype=torch.float64)
-    return bool((torch.linalg.vector_norm(apart, dim=1, dtype=torch.float64) <= slack * size).all())
+    return _Probe(False, not bool(rows_agree(after, before).all()), cost)
 
 
 def _restrict_layout(layout: Layout, rows: Tensor, z: Tensor) -> Layout:

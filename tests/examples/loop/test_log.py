@@ -6,10 +6,10 @@ import csv
 import json
 import sys
 import types
+from functools import partial
 
 import pytest
 
-from examples.loop import progress as progress_module
 from examples.loop import train
 from training.toy import OPTIONS, Parity, recurrent
 
@@ -66,9 +66,9 @@ def test_a_missing_tensorboard_is_named(tmp_path, monkeypatch):
 
 
 def test_a_bar_is_drawn_where_somebody_looks(monkeypatch, capsys):
-    pytest.importorskip("tqdm")
-    monkeypatch.setattr(progress_module, "DELAY", 0)
-    monkeypatch.setattr(progress_module, "INTERVAL", 0)
+    tqdm = pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.modules["examples.loop.train"], "DELAY", 0)
+    monkeypatch.setattr(tqdm, "tqdm", partial(tqdm.tqdm, mininterval=0))
     train(recurrent(), Parity(), SHORT, name="parity", progress=True)
     drawn = capsys.readouterr()
     assert "parity" in drawn.err

@@ -209,3 +209,38 @@ def test_vocabulary_input():
         words.encode(["kitchn"])
     with pytest.raises(ValueError, match=r"token must be in 0\.\.1, got 2"):
         words.decode([2])
+
+
+@pytest.mark.parametrize("name", ["A5:2", "A5:6", "A5:12", "S5:4", "S5:8", "S5:32", "S3:2"])
+def test_tokens_of_generators_reach_the_whole_group(name):
+    problem = word_problem(name)
+    words = problem.draw(64, 200, seed=1)
+    group, chosen = problem.groups[0], problem.groups[0].generators(int(name.partition(":")[2]))
+    assert words.inputs.unique().tolist() == chosen.tolist()
+    assert 0 not in chosen
+    assert len(words.targets[:, 100:].unique()) == len(group)
+    assert torch.equal(problem.targets(words.inputs), words.targets)
+    assert problem.name == name
+    assert len(problem) == len(group)
+    assert problem.groups[0].generators(len(chosen)).tolist() == chosen.tolist()
+
+
+def test_generators_leave_the_other_draws_alone():
+    plain, all_of_them = word_problem("S3"), word_problem("S3").draw(4, 9, seed=2)
+    assert torch.equal(plain.draw(4, 9, seed=2).inputs, all_of_them.inputs)
+    assert plain.generators is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("S5:0", r"generators of S5 must be a whole number in 1..119, got 0"),
+        ("S5:120", r"generators of S5 must be a whole number in 1..119, got 120"),
+        ("S5:1", r"generators of S5 must be more than 1"),
+        ("S5:x", r"generators of a name must be a whole number"),
+        ("A5xM:2", r"generators must be None for anything but one group, got 2"),
+    ],
+)
+def test_generators_that_cannot_be_are_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        word_problem(name)

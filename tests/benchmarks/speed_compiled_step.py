@@ -1,6 +1,6 @@
 """What one Anderson step costs, written four ways: eager torch, inductor, numba, and the compiled step of the library.
 
-    python tests/benchmarks/speed_fused_step.py [--record FILE]
+    python tests/benchmarks/speed_compiled_step.py [--record FILE]
 
 The step is the same in all: residual and norms, best point, freezing of finished rows, a row of the Gram matrix, its
 scaled Cholesky factorisation, the mix. memory 12, float32 state, Gram in float64. The first three replay one recorded
@@ -312,7 +312,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-    record: dict[str, Any] = {"record": "fused step", "environment": environment(), "sizes": []}
+    record: dict[str, Any] = {"record": "compiled step", "environment": environment(), "sizes": []}
     with torch.no_grad():
         for rows, unknowns in SIZES:
             found = measure(rows, unknowns)

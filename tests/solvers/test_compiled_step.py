@@ -1,4 +1,4 @@
-"""The fused step on the CPU does what the torch operations do; the torch operations are the truth."""
+"""The compiled step on the CPU does what the torch operations do; the torch operations are the truth."""
 
 from __future__ import annotations
 
@@ -285,9 +285,9 @@ def test_an_explicit_request_is_never_dropped():
         FixedPoint(impl="cuda")  # type: ignore[arg-type]
 
     class Mine(Anderson):
-        """A subclass may change the rule, so it has no fused step."""
+        """A subclass may change the rule, so it has no compiled step."""
 
-    with pytest.raises(ValueError, match="the solver has no fused step"):
+    with pytest.raises(ValueError, match="the solver has no compiled step"):
         Solve(Mine(impl="cpp"))(lambda z: 0.5 * z + 1, z0)
 
 

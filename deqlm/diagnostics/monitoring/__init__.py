@@ -1,0 +1,1 @@
+"""What solves came to over a training run."""

@@ -1,0 +1,1 @@
+"""One call that solves: its settings, its map, and what it returns."""

@@ -1,0 +1,137 @@
+"""Solves a packed map, and gives the answer the structure of the state."""
+
+from __future__ import annotations
+
+import reprlib
+import sys
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from deqlm.equilibrium.watch import Watch
+from deqlm.gradients.base import Gradient
+from deqlm.gradients.forward_mode import in_forward_mode, with_tangent, without_tangents
+from deqlm.wrap.failures import Failures
+from deqlm.wrap.held import Held
+from deqlm.wrap.memory_cap import MemoryCap
+from deqlm.wrap.rows import RowMap, Rows
+from deqlm.wrap.solved_by import SolvedBy
+from deqlm_solvers import Cost, Layout, Map, Solution, Solve, Stop
+from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.kinds import require_state
+from deqlm_solvers.loop.criterion import Criterion
+
+__all__ = ["solve_rows"]
+
+
+def solve_rows(
+    f: RowMap,
+    how: Solve,
+    gradient: Gradient,
+    failures: Failures,
+    *,
+    scale: float | Tensor | None = None,
+    token_mask: Tensor | None = None,
+    cap: MemoryCap | None = None,
+    tokens: int | None = None,
+    watch: Watch | None = None,
+) -> Solution:
+    """Solve a packed map from its own start and unpack the solution; see `deqlm.solve`.
+
+    ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
+    ``watch`` is what the call looks at on the way.
+    """
+    if in_forward_mode():
+        with without_tangents():
+            more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
+            sol = solve_rows(f, how, gradient, failures, **more)  # type: ignore[arg-type]
+        by = SolvedBy(how, Layout(leaves=f.rows.row_shapes, batch_dims=f.rows.batch_dims))
+        return with_tangent(sol, f, by, gradient, failures)
+    rows = f.rows
+    how = how.resolve(rows.z0, *rows.dtypes)
+    if tokens is None:
+        tokens = _tokens(how.stop, rows)
+    layout = Layout(
+        leaves=rows.row_shapes,
+        batch_dims=rows.batch_dims,
+        scale=_scale(scale, rows),
+        token_mask=None if token_mask is None else _token_mask(token_mask, rows),
+        round=rows.round if len(set(rows.dtypes)) > 1 else None,
+    )
+    if cap is not None:
+        how, gradient = cap.apply(how, gradient.for_solve(how), rows, layout)
+    if watch is not None:
+        how = watch.over(how, rows)
+    failures = failures.of(f)
+    z0 = rows.z0
+    if layout.token_mask is not None and (masked := Criterion(how.stop, layout, z0).masked) is not None:
+        f.held = Held(masked, z0)
+        z0 = f.held.point(z0)
+    if torch.is_grad_enabled():
+        if parametrize._cache_enabled:
+            # inside parametrize.cached() the first evaluation makes the weights of all, and the solver's has no graph
+            f(z0)
+        sol = gradient.attach(how, f, z0, layout, failures)
+    elif torch.is_inference_mode_enabled():
+        # tensors made in inference mode have no version counter, by which work in place is found
+        with torch.inference_mode(False), torch.no_grad():
+            sol = gradient.plain(how, _inferring(f), z0, layout, failures)
+        failures.report(sol, how.stop)
+    else:
+        sol = gradient.plain(how, f, z0, layout, failures)
+        failures.report(sol, how.stop)
+    if watch is not None:
+        sol = watch.close(sol, f, SolvedBy(how, layout), gradient, failures)
+    if sol.adjoint is not None:
+        sol.adjoint.reshape(tuple(rows.batch_shape))
+    spent = Cost(f.calls, f.row_calls, f.row_calls * tokens, sol.cost.vjps, sol.cost.jvps)
+    return _unpack(sol, rows, spent)
+
+
+def _tokens(stop: Stop, rows: Rows) -> int:
+    return rows.row_shapes[0][stop.token_dim - rows.batch_dims] if stop.per == "token" else 0
+
+
+def _inferring(f: Map) -> Map:
+    """Return f evaluated in inference mode, but where a derivative is wanted; its result is none of its tensors."""
+
+    def evaluate(z: Tensor) -> Tensor:
+        with torch.inference_mode(not torch.is_grad_enabled()):
+            fz = f(z)
+        return fz.clone()
+
+    return evaluate
+
+
+def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
+    if scale is None:
+        return None
+    ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
+    ok = ok and (not isinstance(scale, int) or abs(scale) <= sys.float_info.max)
+    require(ok, "scale", scale, "a number or one value per row")
+    if isinstance(scale, Tensor):
+        require_state(scale, "scale")
+        require(not scale.is_complex(), "scale", scale.dtype, "real")
+    value = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
+    ok = value.dim() == 0 or value.shape == rows.batch_shape
+    require(ok, "scale", tuple(value.shape), f"a number or one value per row, {tuple(rows.batch_shape)}")
+    return value.expand(rows.batch_shape).reshape(rows.count)
+
+
+def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"token_mask must be a bool tensor, True where a token counts, got {reprlib.repr(mask)}")
+    require_state(mask, "token_mask")
+    require(mask.dtype == torch.bool, "token_mask", mask.dtype, "bool, True where a token counts (token_mask.bool())")
+    ok = mask.dim() == rows.batch_dims + 1 and mask.shape[:-1] == rows.batch_shape
+    require(ok, "token_mask", tuple(mask.shape), f"the batch shape {tuple(rows.batch_shape)} and the tokens behind it")
+    return mask.reshape(rows.count, mask.shape[-1])
+
+
+def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
+    states = tuple(rows.result(state) for state in sol.states) if sol.states else ()
+    sol = sol.replace(z=rows.result(sol.z), states=states, cost=cost)
+    if rows.batch_dims == 1:
+        return sol
+    return sol.map_rows(lambda t, axis: t.reshape((*t.shape[:axis], *rows.batch_shape, *t.shape[axis + 1 :])))

@@ -1,0 +1,1 @@
+"""The automata of the published tables, and what stands beside the implicit layer there."""
