@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from deqlm.models import ImplicitLM
 from deqlm_solvers import Stop
 from models.families import BLOCKS, VOCAB, make
+from models.sharded_blocks_worker import FAMILIES, batch, work
+from models.sharded_blocks_worker import model as whole
 
 BUDGET = Stop(max_iter=6, rtol=0)
 
@@ -75,3 +78,20 @@ def test_a_backbone_that_is_sharded_by_itself_is_refused(mesh):
     fully_shard(model.backbone, mesh=mesh)
     with pytest.raises(RuntimeError, match="shard the model as a whole"):
         model(torch.randint(VOCAB, (1, 3)))
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_budget_find_what_one_does(tmp_path: Path) -> None:
+    mp.start_processes(work, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    for family in FAMILIES:
+        alone, ids = whole(family), batch()
+        alone(ids, labels=ids, stop=BUDGET).loss.backward()
+        with torch.no_grad():
+            logits = alone(ids, stop=BUDGET).logits
+        for rank in (0, 1):
+            got, gradients, refused = torch.load(tmp_path / f"rank{rank}.pt")[family]
+            torch.testing.assert_close(got, logits[2 * rank : 2 * rank + 2], rtol=1e-9, atol=1e-12)
+            for name, p in alone.named_parameters():
+                torch.testing.assert_close(gradients[name], p.grad, rtol=1e-8, atol=1e-12, msg=f"{family}: {name}")
+            assert "Wrap or shard the whole module" in refused
+            assert "or use a budget" in refused
