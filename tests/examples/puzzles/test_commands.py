@@ -179,7 +179,7 @@ def test_boards_are_written():
 def test_a_short_training_solves_puzzles_that_it_has_not_seen(tmp_path, monkeypatch):
     draw = Draw(problem="4x4", train=25, valid=50, test=100)
     monkeypatch.setattr(experiment, "BUDGETS", (1, 16))
-    result = run(recipe(draw, label="short", steps=500), tmp_path / "a", progress=False)
+    result = run(recipe(draw, label="short", steps=800), tmp_path / "a", progress=False)
     found = {row["evaluations"]: row["exact"] for row in result["budgets"]}
     assert found[1] < 0.1
     assert found[16] > 0.8
