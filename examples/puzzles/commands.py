@@ -85,7 +85,7 @@ def _draw(results: Sequence[Data], out: Path) -> None:
 
 def nine(args: Namespace) -> None:
     folder = None if args.data is None else str(args.data)
-    draw = recipes.NINE.replace(folder=folder, train=args.train, test=args.test)
+    draw = recipes.NINE.replace(folder=folder, train=args.train, valid=max(1, args.train // 10), test=args.test)
     made = recipes.nine(draw, args.seed, steps=args.steps, batch=args.batch)
     where = f"{folder}/train.csv and test.csv" if folder else "the generator"
     print(f"9x9: {args.train} puzzles to learn from, {args.test} to test, from {where}")

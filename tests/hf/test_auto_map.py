@@ -99,8 +99,12 @@ def test_code_of_others_that_a_configuration_names_is_kept(tmp_path):
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert loaded == config
     assert loaded.to_dict()["auto_map"] == {"AutoModelForSequenceClassification": "mine.Mine"}
-    ours = ["AutoConfig", "AutoModel", "AutoModelForCausalLM"]
-    assert sorted(loaded.auto_map) == [*ours, "AutoModelForSequenceClassification"]
+    assert sorted(loaded.auto_map) == [
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForCausalLM",
+        "AutoModelForSequenceClassification",
+    ]
 
 
 def test_transformers_copies_none_of_our_files_after_a_trusted_load(tmp_path):
