@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, in_use
@@ -18,7 +17,8 @@ from deqlm.layers import Context, fold_weight_norm_
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
 from deqlm.models.failing import LMFailures, WhenFailed
-from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, vocabulary, wanted
+from deqlm.models.inputs import check_mask, embedded, tokens, vocabulary, wanted
+from deqlm.models.loss import Labels, label_loss
 from deqlm.sequence.chunks import per_token, solve_chunks
 from deqlm.sequence.modes import MODES, Mode
 from deqlm.wrap.eager import eagerly
@@ -30,8 +30,6 @@ from deqlm_solvers.core.checks import require, whole
 from deqlm_solvers.core.kinds import refuse_tracing
 
 __all__ = ["ImplicitLM", "LMOutput"]
-
-Labels = Literal["shifted", "aligned"]
 
 FREE = Solve(FixedPoint(), Stop(max_iter=24, rtol=0.05, per="token"))
 """With grad: evaluations and tolerance of the paper's free phase. Every row ends by itself, so that a loss does not
@@ -234,7 +232,7 @@ class ImplicitLM(nn.Module):
             state, solution = states[-1], None
         after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask)
         logits = self._logits(state, logits_to_keep)
-        loss = self._loss(logits, labels, mask, label_count, self.labels if label_kind is None else label_kind)
+        loss = label_loss(logits, labels, mask, label_count, self.labels if label_kind is None else label_kind)
         return LMOutput(logits, loss, solution, state, after, states if output_states else None)
 
     def fold_weight_norm(self) -> ImplicitLM:
@@ -355,34 +353,6 @@ class ImplicitLM(nn.Module):
             return None
         seen = wanted(state, keep)
         return self.head(seen.to(getattr(self.head.weight, "dtype", seen.dtype)))
-
-    def _loss(
-        self,
-        logits: Tensor | None,
-        labels: Tensor | None,
-        mask: Tensor | None,
-        count: int | Tensor | None,
-        kind: Labels,
-    ) -> Tensor | None:
-        require(kind in get_args(Labels), "label_kind", kind, f"one of {get_args(Labels)}")
-        if labels is None:
-            require(count is None, "label_count", count, "None without labels")
-            return None
-        if logits is None:
-            raise ValueError("labels must be None for a model without a head, which makes no logits")
-        if count is not None:
-            check_count(count)
-        wants = targets(labels, logits.shape[:2], logits.shape[-1], shifted=kind == "shifted")
-        if mask is not None:
-            wants = wants.masked_fill(~mask, -100)
-        if kind == "shifted":
-            logits, wants = logits[:, :-1], wants[:, 1:]
-            # the first real token of a row has nothing before it to be predicted from
-            wants = wants if mask is None else wants.masked_fill(~mask[:, :-1], -100)
-        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-        if count is None:
-            return F.cross_entropy(logits, wants.flatten())
-        return F.cross_entropy(logits, wants.flatten(), reduction="sum") / count
 
 
 def _ordinary(t: Tensor) -> Tensor:

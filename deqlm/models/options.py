@@ -12,7 +12,8 @@ from torch import nn
 from deqlm.gradients import Phantom
 from deqlm.layers import Attention, Block, LlamaMLP, Mamba2
 from deqlm.models.backbone import Backbone
-from deqlm.models.lm import ImplicitLM, Labels
+from deqlm.models.lm import ImplicitLM
+from deqlm.models.loss import Labels
 from deqlm_solvers import FixedPoint, Options, Registry, Solve, Stop, options
 from deqlm_solvers.core.checks import number, require, whole
 
