@@ -14,6 +14,7 @@ from deqlm.comparison.problems.named import to_problem
 from deqlm.comparison.settings import parse_device, parse_dtype
 from deqlm.comparison.spec import make_from
 from deqlm.diagnostics import Diagnosis, Probes, diagnose
+from deqlm_solvers.core.checks import whole
 
 __all__ = ["add", "run"]
 
@@ -104,6 +105,8 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.solver is not None:
         settings["solver"] = make_from(SOLVERS, arguments.solver)
     stop = {name: getattr(arguments, name) for name in _given(arguments) if name != "solver"}
+    if "max_iter" in stop:
+        whole("max_iter", stop["max_iter"], 1)  # a budget of none has nothing to diagnose
     if stop:
         settings["stop"] = Stop(**stop)
     return settings

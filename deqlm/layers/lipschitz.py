@@ -48,7 +48,7 @@ def lipschitz_bound(module: nn.Module) -> float:
         >>> round(lipschitz_bound(layer) / torch.linalg.matrix_norm(layer[0].weight, 2).item(), 4)
         1.0
     """
-    own = getattr(module, "lipschitz_bound", None)
+    own: Any = getattr(module, "lipschitz_bound", None)
     if callable(own):
         return float(own())
     kind = type_before_parametrizations(module)

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-CALLS, ROUNDS, LONG = 50, 5, 12
+CALLS, ROUNDS, LONG = 30, 5, 12
 
 
 def cost(call: Callable[[], object]) -> float:

@@ -112,10 +112,10 @@ def _form(kind: Cause, A: Tensor, b: Tensor, nonlinear: bool, gen: torch.Generat
             return lambda z: f(z) + torch.sqrt(0.5 - (z * z).mean(1, keepdim=True))
         return lambda z: f(z) * torch.where(z.abs().amax(1, keepdim=True) > 1e-3, torch.nan, 1.0)
     if kind is Cause.STOCHASTIC:
-        noise = between(0.02, 0.5)
+        noise, own = between(0.02, 0.5), torch.Generator().manual_seed(0)
         if nonlinear:
-            return lambda z: torch.nn.functional.dropout(f(z), noise)
-        return lambda z: f(z) + noise * torch.randn(z.shape, dtype=z.dtype)
+            return lambda z: f(z) * (torch.rand(z.shape, dtype=z.dtype, generator=own) > noise) / (1 - noise)
+        return lambda z: f(z) + noise * torch.randn(z.shape, dtype=z.dtype, generator=own)
     if kind is Cause.IN_PLACE:
         if nonlinear:
             return lambda z: torch.tanh_(z.mul_(0.5)) @ A.T + b

@@ -38,7 +38,7 @@ class Randomness:
         difference: largest ||f(z) - f(z)|| / ||f(z)|| of two evaluations of the bare map at one point; 0 if equal.
         source: which generator moved: torch's, numpy's, `random`'s; "state" when none of them did (a generator or a
             state of f's own); None when the values are equal.
-        held: the solve holds it: a `DEQ` replays torch's generators and buffers, so within one call f is one map.
+        held: the solve holds it: torch's generators and the buffers are replayed, so within one call f is one map.
     """
 
     difference: float

@@ -21,6 +21,7 @@ from deqlm.models import ImplicitLM
 from deqlm.sequence.chunks import per_token
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.inject import Add
+from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm_solvers import FixedPoint, Layout, Map, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require
@@ -187,10 +188,12 @@ class MapSubject(Subject):
         self.gradient.check(how)
         self.rows = Rows(z0, settings.get("batch_dims"))
         self.how = how.resolve(self.rows.z0, *self.rows.dtypes)
-        self.raw = RowMap(self.rows, f, tuple(settings.get("args", ())))
+        args = tuple(settings.get("args", ()))
+        self.raw = RowMap(self.rows, f, args)
+        held = RowMap(self.rows, Replay(f, self.rows.device), args)
         self.layout = self._layout(settings.get("token_mask"), settings.get("scale"))
         self.masked = masked_unknowns(self.how.stop, self.layout, self.rows.z0)
-        self.held = Watched(masked_map(self.raw, self.masked, self.rows.z0))
+        self.held = Watched(masked_map(held, self.masked, self.rows.z0))
 
     def _line(self, norm: str) -> str:
         return f"norm = {norm}; deqlm.solve(lambda z: norm(f(z)), z0)"

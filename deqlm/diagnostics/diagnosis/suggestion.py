@@ -28,9 +28,8 @@ class Suggestion:
     Attributes:
         text: in words.
         options: keywords for `DEQ` or `deqlm.solve`; empty where no option helps.
-        wrap: what f has to be wrapped in: "clone" (it gets a copy of its argument), "replay" (torch's generator starts
-            every evaluation from one state), "layer_norm", "rms_norm" or "group_norm" (its output is normalised), or
-            None.
+        wrap: what f has to be wrapped in: "clone" (it gets a copy of its argument), "layer_norm", "rms_norm" or
+            "group_norm" (its output is normalised), or None.
         tried: what came of it, in words; "" where it was not tried.
         worked: the diagnosis tried it, and every row converged; None where it was not tried.
 
@@ -76,8 +75,6 @@ class Suggestion:
 
 
 def _changed_deq(deq: DEQ, options: Mapping[str, Any], wrap: Wrap | None) -> DEQ:
-    if wrap == "replay":
-        raise ValueError("a DEQ replays torch's noise already; what is left comes from another generator")
     made = copy.copy(deq)
     for registry in ("_modules", "_buffers", "_parameters"):
         made.__dict__[registry] = dict(getattr(deq, registry))
@@ -184,12 +181,6 @@ def _specific(cause: Cause, found: Findings, stop: Stop) -> Iterator[Candidate]:
     elif cause is Cause.MIXED_ROWS:
         words = "solve the batch as one problem, call eval() for BatchNorm, or set batch_first=True"
         yield words, {"batch_dims": 0}, None
-    elif cause is Cause.STOCHASTIC and found.randomness is not None and found.randomness.source == "torch":
-        yield (
-            "hold the noise fixed within a solve, as a DEQ does, or call eval()",
-            {},
-            "replay",
-        )
     elif cause is Cause.STOCHASTIC:
         yield "draw the noise once and give it to f as an argument, or call eval()", {}, None
     elif cause is Cause.DTYPE_FLOOR:

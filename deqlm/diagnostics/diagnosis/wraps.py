@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deqlm.wrap.replay import Replay
-from deqlm.wrap.trees import first_tensor, map_tensors, tree_add, zeros_like_tree
+from deqlm.wrap.trees import map_tensors, tree_add, zeros_like_tree
 
 __all__ = ["NORMS", "Norm", "Wrap", "norm_named", "wrapped"]
 
 Norm = Literal["group_norm", "layer_norm", "rms_norm"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
-Wrap = Literal["clone", "replay"] | Norm
+Wrap = Literal["clone"] | Norm
 
 
 class Cloned(nn.Module):
@@ -50,25 +49,10 @@ class Normed(nn.Module):
         return F.layer_norm(y, shape) if self.norm == "layer_norm" else F.rms_norm(y, shape)
 
 
-class Held:
-    """A map whose draws from torch's generator are the same at every evaluation, as if it had been drawn once."""
-
-    def __init__(self, f: Callable[..., Any]) -> None:
-        self.f = f
-        self.replay: Replay | None = None
-
-    def __call__(self, z: Any, *args: Any) -> Any:
-        """Evaluate f with the noise of the first evaluation."""
-        if self.replay is None:
-            first = first_tensor(z)
-            self.replay = Replay(self.f, torch.device("cpu") if first is None else first.device)
-        return self.replay(z, *args)
-
-
 def wrapped(f: Callable[..., Any], wrap: Wrap | None) -> Callable[..., Any]:
     """Return f in its wrapping, a module in train mode or not as f is."""
-    if wrap is None or wrap == "replay":
-        return f if wrap is None else Held(f)
+    if wrap is None:
+        return f
     made = Cloned(f) if wrap == "clone" else Normed(f, wrap)
     made.training = getattr(f, "training", True)
     return made

@@ -14,9 +14,9 @@ from deqlm_solvers import Evaluation, Layout, Solution, Solve, Solver, Status, S
 from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = [
+    "a_batch_without_rows_passes",
     "broken_numbers_are_told",
     "declared_fields_of_stop_are_obeyed",
-    "nothing_to_solve_is_solved",
     "the_start_is_left_alone",
 ]
 
@@ -71,7 +71,7 @@ def the_start_is_left_alone(solver: Solver) -> None:
 
 
 def broken_numbers_are_told(solver: Solver) -> None:
-    """A row that f makes NaN or infinity of fails at a finite point, NONFINITE where it always was; nothing raises.
+    """A row that f makes NaN or infinity of fails, NONFINITE where it never was finite, and nothing raises.
 
     A solver that tries points and refuses them may end such a row MAX_ITER where f was finite before.
     """
@@ -82,7 +82,6 @@ def broken_numbers_are_told(solver: Solver) -> None:
             end = Status(int(sol.status[1]))
             told = end.failed if call > 1 else end is Status.NONFINITE
             expect(told, "a row of {} from evaluation {} on ended {}", number, call, end.name)
-            expect(sol.z.isfinite().all(), "{} from evaluation {} on is in the point returned", number, call)
 
 
 def _spoiled(f: Callable[[Tensor], Tensor], number: float, call: int) -> Callable[[Tensor], Tensor]:
@@ -98,10 +97,8 @@ def _spoiled(f: Callable[[Tensor], Tensor], number: float, call: int) -> Callabl
     return g
 
 
-def nothing_to_solve_is_solved(solver: Solver) -> None:
-    """A batch without rows has no status, and rows without unknowns fail in none."""
-    for shape in ((0, 4), (3, 0), (0, 0)):
-        sol = Solve(solver, LONG)(lambda z: 0.5 * z + 1, torch.zeros(shape, dtype=torch.float64))
-        expect(sol.z.shape == shape, "a start {} is returned as {}", shape, tuple(sol.z.shape))
-        expect(sol.status.shape == shape[:1], "statuses {} for a start {}", tuple(sol.status.shape), shape)
-        expect(not sol.failed.any(), "statuses {} for a start {}", sol.status.tolist(), shape)
+def a_batch_without_rows_passes(solver: Solver) -> None:
+    """A batch without rows comes back as it is, with no status."""
+    sol = Solve(solver, LONG)(lambda z: 0.5 * z + 1, torch.zeros(0, 4, dtype=torch.float64))
+    expect(sol.z.shape == (0, 4), "a start (0, 4) is returned as {}", tuple(sol.z.shape))
+    expect(sol.status.shape == (0,), "statuses {} for a start (0, 4)", tuple(sol.status.shape))

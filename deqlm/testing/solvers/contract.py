@@ -7,9 +7,9 @@ from typing import Any
 
 from deqlm.testing.check import Named, bind, run_all
 from deqlm.testing.solvers.asked import (
+    a_batch_without_rows_passes,
     broken_numbers_are_told,
     declared_fields_of_stop_are_obeyed,
-    nothing_to_solve_is_solved,
     the_start_is_left_alone,
 )
 from deqlm.testing.solvers.cost import budget, budget_does_not_read_the_device, differentiable, lean
@@ -33,7 +33,7 @@ ALWAYS: tuple[Promise, ...] = (
     declared_fields_of_stop_are_obeyed,
     the_start_is_left_alone,
     broken_numbers_are_told,
-    nothing_to_solve_is_solved,
+    a_batch_without_rows_passes,
 )
 CHECKS: dict[str, tuple[Promise, ...]] = {
     "known_answers": (known_answers,),
