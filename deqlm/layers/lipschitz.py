@@ -49,7 +49,7 @@ def lipschitz_bound(module: nn.Module) -> float:
         1.0
     """
     own: Any = getattr(module, "lipschitz_bound", None)
-    if callable(own):
+    if own is not None:
         return float(own())
     kind = type_before_parametrizations(module)
     if kind is nn.Sequential:
