@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import SOLVERS, Solve, Stop
+from deqlm.testing.gradients.layers import solver_for
 from deqlm.wrap.rows import RowMap, Rows
 
 SOLVER_NAMES = sorted(SOLVERS)
@@ -160,12 +161,13 @@ def run(
 def test_every_gradient_counts_calls_rows_and_products(name: str, dtype: torch.dtype, rows: int, bad: int) -> None:
     if bad == rows:
         pytest.skip("no healthy row to differentiate")
-    solver = "fixed_point" if name == "unrolled" else "anderson"
+    solver = solver_for(name)
     sol, tally, (calls, counted_rows, _) = run(name, solver, rows, dtype, bad)
     assert sol.cost.evaluations == calls
     assert sol.cost.row_evaluations == counted_rows
     sol.z[bad:].sum().backward()
-    assert tally.calls == calls, "f is not called in backward"
+    again = calls if name == "reversible" else 0
+    assert tally.calls <= calls + again, "f is not called in backward but to run back"
     passes_to_parameters = {"implicit": 1, "one_step": 1, "phantom": 4}.get(name)
     if passes_to_parameters is not None:
         assert tally.vjps == sol.adjoint.cost.vjps + passes_to_parameters

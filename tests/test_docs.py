@@ -2,11 +2,14 @@
 
 Each Python fence of README.md and docs/ runs, a page's fences in order in one namespace. A fence that cannot run says
 why in a comment on the line above it: ``<!-- not run: needs two GPUs -->``. Pages rendered from a script of the same
-name are rendered again instead and compared.
+name are rendered again instead and compared. A page of commands names the packages that it needs,
+``<!-- needs: trl -->``; all its fences run in one folder, each as a process of its own.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +28,8 @@ PAGES = [
 FENCE = re.compile(
     r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```[ ]*$", flags=re.MULTILINE | re.DOTALL
 )
+NEEDS = re.compile(r"^<!-- needs: (?P<packages>[\w ]+) -->$", flags=re.MULTILINE)
+COMMANDS = [page for page in PAGES if NEEDS.search(page.read_text())]
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->\s*\Z")
 
 
@@ -44,13 +49,32 @@ def name(path: Path) -> str:
 
 
 @pytest.mark.usefixtures("registries")
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in COMMANDS], ids=name)
 def test_fences_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for line, info, code, runs in fences(page.read_text()):
         if info == "python" and runs:
             exec(compile("\n" * (line - 1) + code, page, "exec"), namespace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", COMMANDS, ids=name)
+def test_commands_run(page, tmp_path):
+    text = page.read_text()
+    found = NEEDS.search(text)
+    assert found is not None
+    missing = [each for each in found["packages"].split() if importlib.util.find_spec(each) is None]
+    if missing:
+        pytest.skip(f"needs {missing}")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    for line, info, code, runs in fences(text):
+        start = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}.get(info)
+        if start is not None and runs:
+            given = {"cwd": tmp_path, "env": environment, "stdin": subprocess.DEVNULL}
+            done = subprocess.run([*start, code], capture_output=True, text=True, **given)
+            assert done.returncode == 0, f"line {line}: {done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Examples:
         >>> from deqlm.cli.main import main
         >>> main(["solvers", "--names"])  # doctest: +ELLIPSIS
-        anderson
+        alternating_anderson
         ...
         0
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +35,7 @@ def solve_map(
     evaluated, inputs = (partial(_spread, held), (args, kwargs)) if kwargs else (held, args)
     rowmap = RowMap(rows, evaluated, inputs, fixed=lambda: held.noisy, owner=f)
     with held:
-        return solve_rows(rowmap, how, gradient, replace(failures, layer=f), **more)
+        return solve_rows(rowmap, how, gradient, failures.of_layer(f), **more)
 
 
 def _spread(f: Callable[..., Any], z: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

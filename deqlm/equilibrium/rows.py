@@ -11,10 +11,12 @@ from torch.nn.utils import parametrize
 
 from deqlm.equilibrium.watch import Watch
 from deqlm.gradients.base import Gradient
+from deqlm.gradients.forward_mode import in_forward_mode, with_tangent, without_tangents
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.held import Held
 from deqlm.wrap.memory_cap import MemoryCap
 from deqlm.wrap.rows import RowMap, Rows
+from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Cost, Layout, Map, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.kinds import require_state
@@ -40,6 +42,12 @@ def solve_rows(
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
     ``watch`` is what the call looks at on the way.
     """
+    if in_forward_mode():
+        with without_tangents():
+            more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
+            sol = solve_rows(f, how, gradient, failures, **more)  # type: ignore[arg-type]
+        by = SolvedBy(how, Layout(leaves=f.rows.row_shapes, batch_dims=f.rows.batch_dims))
+        return with_tangent(sol, f, by, gradient, failures)
     rows = f.rows
     how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:
@@ -74,7 +82,7 @@ def solve_rows(
         sol = gradient.plain(how, f, z0, layout, failures)
         failures.report(sol, how.stop)
     if watch is not None:
-        sol = watch.close(sol, f, (how, layout), gradient, failures)
+        sol = watch.close(sol, f, SolvedBy(how, layout), gradient, failures)
     if sol.adjoint is not None:
         sol.adjoint.reshape(tuple(rows.batch_shape))
     spent = Cost(f.calls, f.row_calls, f.row_calls * tokens, sol.cost.vjps, sol.cost.jvps)

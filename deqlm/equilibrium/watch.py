@@ -14,6 +14,7 @@ from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap, Rows
+from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Layout, Map, Options, Solution, Solve, Status, options
 from deqlm_solvers.core.checks import require, whole
 from deqlm_solvers.core.kinds import in_transform
@@ -102,9 +103,7 @@ class Watch:
         """Return a solve that shows its evaluations here."""
         return _Watched(how.solver, how.stop, watch=self, rows=rows)
 
-    def close(
-        self, sol: Solution, f: RowMap, solved_by: tuple[Solve, Layout], gradient: Gradient, failures: Failures
-    ) -> Solution:
+    def close(self, sol: Solution, f: RowMap, solved_by: SolvedBy, gradient: Gradient, failures: Failures) -> Solution:
         """Return the flat solution with its states.
 
         Args:
@@ -173,20 +172,19 @@ class _Tie:
     """Ties points of one call to autograd, rows that failed left out."""
 
     f: RowMap
-    solved_by: tuple[Solve, Layout]
+    solved_by: SolvedBy
     method: Gradient
     failures: Failures
     bad: Tensor
 
     def __call__(self, z: Tensor) -> Tensor:
-        how, layout = self.solved_by
         if self.failures.failed_grad == "keep" or not bool(self.bad.any()):
-            self.f.solved_by = how, layout
+            self.f.solved_by = self.solved_by
             return self.method.connect(self.f, z, self.failures.adjoint())
         if bool(self.bad.all()):
             return z
         source = healthy_source(self.bad)
         healthy = z.index_select(0, source)
         sound = self.f.without(self.bad, healthy)
-        sound.solved_by = how, layout.select(source)
+        sound.solved_by = self.solved_by.select(source)
         return torch.where(self.bad[:, None], z, self.method.connect(sound, healthy, self.failures.adjoint()))

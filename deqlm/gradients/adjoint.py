@@ -26,6 +26,7 @@ class System:
     Attributes:
         how: solver and stop.
         rescue: whether rows that fail are solved again by GMRES.
+        failed: what rows get that fail all the same; see `Implicit`.
         layout: leaves, batch dimensions and token mask of the rows.
         held: unknowns that are constants of the map, or None.
         narrow: whether f computes in float16.
@@ -36,6 +37,7 @@ class System:
 
     how: Solve
     rescue: bool
+    failed: str
     layout: Layout
     held: Held | None
     narrow: bool
@@ -66,7 +68,9 @@ class System:
 
     def _answer(self, g: Tensor, sol: Solution, lost: Tensor, *, plain: bool, correction: bool) -> Tensor:
         w = sol.z
-        if self.adjoint.failed_grad != "keep":
+        if self.failed != "keep":
+            w = torch.where(sol.failed[:, None], g if self.failed == "one_step" else 0.0, w)
+        elif self.adjoint.failed_grad != "keep":
             w = torch.where(sol.status[:, None] >= BAD, 0.0, w)
         sol = sol.replace(
             status=sol.status.masked_fill(lost, int(Status.NONFINITE)),
@@ -74,7 +78,7 @@ class System:
         )
         products = sol.cost.evaluations + sol.cost.jvps
         cost = Cost(jvps=products) if plain else Cost(vjps=products)
-        self.adjoint.record(sol, cost, report=not (plain or correction))
+        self.adjoint.record(sol, cost, report=not correction)
         w = w.masked_fill(lost[:, None], torch.nan)
         return w if self.held is None else torch.where(self.held.masked, g, w)
 

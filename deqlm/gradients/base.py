@@ -11,6 +11,7 @@ from torch import Tensor
 from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
+from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Adjoint, Layout, Map, Options, Registry, Solution, Solve, Status, Stop
 
 __all__ = ["GRADIENTS", "Gradient", "register_gradient"]
@@ -81,23 +82,43 @@ class Gradient(Options, ABC):
             adjoint: report to fill in, in backward or at once.
         """
 
+    def push_forward(self, f: RowMap, z: Tensor, adjoint: Adjoint) -> Tensor | None:
+        """Return the tangent (B, N) of the solved point ``z`` in forward mode, or None where f has none there.
+
+        Args:
+            f: the map on rows, some of whose inputs, parameters or captured tensors are dual.
+            z: solved point, (B, N), without a graph and without a tangent.
+            adjoint: report to fill in.
+
+        Raises:
+            RuntimeError: the method has no forward mode.
+        """
+        raise RuntimeError(
+            f"gradient {self.name!r} has no forward mode: use gradient='implicit', whose derivative is the same in "
+            "both modes, or torch.autograd.grad"
+        )
+
+    def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
+        """Solve from ``z0`` (B, N) without a graph, and say how, for methods that learn from the evaluations."""
+        return solve(f, z0, layout), SolvedBy(solve, layout)
+
     def attach(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
         """Solve from ``z0`` (B, N) and connect the result; rows that failed are kept out of the graph."""
-        sol = solve(f, z0, layout)
+        sol, by = self.forward(solve, f, z0, layout)
         failures.report(sol, solve.stop)
         adjoint = failures.adjoint()
         if not self.keeps_point:
             sol = sol.replace(residual_of="previous")
         bad = failures.bad_rows(sol, solve.stop)
         if bad is None:
-            f.solved_by = (solve, layout)
+            f.solved_by = by
             return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
         if bool(bad.all()):
             return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
         source = healthy_source(bad)
         healthy = sol.z.index_select(0, source)
         sound = f.without(bad, healthy)
-        sound.solved_by = (solve, layout.select(source))
+        sound.solved_by = by.select(source)
         z = self.connect(sound, healthy, adjoint)
         return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
 

@@ -6,9 +6,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from deqlm.gradients.adjoint import System
 from deqlm.gradients.base import Gradient, register_gradient
+from deqlm.gradients.refused import refusing
 from deqlm.wrap.graph import begin, depends, reaches_leaf
 from deqlm.wrap.left_behind import left_by
 from deqlm.wrap.rows import RowMap
@@ -36,6 +38,9 @@ class Implicit(Gradient):
     gradient unless the Jacobian of f itself is not finite there, which no cotangent can mend. A row whose g is not
     finite, as where a scaled loss overflows, has gradients that are not finite, which a gradient scaler wants to see.
 
+    In forward mode (`torch.autograd.forward_ad`) the point gets its tangent by one solve of (I - J) v = t, where t is
+    the tangent of f at the point; products with J are two reverse passes each, over the graph of one evaluation.
+
     Unknowns of masked tokens are constants of the map (they stay at the start), so gradients are those of that map.
 
     A tensor that the layer leaves somewhere (on itself, in a container, by a hook), such as an auxiliary loss, is that
@@ -50,6 +55,10 @@ class Implicit(Gradient):
             `Adjoint.picked` says which. A solve that is given stays as it is.
         second_order: make second derivatives right, at the price of one more evaluation of f in the graph and a second
             backward solve. Without it a second derivative raises, but for one in the incoming gradient alone.
+        failed: what a row gets whose backward solve does not converge: "keep" (the w that it has come to, zero where it
+            ended NONFINITE or DIVERGED), "one_step" (w = g, the gradient of `OneStep`: biased, and never large), or
+            "zero" (it adds nothing). `Solution.adjoint` tells which rows, and ``on_failure`` of the call warns or
+            raises.
 
     Raises:
         ValueError: a ``Stop`` with ``atol``, other norms than "l2", or best_f settings.
@@ -69,6 +78,7 @@ class Implicit(Gradient):
 
     solve: Solve | Literal["auto"] = "auto"
     second_order: bool = False
+    failed: Literal["keep", "one_step", "zero"] = "keep"
 
     exact: ClassVar[bool] = True
 
@@ -76,6 +86,8 @@ class Implicit(Gradient):
         if isinstance(self.solve, dict):
             object.__setattr__(self, "solve", Solve.from_dict(self.solve))
         require(isinstance(self.second_order, bool), "second_order", self.second_order, "True or False")
+        known = self.failed in ("keep", "one_step", "zero")
+        require(known, "failed", self.failed, "'keep', 'one_step' or 'zero'")
         if self.solve == "auto":
             return
         require(isinstance(self.solve, Solve), "solve", self.solve, "a Solve(solver, stop), or 'auto'")
@@ -101,16 +113,39 @@ class Implicit(Gradient):
         return 2 if self.second_order else 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
-        forward, layout = (f.solved_by if isinstance(f, RowMap) else None) or (None, Layout())
         source = begin(z)
         fz = f(source)
         if not reaches_leaf(fz, beyond=source):
             return z
-        computed = evaluated_dtype(z)
-        how = self.backward(None if forward is None else forward.solver)
-        system = System(
+        system = self._system(f, fz, source, adjoint)
+        y = _Chord.apply(fz, None, z, system, self.second_order)
+        if self.second_order:
+            return _Chord.apply(f(y), y, z, system, True)  # type: ignore[no-any-return]
+        if isinstance(f, RowMap) and any(depends(t, source) for t in left_by(f.owner)):
+            f(y)  # what it leaves is tied to y now, and not to a source where gradients end
+        return y  # type: ignore[no-any-return]
+
+    def push_forward(self, f: RowMap, z: Tensor, adjoint: Adjoint) -> Tensor | None:
+        with torch.no_grad():
+            moved = forward_ad.unpack_dual(f(z)).tangent
+        if moved is None:
+            return None
+        with forward_ad._set_fwd_grad_enabled(False), torch.enable_grad():
+            source = begin(z)
+            fz = f(source)
+            with torch.no_grad():
+                v = self._system(f, fz, source, adjoint).invert(moved, plain=True) if fz.requires_grad else moved
+        return refusing(v, "the tangent of a solve has no reverse mode", fz)
+
+    def _system(self, f: Map, fz: Tensor, source: Tensor, adjoint: Adjoint) -> System:
+        by = f.solved_by if isinstance(f, RowMap) else None
+        layout = Layout() if by is None else by.layout
+        computed = evaluated_dtype(source)
+        how = self.backward(None if by is None else by.solve.solver)
+        return System(
             how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
             rescue=self.solve == "auto",
+            failed=self.failed,
             layout=Layout(leaves=layout.leaves, batch_dims=layout.batch_dims, token_mask=layout.token_mask),
             held=f.held if isinstance(f, RowMap) else None,
             narrow=computed == torch.float16,
@@ -118,12 +153,6 @@ class Implicit(Gradient):
             source=source,
             adjoint=adjoint,
         )
-        y = _Chord.apply(fz, None, z, system, self.second_order)
-        if self.second_order:
-            return _Chord.apply(f(y), y, z, system, True)  # type: ignore[no-any-return]
-        if isinstance(f, RowMap) and any(depends(t, source) for t in left_by(f.owner)):
-            f(y)  # what it leaves is tied to y now, and not to a source where gradients end
-        return y  # type: ignore[no-any-return]
 
 
 AUTO = Stop(max_iter=200, rtol="auto")
@@ -158,7 +187,7 @@ class _Chord(torch.autograd.Function):
         if ctx.second_order:
             w = _Transposed.apply(g, system.fz, system, ctx.from_start)
         else:
-            w = _refusing(_Inverse.apply(g, system, False, False), system, SECOND)
+            w = refusing(_Inverse.apply(g, system, False, False), SECOND, system.fz)
         return w, None if ctx.from_start else g - w, None, None, None  # type: ignore[operator]
 
 
@@ -193,29 +222,6 @@ class _Transposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         system: System = ctx.system
-        v = _refusing(_Inverse.apply(grads[0], system, True, True), system, THIRD)
-        left = _refusing(torch.zeros_like(v), system, THIRD) if torch.is_grad_enabled() else None
+        v = refusing(_Inverse.apply(grads[0], system, True, True), THIRD, system.fz)
+        left = refusing(torch.zeros_like(v), THIRD, system.fz) if torch.is_grad_enabled() else None
         return v, left, None, None
-
-
-def _refusing(value: Tensor, system: System, why: str) -> Tensor:
-    """Return ``value`` with an error for whoever differentiates it by what f depends on; its own graph stays open."""
-    if not torch.is_grad_enabled():
-        return value
-    return value + _Refused.apply(torch.zeros_like(value), system.fz, why)
-
-
-class _Refused(torch.autograd.Function):
-    """Identity with an error for whoever differentiates it.
-
-    It takes f(z) too, so that every path of a further derivative to a parameter leads through the error.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, fz: Tensor, why: str) -> Tensor:
-        ctx.why = why
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(ctx.why)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from deqlm.gradients.base import Steps, register_gradient
+from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Map, Stop, options
 from deqlm_solvers.core.checks import number, require, whole
 from deqlm_solvers.core.dtypes import inner_dtype
@@ -29,6 +31,7 @@ class Phantom(Steps):
         same_value: take the steps without grad too. Else the value without grad is the solver's point, and that with
             grad lies ``steps`` damped steps behind it: for a converged solve the same within tolerance, for a budget
             another one. The steps are evaluations, and the reported residual is that of the point before them.
+        checkpoint: keep the points of the steps only, and evaluate f again in backward, for the memory of one step.
 
     Raises:
         ValueError: an option outside its range.
@@ -46,24 +49,30 @@ class Phantom(Steps):
     steps: int = 4
     damping: float = 0.8
     same_value: bool = False
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
         require(isinstance(self.same_value, bool), "same_value", self.same_value, "True or False")
+        require(isinstance(self.checkpoint, bool), "checkpoint", self.checkpoint, "True or False")
 
     def truncation(self) -> tuple[int, float]:
         return self.steps, self.damping
 
     def graphs(self, stop: Stop) -> int:
-        return self.steps
+        return 1 if self.checkpoint else self.steps
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         inner, dtype = inner_dtype(z.dtype), z.dtype
         point = z.to(inner)
         lengths = []
+        again = self.checkpoint and torch.is_grad_enabled()
+        if again and isinstance(f, RowMap):
+            f.settle(z)
         for _ in range(self.steps):
-            image = f(point.to(dtype)).to(inner)
+            state = point.to(dtype)
+            image = (checkpoint(f, state, use_reentrant=False) if again else f(state)).to(inner)
             following = image if self.damping == 1 else torch.lerp(point, image, self.damping)
             lengths.append(_length(following - point))
             point = following

@@ -22,8 +22,16 @@ from deqlm.hf.convert.to_implicit import to_implicit
 from deqlm.hf.convert.upstream import from_upstream
 from deqlm.hf.evaluation import evaluation
 from deqlm.hf.generation import ImplicitGenerationMixin
-from deqlm.hf.model import ImplicitForCausalLM, ImplicitLlamaForCausalLM, ImplicitMamba2ForCausalLM
-from deqlm.hf.output import ImplicitCausalLMOutput
+from deqlm.hf.model import (
+    ImplicitForCausalLM,
+    ImplicitLlamaForCausalLM,
+    ImplicitLlamaModel,
+    ImplicitMamba2ForCausalLM,
+    ImplicitMamba2Model,
+    ImplicitModel,
+)
+from deqlm.hf.output import ImplicitCausalLMOutput, ImplicitModelOutput
+from deqlm.hf.pretrained import ImplicitPreTrainedModel
 from deqlm.hf.register import register
 from deqlm.hf.solving import DeqOptions, Grad, NoGrad
 
@@ -37,8 +45,13 @@ __all__ = [
     "ImplicitGenerationMixin",
     "ImplicitLlamaConfig",
     "ImplicitLlamaForCausalLM",
+    "ImplicitLlamaModel",
     "ImplicitMamba2Config",
     "ImplicitMamba2ForCausalLM",
+    "ImplicitMamba2Model",
+    "ImplicitModel",
+    "ImplicitModelOutput",
+    "ImplicitPreTrainedModel",
     "ImportReport",
     "NoGrad",
     "evaluation",

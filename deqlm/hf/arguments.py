@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,13 @@ from deqlm.hf.cache import DecodeCache
 from deqlm.models import LMCache
 from deqlm.models.inputs import require_tensor
 from deqlm_solvers import Stop
-from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.checks import require, suggest
 
-__all__ = ["check_positions", "one_cache", "one_stop", "real_tokens"]
+__all__ = ["check_kinds", "check_positions", "one_cache", "one_stop", "real_tokens", "refuse_unknown"]
+
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""Arguments by which collators tell that texts are packed."""
+UNPACKED = "give each text a row of its own, padded, with an attention_mask (packing=False, padding_free=False)"
 
 
 def one_cache(past_key_values: Any, cache: Any) -> DecodeCache | None:
@@ -131,5 +135,53 @@ def check_positions(
     before = past if held is None or held.committed is None else held.committed[:, None]
     real = torch.ones(batch, length, dtype=torch.bool, device=position_ids.device) if mask is None else mask
     want = real.long().cumsum(1) - 1 + before
-    ok = bool(((position_ids == want) | ~real).all())
-    require(ok, "position_ids", position_ids.tolist(), f"{want.tolist()}, which follow from attention_mask and cache")
+    wrong = ((position_ids != want) & real).nonzero()
+    if not len(wrong):
+        return
+    row, token = wrong[0].tolist()
+    got = position_ids.expand(batch, length)[row]
+    found = got[token].item()
+    if token and found < got[token - 1].item():
+        raise ValueError(
+            f"position_ids start again at token {token} of row {row}, as those of texts that are packed into one row "
+            f"do; the state of a solve would pass from text to text: {UNPACKED}"
+        )
+    rule = f"{want[row, token].item()} at token {token} of row {row}, as follows from attention_mask and cache"
+    require(False, "position_ids", found, rule)
+
+
+def check_kinds(token_type_ids: Tensor | None) -> None:
+    """Raise unless token types, which tokenizers make, are all of one kind: zeros.
+
+    Raises:
+        TypeError: they are no tensor.
+        ValueError: another kind.
+
+    Examples:
+        >>> check_kinds(torch.zeros(1, 3, dtype=torch.int64))
+    """
+    if token_type_ids is None:
+        return
+    require_tensor("token_type_ids", token_type_ids)
+    others = token_type_ids[token_type_ids != 0]
+    require(not others.numel(), "token_type_ids", others[:1].tolist(), "zeros or None: a model has one kind of token")
+
+
+def refuse_unknown(model: str, unknown: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise if a call was given arguments that it does not know, but for those that are None.
+
+    Args:
+        model: name of the class.
+        unknown: those arguments.
+        known: names of the others.
+
+    Raises:
+        ValueError: arguments of packed texts.
+        TypeError: others; the message names the nearest one.
+    """
+    for name, value in unknown.items():
+        if value is None:
+            continue
+        if name in PACKED:
+            raise ValueError(f"{name} must be None, because texts cannot be packed into one row: {UNPACKED}")
+        raise TypeError(f"{model} got an unknown argument {name!r}: {suggest(name, known)}")

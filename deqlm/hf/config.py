@@ -40,7 +40,7 @@ class ImplicitMamba2Config(ImplicitConfig):
         >>> config.head_dim, config.num_heads, config.deq.mode.size
         (64, 3, 16)
         >>> ImplicitMamba2Config.from_preset("mamba2-130m-pretrain").deq.grad.gradient
-        Phantom(steps=1, damping=0.8, same_value=False)
+        Phantom(steps=1, damping=0.8, same_value=False, checkpoint=False)
     """
 
     model_type = "implicit_mamba2"

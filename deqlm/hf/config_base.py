@@ -16,7 +16,7 @@ from deqlm.hf.auto_map import InstalledCode, classes_of, named, others, write_im
 from deqlm.hf.checkpoints import FLOATS
 from deqlm.hf.solving import DeqOptions
 from deqlm.models import LMOptions, preset
-from deqlm.models.lm import Labels
+from deqlm.models.loss import Labels
 from deqlm_solvers.core.checks import number, require, suggest, whole
 
 __all__ = ["ImplicitConfig"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from deqlm.hf.model import ImplicitForCausalLM
+from deqlm.hf.config_base import ImplicitConfig
 from deqlm_solvers.core.checks import require
 
 __all__ = ["evaluation"]
@@ -32,7 +34,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         >>> bool((short - long[:, :2]).abs().max() < 1e-5)
         True
     """
-    found = [part for part in model.modules() if isinstance(part, ImplicitForCausalLM)]
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    found: list[Any] = [part for part in parts if isinstance(part.config, ImplicitConfig)]
     require(bool(found), "model", type(model).__name__, "one of deqlm.hf, or what holds one")
     before = [(part, part.config.deq, part.solve, part.gradient, part.no_grad) for part in found]
     try:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast, get_args
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.utils.generic import ModelOutput
 
 from deqlm.equilibrium.settings import in_use
-from deqlm.hf.arguments import one_cache, one_stop
+from deqlm.hf.arguments import check_positions, one_cache, one_stop, real_tokens
 from deqlm.hf.cache import DecodeCache
-from deqlm.hf.record import SolveRecord
+from deqlm.hf.record import Beside, SolveRecord
+from deqlm.hf.refused import option, refuse_options
 from deqlm.hf.solving import Start
 from deqlm.models.failing import WhenFailed, check_when_failed
 from deqlm.models.inputs import require_tensor
@@ -34,14 +37,8 @@ _KNOWN = inspect.signature(vars(GenerationMixin)["prepare_inputs_for_generation"
 CACHE = "cache" if "cache" in _KNOWN else "past_key_values"
 """What the installed release of transformers calls the cache."""
 
-REFUSED = {
-    "assistant_model": "assisted decoding takes tokens back, which a state-space model's cache cannot",
-    "prompt_lookup_num_tokens": "assisted decoding takes tokens back, which a state-space model's cache cannot",
-    "penalty_alpha": "contrastive search is not supported",
-    "dola_layers": "DoLa compares the layers of a deep model; an implicit model has one map",
-    "cache_implementation": "an implicit model has one kind of cache, deqlm.hf.DecodeCache",
-}
-"""Options of `generate` that cannot work here, and why."""
+OF_THE_LOOP = ("position_ids", "cache_position", "tokenizer")
+"""What transformers' loops hand to every forward, though this one has no use for it."""
 
 
 class ImplicitGenerationMixin(GenerationMixin):
@@ -117,9 +114,8 @@ class ImplicitGenerationMixin(GenerationMixin):
         if uncached:
             require(start != "previous", "start", start, "'zero' with use_cache=False, which keeps no state")
             require(held is None, "past_key_values", held, "None with use_cache=False")
-        for name in REFUSED:
-            given = kwargs.get(name, getattr(generation_config, name, None))
-            require(given is None, name, given, f"None: {REFUSED[name]}")
+        asked = (self.generation_config, generation_config, kwargs)
+        refuse_options(*asked)
         given = {
             "stop": one_stop(stop),
             "solver": None if solver is None else SOLVERS.make(solver),
@@ -139,13 +135,12 @@ class ImplicitGenerationMixin(GenerationMixin):
             result["steps"], result["status"] = (torch.stack(t, dim=1) for t in (record.steps, record.status))
         if policy in ("auto", "warn"):
             sequences: Any = result["sequences"] if isinstance(result, ModelOutput) else result
-            options = (self.generation_config, generation_config, kwargs)
-            beams = (_option("num_beams", *options) or 1) > 1
+            beams = (option("num_beams", *asked) or 1) > 1
             new = None if beams else sequences[:, -len(record.steps) :]
             how, _ = in_use((self.lm.solve, self.lm.gradient, self.lm.no_grad), given["solver"], given["stop"], None)
             deq = self.config.deq
             modes = (deq.prompt_mode if given["mode"] is None else given["mode"], deq.token_mode)
-            record.warn(new, _option("eos_token_id", *options), how, modes)
+            record.warn(new, option("eos_token_id", *asked), how, modes)
         return result
 
     def _policy(self, on_failure: WhenFailed | None) -> WhenFailed | None:
@@ -184,7 +179,7 @@ class ImplicitGenerationMixin(GenerationMixin):
             mode: how a prompt is cut; None is the configuration's.
             start: where the solve of a new token starts; None is the configuration's.
             record: what takes down the solve of the forward.
-            **kwargs: handed on, but for the positions, which follow from the mask.
+            **kwargs: handed on, but for the positions, which follow from the mask and are looked at once.
 
         Raises:
             ValueError: no new token, a mask of another length, or padding that is not on the left.
@@ -203,7 +198,11 @@ class ImplicitGenerationMixin(GenerationMixin):
             )
         if attention_mask is not None and is_first_iteration:
             _check_padding(attention_mask)
-        given = {name: value for name, value in kwargs.items() if name not in ("position_ids", "cache_position")}
+        if is_first_iteration and kwargs.get("position_ids") is not None:
+            before, new = None if held is None else held.value, tokens[:, -count:]
+            positions = kwargs["position_ids"][:, -count:]
+            check_positions(positions, None, new, real_tokens(attention_mask, new, before), before)
+        given = {name: value for name, value in kwargs.items() if name not in OF_THE_LOOP}
         given |= {"past_key_values": held, "attention_mask": attention_mask, "record": record}
         # the weights of an offloaded model are on the device "meta" between calls
         home = tokens.device if self.device.type == "meta" else self.device
@@ -224,6 +223,23 @@ class ImplicitGenerationMixin(GenerationMixin):
             NotImplementedError: always.
         """
         raise NotImplementedError("continuous batching is not supported: call generate with a left-padded batch")
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Return the mask of prompts that came without one: a token of padding between real ones is a token."""
+        mask = super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
+        return mask | ((mask.cumsum(1) > 0) & (mask.flip(1).cumsum(1).flip(1) > 0))
+
+    def _get_logits_processor(self, *args: Any, **more: Any) -> LogitsProcessorList:
+        """Return the processors; one that calls the model solves as this call says, and beside its solves."""
+        made = super()._get_logits_processor(*args, **more)  # type: ignore[misc]
+        known, call = more.get("model_kwargs") or {}, cast(Any, self)
+        options = {name: known[name] for name in ("stop", "solver", "on_failure") if name in known}
+        for processor in made:
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                processor.model = partial(call, record=Beside(known["record"]), **options)
+        return made
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any, **__: Any
@@ -247,14 +263,7 @@ def _home(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if default.type in ("cpu", device.type) else torch.device(device)
 
 
-def _option(name: str, *given: GenerationConfig | Mapping[str, Any] | None) -> Any:
-    """Return an option of ``generate`` by the last of ``given`` that has it, or None."""
-    found = (each.get(name) if isinstance(each, Mapping) else getattr(each, name, None) for each in reversed(given))
-    return next((value for value in found if value is not None), None)
-
-
 def _check_prompt(inputs: Tensor | None, held: DecodeCache | None, kwargs: Mapping[str, Any]) -> None:
-    require(kwargs.get("position_ids") is None, "position_ids", "given", "None: positions follow from attention_mask")
     ids = kwargs.get("input_ids") if inputs is None else inputs
     mask = kwargs.get("attention_mask")
     if mask is not None:

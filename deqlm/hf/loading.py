@@ -157,13 +157,14 @@ def refuse_to_leave_out(model: nn.Module) -> None:
         )
 
 
-def refuse_other_weights(name: str, info: Mapping[str, Any], *, resize: bool) -> None:
+def refuse_other_weights(name: str, info: Mapping[str, Any], *, resize: bool, allow_partial: bool) -> None:
     """Raise if the files hold the weights of another model.
 
     Args:
         name: of the class that loads.
         info: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``, as transformers tells them.
         resize: take weights of another shape for missing ones.
+        allow_partial: do not mind weights that are missing while others are unknown.
 
     Raises:
         ValueError: weights are missing while others are unknown, are normalised on one side only, or have another
@@ -171,10 +172,10 @@ def refuse_other_weights(name: str, info: Mapping[str, Any], *, resize: bool) ->
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     _refuse_folding(missing, unexpected)
-    if missing and unexpected:
+    if missing and unexpected and not allow_partial:
         raise ValueError(
             f"these are weights of another model than {name}: {len(missing)} are missing, such as {missing[0]!r}, and "
-            f"{len(unexpected)} are unknown, such as {unexpected[0]!r}"
+            f"{len(unexpected)} are unknown, such as {unexpected[0]!r}; allow_partial=True takes what both have"
         )
     shapes = sorted(info["mismatched_keys"])
     if shapes and not resize:

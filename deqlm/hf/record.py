@@ -13,7 +13,7 @@ from deqlm.sequence.modes import Mode
 from deqlm_solvers import ConvergenceWarning, Solution, Solve, Status
 from deqlm_solvers.core.policy import user_level
 
-__all__ = ["SolveRecord"]
+__all__ = ["Beside", "SolveRecord"]
 
 
 class SolveRecord:
@@ -39,12 +39,16 @@ class SolveRecord:
     def add(self, sol: Solution) -> None:
         """Take down what the solve of a forward came to."""
         if self._open:
-            self.steps[-1] = self.steps[-1] + sol.steps
-            self.status[-1] = torch.maximum(self.status[-1], sol.status)
+            self.add_beside(sol)
             return
         self.steps.append(sol.steps)
         self.status.append(sol.status)
         self._open = True
+
+    def add_beside(self, sol: Solution) -> None:
+        """Take down a solve that belongs to the last column, such as that of a text to be guided away from."""
+        self.steps[-1] = self.steps[-1] + sol.steps
+        self.status[-1] = torch.maximum(self.status[-1], sol.status)
 
     def close(self) -> None:
         """Say that the next forward is another column."""
@@ -69,6 +73,21 @@ class SolveRecord:
             return
         remedy = advice(status.masked_fill(~failed, 0), how, modes[0 if bool(failed[:, 0].any()) else 1])
         warnings.warn(_words(status, failed, counts, remedy), ConvergenceWarning, stacklevel=user_level())
+
+
+class Beside:
+    """Takes down solves beside those of a record.
+
+    Args:
+        record: that record.
+    """
+
+    def __init__(self, record: SolveRecord) -> None:
+        self.record = record
+
+    def add(self, sol: Solution) -> None:
+        """Take down what the solve of a forward came to."""
+        self.record.add_beside(sol)
 
 
 def _words(status: Tensor, failed: Tensor, counts: Tensor, remedy: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from deqlm.hf.auto_map import AUTO_MODELS
 from deqlm.hf.config import ImplicitLlamaConfig, ImplicitMamba2Config
@@ -19,7 +19,7 @@ FAMILIES = (
 def register() -> None:
     """Make AutoConfig, AutoModel and AutoModelForCausalLM know both families; again does no harm.
 
-    AutoModel gives the same class, whose output holds ``last_hidden_state``.
+    AutoModel gives the model without its head, ``base_class``, whose answer is states.
 
     Examples:
         >>> from transformers import AutoConfig
@@ -29,4 +29,4 @@ def register() -> None:
     for config, model in FAMILIES:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         for auto in AUTO_MODELS:
-            auto.register(config, model, exist_ok=True)
+            auto.register(config, model.base_class if auto is AutoModel else model, exist_ok=True)

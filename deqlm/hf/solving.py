@@ -42,7 +42,7 @@ class NoGrad(Options):
 
     Examples:
         >>> NoGrad(stop={"rtol": 1e-3, "per": "token"}).solve.solver
-        FixedPoint(damping=0.8, first_damping=None, impl='auto')
+        FixedPoint(damping=0.8, first_damping=None, decay=0.0, impl='auto')
     """
 
     solver: Solver = EVALUATION.solver

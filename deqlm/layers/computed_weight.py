@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from deqlm.wrap.trees import tensors
 
 __all__ = ["ComputedWeight"]
 
@@ -45,7 +43,7 @@ class ComputedWeight(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        watched = [t for t in tensors((args, given)) if isinstance(t, ComputedWeight)]
+        watched = list(_weights_in((*args, *given.values())))
         written = getattr(func, "__self__", None) if getattr(func, "__name__", "") == "__set__" else None
         with torch._C.DisableTorchFunctionSubclass():
             if written is Tensor.requires_grad:
@@ -69,6 +67,15 @@ class ComputedWeight(Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             return self.detach().clone().__reduce_ex__(protocol)
+
+
+def _weights_in(arguments: Iterable[Any]) -> Iterator[ComputedWeight]:
+    """Yield the computed weights among arguments, which are tensors, or lists and tuples of them, or other things."""
+    for each in arguments:
+        if isinstance(each, ComputedWeight):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from _weights_in(each)
 
 
 def _aliased(t: Tensor, layer: Any, whole: Tensor) -> ComputedWeight:

@@ -48,8 +48,8 @@ def lipschitz_bound(module: nn.Module) -> float:
         >>> round(lipschitz_bound(layer) / torch.linalg.matrix_norm(layer[0].weight, 2).item(), 4)
         1.0
     """
-    own = getattr(module, "lipschitz_bound", None)
-    if callable(own):
+    own: Any = getattr(module, "lipschitz_bound", None)
+    if own is not None:
         return float(own())
     kind = type_before_parametrizations(module)
     if kind is nn.Sequential:

@@ -133,6 +133,7 @@ class Backbone(nn.Module):
         u: Tensor | None = None,
         context: Context | None = None,
         cache: Sequence[Any] | None = None,
+        seen: list[Tensor] | None = None,
     ) -> Any:
         """Return f(z), (B, L, D) in the dtype of ``z``, zero at padding; behind a cache, also the next one.
 
@@ -141,6 +142,7 @@ class Backbone(nn.Module):
             u: injected input, (B, L, U), from `project`.
             context: what is fixed within the call.
             cache: of all blocks, of the tokens before these.
+            seen: behind a cache, where what each block returns is appended.
         """
         context = NOTHING if context is None else context
         if cache is None:
@@ -152,6 +154,8 @@ class Backbone(nn.Module):
         for i, (block, held) in enumerate(zip(self.layers, cache, strict=True)):
             x, made = self._run(i, block, x, u, context, held)
             caches.append(made)
+            if seen is not None:
+                seen.append(x)
         return self._normed(x, z, context), tuple(caches)
 
     def forward_chunk(

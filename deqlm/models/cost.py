@@ -72,6 +72,7 @@ def model_cost(options: LMOptions, *, context: int = 0) -> ModelCost:
     model = options.replace(n_layer=1).make("meta")
     (block,) = model.backbone.layers
     assert isinstance(block, Block)
+    assert model.head is not None
     head = 0 if options.tie else model.head.weight.numel()
     head += 0 if model.head.bias is None else model.head.bias.numel()
     injection = model.backbone.injection

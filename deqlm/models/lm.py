@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, in_use
@@ -18,7 +17,8 @@ from deqlm.layers import Context, fold_weight_norm_
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
 from deqlm.models.failing import LMFailures, WhenFailed
-from deqlm.models.inputs import check_count, check_mask, embedded, targets, tokens, vocabulary, wanted
+from deqlm.models.inputs import check_mask, embedded, tokens, vocabulary, wanted
+from deqlm.models.loss import Labels, label_loss
 from deqlm.sequence.chunks import per_token, solve_chunks
 from deqlm.sequence.modes import MODES, Mode
 from deqlm.wrap.eager import eagerly
@@ -30,8 +30,6 @@ from deqlm_solvers.core.checks import require, whole
 from deqlm_solvers.core.kinds import refuse_tracing
 
 __all__ = ["ImplicitLM", "LMOutput"]
-
-Labels = Literal["shifted", "aligned"]
 
 FREE = Solve(FixedPoint(), Stop(max_iter=24, rtol=0.05, per="token"))
 """With grad: evaluations and tolerance of the paper's free phase. Every row ends by itself, so that a loss does not
@@ -47,18 +45,21 @@ class LMOutput(NamedTuple):
     """What `ImplicitLM` returns.
 
     Attributes:
-        logits: (B, L, V).
+        logits: (B, L, V); None of a model without a head.
         loss: mean cross-entropy over the labels that count, or None without labels.
         solution: of the solve, with ``steps``, ``residual`` and ``status`` per row; None for the explicit twin.
         state: what the head sees, (B, L, D).
         cache: with ``use_cache``, for the tokens that follow.
+        states: with ``output_states``, of the embeddings and ``state``, (B, L, D) each; of the explicit twin the
+            embeddings, what each block but the last returns, and ``state``.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     loss: Tensor | None
     solution: Solution | None
     state: Tensor
     cache: LMCache | None
+    states: tuple[Tensor, ...] | None = None
 
 
 class ImplicitLM(nn.Module):
@@ -73,6 +74,7 @@ class ImplicitLM(nn.Module):
         vocab_size: rows V of the embedding table.
         tie: use the embedding table as the head's weight.
         head_bias: give the head a bias.
+        head: False leaves the head away: the answer is ``state``, and ``tie`` and ``head_bias`` mean nothing.
         dropout: ordinary dropout of the embeddings, before the solve.
         labels: "shifted" (the label of a token is compared with the logits of the token before) or "aligned" (with its
             own).
@@ -117,6 +119,7 @@ class ImplicitLM(nn.Module):
         vocab_size: int,
         tie: bool = True,
         head_bias: bool = False,
+        head: bool = True,
         dropout: float = 0.0,
         labels: Labels = "shifted",
         solve: Solve | Mapping[str, Any] | None = None,
@@ -136,9 +139,11 @@ class ImplicitLM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.dropout = nn.Dropout(dropout)
         self.backbone = backbone
-        self.head = nn.Linear(width, vocab_size, bias=head_bias, device=device, dtype=dtype)
-        if tie:
-            self.head.weight = self.embedding.weight
+        self.head: nn.Linear | None = None
+        if head:
+            self.head = nn.Linear(width, vocab_size, bias=head_bias, device=device, dtype=dtype)
+            if tie:
+                self.head.weight = self.embedding.weight
         self.labels: Labels = labels
         self.solve = _solve(solve, FREE)
         self.gradient = GRADIENTS.make(Phantom() if gradient is None else gradient)
@@ -167,6 +172,8 @@ class ImplicitLM(nn.Module):
         logits_to_keep: int | Tensor = 0,
         label_count: int | Tensor | None = None,
         on_failure: WhenFailed | None = None,
+        output_states: bool = False,
+        label_kind: Labels | None = None,
     ) -> LMOutput:
         """Return logits, and the loss if there are labels.
 
@@ -188,6 +195,8 @@ class ImplicitLM(nn.Module):
             logits_to_keep: of so many last tokens alone, or of those of an index (K,); 0 is all.
             label_count: the loss is the sum over labels divided by this; None is their number, which makes the mean.
             on_failure: in place of the model's, for this call.
+            output_states: also return ``states``.
+            label_kind: "shifted" or "aligned" labels, in place of the model's, for this call.
 
         Raises:
             TypeError: what must be a tensor, a cache or a rule is none.
@@ -203,6 +212,7 @@ class ImplicitLM(nn.Module):
             given |= {"start": start, "logits_to_keep": logits_to_keep, "label_count": label_count}
             options: dict[str, Any] = {"use_cache": use_cache, "mode": mode, "on_failure": on_failure}
             options |= {"stop": stop, "solver": solver, "gradient": gradient}
+            options |= {"output_states": output_states, "label_kind": label_kind}
             with torch.inference_mode(False), torch.no_grad():
                 return self.forward(**map_tensors(_ordinary, given), **options)
         e = self._embed(ids, embeddings)
@@ -213,16 +223,17 @@ class ImplicitLM(nn.Module):
         how = MODES.make(self.mode if mode is None else mode)
         if self.backbone.implicit:
             state, solution, layers = self._solved(e, context, before, how, given_solve, start, use_cache, on_failure)
+            states = (e, state)
         else:
             unused = {"stop": stop, "solver": solver, "gradient": gradient, "start": start, "on_failure": on_failure}
             for name, given in unused.items():
                 require(given is None, name, given, "None for an explicit model, which solves nothing")
-            state, layers = self._explicit(e, context, before, how)
-            solution = None
-        seen = wanted(state, logits_to_keep)
-        logits = self.head(seen.to(getattr(self.head.weight, "dtype", seen.dtype)))
+            states, layers = self._explicit(e, context, before, how, output_states)
+            state, solution = states[-1], None
         after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask)
-        return LMOutput(logits, self._loss(logits, labels, mask, label_count), solution, state, after)
+        logits = self._logits(state, logits_to_keep)
+        loss = label_loss(logits, labels, mask, label_count, self.labels if label_kind is None else label_kind)
+        return LMOutput(logits, loss, solution, state, after, states if output_states else None)
 
     def fold_weight_norm(self) -> ImplicitLM:
         """Make the normalised weights plain parameters, with their values of now, and return the model.
@@ -322,33 +333,26 @@ class ImplicitLM(nn.Module):
         """Return solve and gradient method of a call that was ``given`` solver, stop and gradient, or None for each."""
         return in_use((self.solve, self.gradient, self.no_grad), *given)
 
-    def _explicit(self, e: Tensor, context: Context, before: LMCache, mode: Mode) -> tuple[Tensor, tuple[Any, ...]]:
-        outputs, layers = [], before.layers
+    def _explicit(
+        self, e: Tensor, context: Context, before: LMCache, mode: Mode, output_states: bool
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """Return the states, between first and last those of all blocks if asked, and the caches."""
+        parts, layers = [], before.layers
         for first, end in mode.unsolved().cuts(e.shape[1]):
             part = context.tokens(first, end)
-            y, layers = self.backbone.forward_chunk(e[:, first:end], None, layers, part)
-            outputs.append(y)
-        return torch.cat(outputs, dim=1), layers
+            seen: list[Tensor] = []
+            given = seen if output_states else None
+            y, layers = self.backbone(e[:, first:end], None, part, layers, given)
+            parts.append([*seen[:-1], y])
+        return (e, *(torch.cat(part, dim=1) for part in zip(*parts, strict=True))), layers
 
-    def _loss(
-        self, logits: Tensor, labels: Tensor | None, mask: Tensor | None, count: int | Tensor | None
-    ) -> Tensor | None:
-        if labels is None:
-            require(count is None, "label_count", count, "None without labels")
+    def _logits(self, state: Tensor, keep: int | Tensor) -> Tensor | None:
+        if self.head is None:
+            none = not isinstance(keep, Tensor) and keep == 0
+            require(none, "logits_to_keep", keep, "0 for a model without a head, which makes none")
             return None
-        if count is not None:
-            check_count(count)
-        wants = targets(labels, logits.shape[:2], vocabulary(self.head), shifted=self.labels == "shifted")
-        if mask is not None:
-            wants = wants.masked_fill(~mask, -100)
-        if self.labels == "shifted":
-            logits, wants = logits[:, :-1], wants[:, 1:]
-            # the first real token of a row has nothing before it to be predicted from
-            wants = wants if mask is None else wants.masked_fill(~mask[:, :-1], -100)
-        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-        if count is None:
-            return F.cross_entropy(logits, wants.flatten())
-        return F.cross_entropy(logits, wants.flatten(), reduction="sum") / count
+        seen = wanted(state, keep)
+        return self.head(seen.to(getattr(self.head.weight, "dtype", seen.dtype)))
 
 
 def _ordinary(t: Tensor) -> Tensor:

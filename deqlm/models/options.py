@@ -12,7 +12,8 @@ from torch import nn
 from deqlm.gradients import Phantom
 from deqlm.layers import Attention, Block, LlamaMLP, Mamba2
 from deqlm.models.backbone import Backbone
-from deqlm.models.lm import ImplicitLM, Labels
+from deqlm.models.lm import ImplicitLM
+from deqlm.models.loss import Labels
 from deqlm_solvers import FixedPoint, Options, Registry, Solve, Stop, options
 from deqlm_solvers.core.checks import number, require, whole
 
@@ -190,8 +191,10 @@ class LMOptions(Options):
         most = 4 * self.max_iter if self.eval_max_iter is None else self.eval_max_iter
         return Solve(FixedPoint(damping=self.damping), Stop(max_iter=most, rtol=self.rtol, per="token"))
 
-    def make(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ImplicitLM:
-        """Return the model, with initial weights on ``device``; "meta" allocates none."""
+    def make(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, head: bool = True
+    ) -> ImplicitLM:
+        """Return the model, with initial weights on ``device``; "meta" allocates none, and ``head=False`` no head."""
         made = {"device": device, "dtype": dtype}
         more = {"dropout": self.dropout, **made}
         norm = partial(nn.RMSNorm, eps=self.norm_eps, **made)
@@ -207,6 +210,7 @@ class LMOptions(Options):
             vocab_size=self.rows,
             tie=self.tie,
             head_bias=self.head_bias,
+            head=head,
             dropout=self.dropout if self.embedding_dropout is None else self.embedding_dropout,
             labels=self.labels,
             solve=self.solve,

@@ -38,7 +38,7 @@ class Phase(Options):
         >>> deq = deqlm.DEQ(torch.nn.Linear(3, 3))
         >>> Phase(solver="fixed_point", stop=deqlm.Stop(rtol=1e-3), gradient=deqlm.Phantom(2)).apply(deq)
         >>> deq.gradient
-        Phantom(steps=2, damping=0.8, same_value=False)
+        Phantom(steps=2, damping=0.8, same_value=False, checkpoint=False)
     """
 
     steps: int | None = None
@@ -158,7 +158,7 @@ def bounded(
 
     Examples:
         >>> bounded(100).gradient
-        Phantom(steps=1, damping=0.8, same_value=False)
+        Phantom(steps=1, damping=0.8, same_value=False, checkpoint=False)
     """
     stop = Stop(max_iter=max_iter, rtol=rtol, keep="best_f")
     return Phase(steps=steps, solver=FixedPoint(), stop=stop, gradient=Phantom(phantom, damping))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +53,15 @@ class Failures:
 
     def of(self, f: RowMap) -> Failures:
         """Return the policies for the solve of ``f``."""
-        made = copy.copy(self)  # whose policies have been checked
-        object.__setattr__(made, "map", f)
+        return self._with(map=f)
+
+    def of_layer(self, layer: Any) -> Failures:
+        """Return the policies for a call of ``layer``."""
+        return self._with(layer=layer)
+
+    def _with(self, **changes: Any) -> Failures:
+        made = object.__new__(type(self))  # the policies have been checked, and a call costs little else
+        made.__dict__.update(self.__dict__, **changes)
         return made
 
     def report(self, sol: Solution, stop: Stop) -> None:

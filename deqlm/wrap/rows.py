@@ -14,8 +14,8 @@ from torch import Tensor
 
 from deqlm.wrap.cuts import first_dims, healthy_source, some, spared
 from deqlm.wrap.held import Held
+from deqlm.wrap.solved_by import SolvedBy
 from deqlm.wrap.trees import describe, in_order, map_tensors, structure_hint, tree_flatten, tree_unflatten
-from deqlm_solvers import Layout, Solve
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.cost import Count
 from deqlm_solvers.core.kinds import memory_format, refuse_tracing, require_state
@@ -178,8 +178,7 @@ class RowMap:
 
     Attributes:
         count: evaluations of f so far, those of maps made by `without` and `narrow` included.
-        solved_by: how a solved point was found, solve and layout, for the gradient method that connects it; None
-            elsewhere.
+        solved_by: how a solved point was found, for the gradient method that connects it; None elsewhere.
     """
 
     def __init__(
@@ -203,7 +202,7 @@ class RowMap:
         self.fixed = fixed
         self.held = held
         self.owner = owner
-        self.solved_by: tuple[Solve, Layout] | None = None
+        self.solved_by: SolvedBy | None = None
         self.count = Count()
 
     @property

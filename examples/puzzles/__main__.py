@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add_workers(six)
 
     maze = add_command(names, "maze", commands.maze, "the one shortest way through a maze", out=OUT)
-    maze.add_argument("--side", type=int, default=7, help="cells a side (default %(default)s)")
+    maze.add_argument("--side", type=int, default=5, help="cells a side (default %(default)s)")
     maze.add_argument("--seed", type=int, default=0, help="of weights and batches (default %(default)s)")
     add_workers(maze, 1)
 

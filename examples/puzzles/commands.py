@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.checks import number, require
 from examples.puzzles import recipes, report
 from examples.puzzles.data import Sudoku, load, problem_named
 from examples.puzzles.evaluate import boards
@@ -85,7 +86,7 @@ def _draw(results: Sequence[Data], out: Path) -> None:
 
 def nine(args: Namespace) -> None:
     folder = None if args.data is None else str(args.data)
-    draw = recipes.NINE.replace(folder=folder, train=args.train, test=args.test)
+    draw = recipes.NINE.replace(folder=folder, train=args.train, valid=max(1, args.train // 10), test=args.test)
     made = recipes.nine(draw, args.seed, steps=args.steps, batch=args.batch)
     where = f"{folder}/train.csv and test.csv" if folder else "the generator"
     print(f"9x9: {args.train} puzzles to learn from, {args.test} to test, from {where}")
@@ -99,6 +100,7 @@ def nine(args: Namespace) -> None:
 
 
 def _try_out(made: Recipe, args: Namespace) -> None:
+    number("tflops", args.tflops, "> 0", lambda speed: speed > 0)
     found = try_out(made, args.out / CACHE, steps=args.try_steps, rows=args.rows)
     print(f"losses of {args.try_steps} steps of {args.rows} puzzles: {' '.join(f'{x:.3f}' for x in found['losses'])}")
     print(f"{found['seconds_per_step']:.2f} s per step here, on {torch.get_num_threads()} thread(s)")
@@ -113,7 +115,10 @@ def solve(args: Namespace) -> None:
     problem = problem_named(recipe.draw.problem)
     cells = _read(problem, args.puzzle)
     answer = problem.solve(cells)
-    for look in boards(model, torch.tensor([cells]), args.evaluations, seed=args.seed):
+    counts = args.evaluations
+    rising = counts[0] >= 1 and all(one < other for one, other in pairwise(counts))
+    require(rising, "evaluations", counts, "rising numbers >= 1")
+    for look in boards(model, torch.tensor([cells]), counts, seed=args.seed):
         right = sum(a == b for a, b in zip(look["answer"], answer, strict=True))
         print(f"after {look['evaluations']}: {right} of {len(answer)} cells right, residual {look['residual']:.1e}")
         print(report.board_text(recipe.draw.problem, cells, look["answer"]), end="\n\n")

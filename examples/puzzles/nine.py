@@ -10,6 +10,7 @@ import torch
 
 from deqlm.reporting.environment import environment
 from deqlm.training import Stage, adamw
+from deqlm_solvers.core.checks import whole
 from examples.puzzles.data import load, problem_named
 from examples.puzzles.model import PuzzleModel, Shape
 from examples.puzzles.recipe import Recipe
@@ -35,7 +36,11 @@ def try_out(recipe: Recipe, cache: Path, *, steps: int, rows: int) -> dict[str, 
         cache: folder of the puzzles.
         steps: to take.
         rows: puzzles of a step.
+
+    Raises:
+        ValueError: fewer than one of them.
     """
+    whole("steps", steps, 1)
     problem, puzzles = problem_named(recipe.draw.problem), load(recipe.draw, cache)
     torch.manual_seed(recipe.loop.seed)
     model = PuzzleModel(problem, recipe.shape)

@@ -144,6 +144,7 @@ def _nine(data: Data | None) -> str:
 
 def _machine(result: Data) -> str:
     where = result["environment"]
-    names = f"deqlm {where['deqlm']}, torch {where['torch']}, Python {where['python']}, {where['platform']}"
+    torch = where["packages"]["torch"]
+    names = f"deqlm {where['deqlm']}, torch {torch}, Python {where['python']}, {where['platform']}"
     commit = (where["commit"] or "unknown")[:8]
     return f"{names}, {where['cpu']}, one thread per process, commit {commit}, `{' '.join(where['argv'])}`."

@@ -31,7 +31,7 @@ def six(seed: int = 0, *, steps: int = 2000) -> Recipe:
     return recipe(SIX, label=IMPLICIT, steps=steps, shape=Shape(most=16), seed=seed, checkpoint_every=200)
 
 
-def maze(side: int = 7, seed: int = 0, *, steps: int = 1000) -> Recipe:
+def maze(side: int = 5, seed: int = 0, *, steps: int = 1000) -> Recipe:
     """Return the training on mazes."""
     draw = Draw(problem=f"maze{side}", train=4000, valid=300, test=500)
     return recipe(draw, label=IMPLICIT, steps=steps, shape=Shape(most=16), seed=seed, checkpoint_every=200)

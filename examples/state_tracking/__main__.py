@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "a solved training that is lost, and the guard that keeps it",
         out=OUT,
     )
-    collapse.add_argument("--steps", type=int, default=700, help="of both trainings (default %(default)s)")
+    collapse.add_argument("--steps", type=int, default=400, help="of both trainings (default %(default)s)")
     add_workers(collapse)
 
     schedule = add_command(

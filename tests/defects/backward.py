@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import deqlm
 from defects.maps import F64, Map, distance, implicit_gradient, iterated, one_step_gradient, weighted
 from deqlm import ConvergenceWarning, Implicit, Solve, Stop
+from deqlm.testing.gradients.layers import solver_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARP = Stop(max_iter=1000, rtol=1e-13)
@@ -233,7 +234,7 @@ def ours_runs_backward_outside_autocast() -> None:
     stop = Stop(rtol=2e-2)
     (want,) = torch.autograd.grad(deqlm.solve(lambda z: linear(z) + 1, z0).z.sum(), linear.weight)
     for gradient in deqlm.GRADIENTS:
-        solver = "fixed_point" if gradient == "unrolled" else "anderson"
+        solver = solver_for(gradient)
         with torch.autocast("cpu", torch.bfloat16):
             y = deqlm.solve(lambda z: linear(z) + 1, z0, solver=solver, gradient=gradient, stop=stop).z
         assert y.dtype == torch.float32

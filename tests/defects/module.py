@@ -12,12 +12,13 @@ from torch import nn
 import deqlm
 from defects.maps import F64, small_layer
 from deqlm import Stop
+from deqlm.testing.gradients.layers import solver_for
 
 
 def ours_survives_pickle_and_torch_save() -> None:
     x = torch.randn(3, 4, dtype=F64)
     for name in deqlm.GRADIENTS:
-        solver = "fixed_point" if name == "unrolled" else "anderson"
+        solver = solver_for(name)
         deq = deqlm.DEQ(small_layer(), solver=solver, gradient=name)
         stream = io.BytesIO()
         torch.save(deq, stream)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Solve, Stop, solve
+from deqlm.testing.gradients.layers import solver_for
 
 REGISTERED = [(deqlm.SOLVERS, name) for name in sorted(deqlm.SOLVERS)]
 REGISTERED += [(deqlm.GRADIENTS, name) for name in sorted(deqlm.GRADIENTS)]
@@ -26,7 +27,7 @@ REGISTERED += [(deqlm.GRADIENTS, name) for name in sorted(deqlm.GRADIENTS)]
         (
             lambda: DEQ(nn.Tanh(), gradient={"name": "phantom", "taus": 3}),
             TypeError,
-            "known: damping, same_value, steps",
+            "known: checkpoint, damping, same_value, steps",
         ),
         (lambda: DEQ(nn.Tanh(), stop={"rtl": 1e-3}), TypeError, "did you mean 'rtol'"),
         (lambda: DEQ(nn.Tanh(), solver="andersn"), KeyError, "unknown solver 'andersn': did you mean 'anderson'"),
@@ -126,7 +127,7 @@ def boom(z: Tensor) -> Tensor:
 )
 @pytest.mark.parametrize("mode", ["grad", "no_grad", "inference"])
 def test_bad_maps(f, error: type[Exception], message: str, gradient: str, mode: str) -> None:
-    solver = "fixed_point" if gradient == "unrolled" else "anderson"
+    solver = solver_for(gradient)
     context = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}[mode]
     with context(), pytest.raises(error, match=message):
         solve(f, torch.ones(2, 3), gradient=gradient, solver=solver)

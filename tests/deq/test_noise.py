@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import deqlm
-from deqlm import DEQ, Stop, Unrolled
+from deqlm import DEQ, Phantom, Stop, Unrolled
 
 GRADIENTS = {"implicit": "implicit", "phantom": "phantom", "unrolled": "unrolled", "one_step": "one_step"}
 GRADIENTS["checkpoint"] = Unrolled(checkpoint=True)
+GRADIENTS["recursive"] = Unrolled(checkpoint="recursive")
+GRADIENTS["again"] = Phantom(checkpoint=True)
+GRADIENTS |= {"neumann": "neumann", "shine": "shine"}
 every_gradient = pytest.mark.parametrize("gradient", GRADIENTS.values(), ids=GRADIENTS.keys())
 
 

@@ -77,7 +77,8 @@ def test_parameters_of_the_injection_stay_clean(name: str, stop: Stop) -> None:
 @every_method
 def test_a_diverging_row_adds_exactly_zero(name: str) -> None:
     stop = Stop(max_iter=100, rtol=1e-6, divergence=1e3)
-    deq = wrap(Shared(5), name, solver="fixed_point", stop=stop, on_failure="ignore")
+    solver = "reversible" if name == "reversible" else "fixed_point"
+    deq = wrap(Shared(5), name, solver=solver, stop=stop, on_failure="ignore")
     x = torch.randn(3, 5, dtype=F64, requires_grad=True)
     slope = torch.zeros(3, 1, dtype=F64)
     clean = gradients(deq(x, slope)[[0, 2]], deq, x)

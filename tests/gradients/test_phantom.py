@@ -130,6 +130,37 @@ def test_growth_is_absent_for_one_step_and_unknown_at_the_very_solution() -> Non
     assert sol.adjoint.growth.isnan().all()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_checkpoint_has_the_bits_of_all_steps_and_evaluates_again_in_backward(masked: bool) -> None:
+    class Counted(TanhLayer):
+        calls = 0
+
+        def forward(self, z: Tensor, u: Tensor) -> Tensor:
+            Counted.calls += 1
+            return super().forward(super().forward(super().forward(z, u), u), u)
+
+    layer, found, stored = Counted(5), [], []
+    x = torch.randn(3, 4, 5, dtype=F64, requires_grad=True)
+    mask = torch.tensor([[True, True, False, True]] * 3) if masked else None
+    for checkpoint in (False, True):
+        kept: set[int] = set()
+
+        def keep(t: Tensor, kept: set[int] = kept) -> Tensor:
+            kept.add(t.data_ptr())
+            return t
+
+        stop = Stop(max_iter=3, rtol=1e-12, per="token") if masked else Stop(max_iter=3, rtol=0)
+        deq = wrap(layer, Phantom(6, checkpoint=checkpoint), stop=stop, solver="fixed_point", on_failure="ignore")
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y, sol = deq(x, with_stats=True, token_mask=mask)
+        before = Counted.calls
+        found.append((y, sol.adjoint.growth, *torch.autograd.grad(y.sum(), [layer.W, layer.b, x])))
+        assert Counted.calls - before == (6 if checkpoint else 0)
+        stored.append(len(kept))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert stored[1] < stored[0] / 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -138,6 +169,7 @@ def test_growth_is_absent_for_one_step_and_unknown_at_the_very_solution() -> Non
         ({"steps": True}, r"steps must be a whole number >= 1, got True"),
         ({"damping": 0.0}, r"damping must be in \(0, 1\], got 0\.0"),
         ({"damping": 1.5}, r"damping must be in \(0, 1\], got 1\.5"),
+        ({"checkpoint": 1}, r"checkpoint must be True or False, got 1"),
         ({"damping": float("nan")}, r"damping must be in \(0, 1\], got nan"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,7 @@ def assert_same(ours: Tensor, truth: Tensor, inputs: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("checkpoint", [False, True, "recursive"])
 @pytest.mark.parametrize("damping", [1.0, 0.6])
 @pytest.mark.parametrize("steps", [1, 7])
 def test_budget_equals_the_loop_written_by_hand_start_included(steps: int, damping: float, checkpoint: bool) -> None:
@@ -39,7 +42,7 @@ def test_budget_equals_the_loop_written_by_hand_start_included(steps: int, dampi
     assert_same(deq(x), z, [layer.W, layer.b, x, start])
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("checkpoint", [False, True, "recursive"])
 def test_warm_up_of_the_language_models(checkpoint: bool) -> None:
     tau, n = 0.8, 4
     layer = TanhLayer(4, size=1.2)
@@ -50,11 +53,11 @@ def test_warm_up_of_the_language_models(checkpoint: bool) -> None:
     deq = wrap(layer, Unrolled(checkpoint=checkpoint), **budget(n, damping=tau, first_damping=1.0))
     y, sol = deq(x, with_stats=True)
     assert_same(y, z, [layer.W, layer.b, x])
-    assert sol.cost.evaluations == n
+    assert sol.cost.evaluations == (2 * n if checkpoint == "recursive" else n)
     assert sol.status.tolist() == [deqlm.Status.BUDGET] * 3
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("checkpoint", [False, True, "recursive"])
 def test_tolerance_differentiates_each_row_up_to_its_own_last_step(checkpoint: bool) -> None:
     layer = TanhLayer(4, size=0.9)
     x = (torch.randn(3, 4, dtype=F64) * torch.tensor([[3.0], [0.1], [1.0]])).requires_grad_()
@@ -163,6 +166,61 @@ def test_checkpoint_evaluates_again_in_backward_and_stores_less() -> None:
     assert stored[True] < stored[False] / 2
 
 
+def test_recursive_checkpoints_hold_a_logarithm_of_states_and_repeat_each_evaluation_that_often() -> None:
+    class Counted(TanhLayer):
+        calls = 0
+
+        def forward(self, z: Tensor, u: Tensor) -> Tensor:
+            Counted.calls += 1
+            return super().forward(z, u)
+
+    layer, states = Counted(8), {}
+    x = torch.randn(4, 8, dtype=F64, requires_grad=True)
+    for steps in (4, 16, 64):
+        kept: dict[int, weakref.ref] = {}
+
+        def keep(t: Tensor, kept: dict[int, weakref.ref] = kept) -> Tensor:
+            if t.shape == x.shape and t is not x:
+                kept[id(t)] = weakref.ref(t)
+            return t
+
+        Counted.calls = 0
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = wrap(layer, Unrolled(checkpoint="recursive"), **budget(steps))(x)
+        states[steps] = sum(ref() is not None for ref in kept.values())
+        assert Counted.calls == 2 * steps
+        y.sum().backward()
+        assert Counted.calls <= 2 * steps + steps * math.log2(steps)
+    assert states[64] <= states[16] + 8
+    assert states[16] <= states[4] + 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_recursive_checkpoints_have_the_bits_of_all_steps(dtype: torch.dtype) -> None:
+    layer = TanhLayer(4, size=0.9).to(dtype)
+    x = (torch.randn(3, 4, dtype=dtype) * torch.tensor([[3.0], [0.1], [1.0]], dtype=dtype)).requires_grad_()
+    for stop in (Stop(max_iter=6, rtol=0), Stop(rtol=0.05), Stop(rtol=0.05, test_every=3), Stop(max_iter=3, rtol=0.01)):
+        found = []
+        for checkpoint in (False, "recursive"):
+            gradient = Unrolled(checkpoint=checkpoint)
+            deq = wrap(layer, gradient, solver=FixedPoint(damping=0.7), stop=stop, on_failure="ignore")
+            y, sol = deq(x, with_stats=True)
+            found.append((y, sol.residual, sol.status, *torch.autograd.grad(y.sum(), [layer.W, x])))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), stop
+
+
+@pytest.mark.parametrize("checkpoint", [True, "recursive"])
+def test_second_derivatives_go_through_checkpoints(checkpoint: bool | str) -> None:
+    W = (0.3 * torch.randn(3, 3, dtype=F64)).requires_grad_()
+    x = torch.randn(2, 3, dtype=F64, requires_grad=True)
+
+    def solved(W: Tensor, x: Tensor) -> Tensor:
+        f = {"args": (x,), "gradient": Unrolled(checkpoint=checkpoint), **budget(5)}
+        return deqlm.solve(lambda z, x: torch.tanh(z @ W.T + x), torch.zeros_like(x), **f).z
+
+    assert torch.autograd.gradgradcheck(solved, (W, x))
+
+
 def test_no_grad_gives_the_solver_s_point() -> None:
     layer = TanhLayer(4)
     x = torch.randn(2, 4, dtype=F64)
@@ -174,5 +232,5 @@ def test_no_grad_gives_the_solver_s_point() -> None:
 
 
 def test_a_checkpoint_that_is_no_flag_is_refused() -> None:
-    with pytest.raises(ValueError, match="checkpoint must be True or False, got 1"):
+    with pytest.raises(ValueError, match="checkpoint must be True, False or 'recursive', got 1"):
         Unrolled(checkpoint=1)

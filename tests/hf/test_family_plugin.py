@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from typing import Any
 
@@ -67,6 +68,13 @@ def test_it_computes_learns_and_generates():
     assert all(p.grad.isfinite().all() for p in model.parameters())
     made = model.eval().generate(ids, max_new_tokens=3, on_failure="ignore", pad_token_id=0)
     assert made.shape == (2, 8)
+
+
+def test_its_base_model_is_made_for_it():
+    made = ImplicitCounted(ImplicitCountedConfig(**TINY))
+    assert type(made.base_model).__name__ == "ImplicitCountedModel"
+    assert type(made.base_model).config_class is ImplicitCountedConfig
+    assert pickle.loads(pickle.dumps(made)).base_model.lm is not made.lm
 
 
 def test_its_first_block_sees_the_embeddings_as_it_did():

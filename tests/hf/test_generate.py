@@ -265,7 +265,7 @@ MISTAKES = {
     "foreign cache": ({"past_key_values": ()}, TypeError, "DecodeCache, got tuple"),
     "two caches": ({"past_key_values": DecodeCache(), "cache": DecodeCache()}, ValueError, "where past_key_values"),
     "cache unused": ({"past_key_values": DecodeCache(), "use_cache": False}, ValueError, "None with use_cache=False"),
-    "positions": ({"position_ids": PROMPT}, ValueError, "positions follow from attention_mask"),
+    "positions": ({"position_ids": PROMPT + 1}, ValueError, "position_ids must be 0 at token 0 of row 0"),
     "assistant": ({"prompt_lookup_num_tokens": 2}, ValueError, "takes tokens back"),
     "contrastive": ({"penalty_alpha": 0.6, "top_k": 4}, ValueError, "contrastive search is not supported"),
     "paged": ({"cache_implementation": "paged"}, ValueError, "one kind of cache"),

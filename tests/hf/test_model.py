@@ -15,7 +15,7 @@ from deqlm import Chunked, OneStep, Phantom, Sequential, Status, Stop
 from deqlm.hf import DeqOptions, register
 from deqlm.layers import Mamba2
 from deqlm.training import bounded
-from hf.tiny import FAMILIES, MODELS, VOCAB, config, converging, model, tokens
+from hf.tiny import BASES, FAMILIES, MODELS, VOCAB, config, converging, model, tokens
 from models.families import contract
 
 TIGHT = Stop(rtol=1e-10, max_iter=200)
@@ -187,7 +187,7 @@ def test_the_section_that_is_set_is_saved(tmp_path):
 def test_registration_may_be_repeated():
     register()
     made = AutoModel.from_config(config("mamba2"))
-    assert type(made) is MODELS["mamba2"]
+    assert type(made) is BASES["mamba2"]
     assert type(AutoModelForCausalLM.from_config(config("llama"))) is MODELS["llama"]
     assert made(tokens()).last_hidden_state.shape == (2, 7, 16)
 
@@ -320,8 +320,8 @@ def test_copies_and_pickles(family, tie):
 
 
 def test_no_other_attention_is_promised():
-    with pytest.raises(ValueError, match="attn_implementation must be 'sdpa'"):
-        AutoModelForCausalLM.from_config(config("llama"), attn_implementation="eager")
+    with pytest.raises(ValueError, match="does not support Flash Attention 2"):
+        AutoModelForCausalLM.from_config(config("llama"), attn_implementation="flash_attention_2")
 
 
 @pytest.mark.slow

@@ -10,8 +10,10 @@ from deqlm.hf import (
     ImplicitForCausalLM,
     ImplicitLlamaConfig,
     ImplicitLlamaForCausalLM,
+    ImplicitLlamaModel,
     ImplicitMamba2Config,
     ImplicitMamba2ForCausalLM,
+    ImplicitMamba2Model,
 )
 from models.families import contract
 
@@ -19,6 +21,7 @@ FAMILIES = ("mamba2", "llama")
 VOCAB = 23
 CONFIGS = {"mamba2": ImplicitMamba2Config, "llama": ImplicitLlamaConfig}
 MODELS = {"mamba2": ImplicitMamba2ForCausalLM, "llama": ImplicitLlamaForCausalLM}
+BASES = {"mamba2": ImplicitMamba2Model, "llama": ImplicitLlamaModel}
 SIZES = {
     "mamba2": {"state_size": 4, "head_dim": 8},
     "llama": {"num_attention_heads": 2, "intermediate_size": 24},

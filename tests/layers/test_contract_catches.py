@@ -186,6 +186,12 @@ class NeverDraws(Right):
         return y
 
 
+class ReadsPastItsLayer(Right):
+    def read(self, z, u, context):
+        x = F.linear(context.keep(z), self.in_proj.weight, self.in_proj.bias)
+        return context.keep(x if u is None else x + u)
+
+
 class HasAnIdleParameter(Right):
     def __init__(self, d_model: int, dropout: float = 0.0) -> None:
         super().__init__(d_model, dropout)
@@ -232,6 +238,7 @@ CAUGHT = [
     (ProjectsNaN, "nan_at_padding_reaches_no_gradient"),
     (DrawsEachTime, "noise_and_weights_hold_within_a_call"),
     (NeverDraws, "noise_and_weights_hold_within_a_call"),
+    (ReadsPastItsLayer, "calls_its_layers_in_every_evaluation"),
     (HasAnIdleParameter, "weight_norm_changes_no_value"),
     (CannotBeCopied, "can_be_copied_pickled_and_saved"),
     (SumsInHalf, "precisions_are_kept"),

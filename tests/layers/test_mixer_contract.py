@@ -11,6 +11,7 @@ from deqlm.testing import mixer_checks
 from deqlm.testing.check import Check
 from deqlm.testing.mixers.inputs import inputs
 from layers.mixers import F64, MIXERS, WIDTH
+from models.shift import Shift
 
 LAYERS = {
     **MIXERS,
@@ -91,3 +92,15 @@ def test_bad_input(layer):
 def test_a_block_says_what_a_mixer_lacks():
     with pytest.raises(TypeError, match="mixer must have d_model, d_inject, forward_chunk, empty_cache, got Linear"):
         Block(torch.nn.Linear(3, 3))
+
+
+def test_a_mixer_whose_forward_takes_no_cache_is_refused_where_a_library_has_replaced_it():
+    block = Block(Shift(4))
+    z, u, cache = torch.randn(1, 2, 4), torch.randn(1, 2, 8), block.empty_cache(1)
+    want = block(z, u)
+    assert torch.equal(block.forward_chunk(z, u, cache)[0], want)
+    plain = block.mixer.forward
+    block.mixer.forward = lambda *args: plain(*args)
+    assert torch.equal(block(z, u), want)
+    with pytest.raises(TypeError, match="a library has replaced forward of Shift, which then must take cache"):
+        block.forward_chunk(z, u, cache)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -67,6 +68,78 @@ def test_a_zero_row_is_zero_and_not_nan():
     assert y.isfinite().all()
     assert (layer.weight[0] == 0).all()
     assert layer.weight_v.grad.isfinite().all()
+
+
+def merge(layer, want):
+    layer.weight.data += want - layer.weight
+
+
+CHANGES = {
+    "data in place": lambda layer, w: layer.weight.data.copy_(w),
+    "data added to": merge,
+    "data assigned": lambda layer, w: setattr(layer.weight, "data", w.clone()),
+    "a view of the data": lambda layer, w: layer.weight.data.reshape(-1).copy_(w.reshape(-1)),
+    "rows of the data": lambda layer, w: [row.copy_(new) for row, new in zip(layer.weight.data, w, strict=True)],
+    "a tensor": lambda layer, w: setattr(layer, "weight", w),
+    "a parameter": lambda layer, w: setattr(layer, "weight", nn.Parameter(w)),
+    "in place without grad": lambda layer, w: torch.no_grad()(layer.weight.copy_)(w),
+    "in place in inference mode": lambda layer, w: torch.inference_mode()(lambda: layer.weight.copy_(w))(),
+    "an output argument": lambda layer, w: torch.no_grad()(torch.add)(w, 0, out=layer.weight),
+    "detached": lambda layer, w: layer.weight.detach().copy_(w),
+}
+
+
+@pytest.mark.parametrize("plain", [nn.Linear(5, 3), nn.Conv1d(4, 6, 3, groups=2)], ids=["linear", "conv"])
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_change_of_the_weight_changes_what_it_is_made_of(how, plain):
+    layer = weight_norm_(copy.deepcopy(plain).double())
+    want = torch.randn_like(plain.weight, dtype=torch.float64).detach()
+    g, v = layer.weight_g, layer.weight_v
+    CHANGES[how](layer, want)
+    torch.testing.assert_close(layer.weight.detach(), want, rtol=1e-14, atol=1e-14)
+    assert layer.weight_g is g
+    assert layer.weight_v is v
+
+
+def test_initialisers_of_torch_and_of_the_layer_work_on_a_computed_weight():
+    layer = NormedLinear(nn.Linear(30, 40))
+    nn.init.constant_(layer.weight, 2.0)
+    assert torch.equal(layer.weight, torch.full((40, 30), 2.0))
+    layer.reset_parameters()
+    assert 0 < layer.weight.abs().max() <= 30**-0.5 + 1e-6
+
+
+def test_a_computed_weight_is_else_a_tensor_like_others():
+    layer = NormedLinear(nn.Linear(3, 2).double())
+    weight = layer.weight
+    assert type(weight + 1) is torch.Tensor
+    (got,) = torch.autograd.grad(weight.square().sum(), [layer.weight_v], retain_graph=True)
+    (want,) = torch.autograd.grad(layer.effective_weight().square().sum(), [layer.weight_v])
+    assert torch.equal(got, want)
+    for other in (copy.deepcopy(weight.detach()), pickle.loads(pickle.dumps(weight.detach()))):
+        assert type(other) is torch.Tensor
+        assert torch.equal(other, weight)
+    before = {name: p.clone() for name, p in layer.state_dict().items()}
+    weight.to(torch.float32).zero_()
+    weight.clone().zero_()
+    assert all(torch.equal(p, before[name]) for name, p in layer.state_dict().items())
+    weight.requires_grad = False
+    assert not layer.weight_g.requires_grad
+    assert not layer.weight_v.requires_grad
+    with pytest.raises(ValueError, match=r"the weight of NormedLinear must be of shape \(2, 3\), got \(3, 2\)"):
+        layer.weight = torch.zeros(3, 2)
+
+
+def test_folding_keeps_hooks_and_what_does_not_learn():
+    layer, called = NormedLinear(nn.Linear(3, 2)), []
+    layer.register_forward_hook(lambda *_: called.append(1))
+    layer.weight_v.requires_grad_(requires_grad=False)
+    plain = fold_weight_norm_(layer)
+    plain(torch.ones(1, 3))
+    assert called == [1]
+    assert type(plain) is nn.Linear
+    assert not plain.weight.requires_grad
+    assert sorted(plain.state_dict()) == ["bias", "weight"]
 
 
 def test_the_weight_is_computed_once_per_call_and_keeps_its_gradient(monkeypatch):

@@ -69,3 +69,27 @@ def test_a_causal_chain_takes_as_many_evaluations_as_it_is_long():
     short = Solve(FixedPoint(), Stop(max_iter=200))(f, torch.zeros_like(truth))
     assert not short.converged.any()
     assert (short.status == Status.MAX_ITER).all()
+
+
+def test_a_damping_that_decays_is_that_written_out():
+    problem = linear("non_normal", 0.8, B=2, N=5)
+    sol = Solve(FixedPoint(damping=0.9, decay=0.5), Stop(max_iter=5, rtol=0))(problem.f, problem.z0())
+    z = problem.z0()
+    for k in range(5):
+        z = z + 0.9 * (1 + k) ** -0.5 * (problem.f(z) - z)
+    torch.testing.assert_close(sol.z, z, rtol=1e-13, atol=1e-13)
+
+
+def test_a_map_that_jumps_settles_under_a_decay_and_not_without():
+    f = lambda z: torch.where(z > 0.3, -1.0, 1.0).to(z)  # noqa: E731 - no fixed point: averages settle at the jump
+    z0 = torch.zeros(1, 1, dtype=torch.float64)
+    ends = [Solve(FixedPoint(decay=d), Stop(max_iter=400, rtol=0))(f, z0).z.item() for d in (0.0, 1.0)]
+    assert abs(ends[0] - 0.3) > 0.5
+    assert abs(ends[1] - 0.3) < 0.01
+
+
+def test_a_decay_is_refused_by_the_compiled_step_and_out_of_range():
+    with pytest.raises(ValueError, match="impl='cpp' is not possible here"):
+        Solve(FixedPoint(decay=0.5, impl="cpp"))(torch.cos, torch.zeros(1, 1))
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\], got 2\.0"):
+        FixedPoint(decay=2.0)

@@ -18,11 +18,11 @@ from deqlm.comparison.settings import Settings, SettingsOptions
 from deqlm.comparison.spec import to_list, to_rows
 from deqlm.gradients import GRADIENTS, Gradient
 from deqlm.reporting.progress import Progress
-from deqlm_solvers import Solve, Stop
+from deqlm_solvers import Solve, Status, Stop
 
 __all__ = ["compare_gradients"]
 
-FORWARD = ("anderson", "fixed_point")
+FORWARD = ("anderson", "fixed_point", "reversible")
 """Forward solvers, the first that a method can differentiate is used."""
 
 NO_TRUTH = (
@@ -166,6 +166,10 @@ def _judge(entry: GradientEntry, gradient: Tensor, truth: Tensor, sol: Any, how:
     if failed:
         remarks.append(f"forward fails in {failed} rows")
     adjoint = sol.adjoint
-    if adjoint is not None and adjoint.ran and not bool(adjoint.converged.all()):
-        remarks.append(f"backward fails in {int((~adjoint.converged).sum())} rows")
+    if (
+        adjoint is not None
+        and adjoint.status is not None
+        and (lost := int((adjoint.status > int(Status.BUDGET)).sum()))
+    ):
+        remarks.append(f"backward fails in {lost} rows")
     entry.remark = ", ".join(remarks)

@@ -22,7 +22,7 @@ from deqlm.diagnostics.unchanged import unchanged
 from deqlm.gradients import GRADIENTS, Gradient, Implicit
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.trees import first_tensor, map_tensors, tensors
-from deqlm_solvers import FixedPoint, Solution, Solve
+from deqlm_solvers import FixedPoint, ReversibleIteration, Solution, Solve, Status
 from deqlm_solvers.core.checks import whole
 from deqlm_solvers.memory.meter import MemoryMeter
 
@@ -302,14 +302,16 @@ def _written(method: Gradient) -> str:
 
 
 def _forward_for(method: Gradient, own: Solve) -> Solve:
-    """Return the module's own solve if the method can differentiate it, else plain iteration with the same `Stop`."""
-    try:
-        method.check(own)
-    except ValueError:
-        plain = Solve(FixedPoint(), own.stop)
-        method.check(plain)
-        return plain
-    return own
+    """Return the module's own solve if the method can differentiate it, else an iteration with the same `Stop`."""
+    for how in (own, Solve(FixedPoint(), own.stop)):
+        try:
+            method.check(how)
+        except ValueError:
+            continue
+        return how
+    last = Solve(ReversibleIteration(), own.stop)
+    method.check(last)
+    return last
 
 
 def _notes(sol: Solution, how: Solve, own: Solve) -> list[str]:
@@ -323,8 +325,12 @@ def _notes(sol: Solution, how: Solve, own: Solve) -> list[str]:
     if astray:
         notes.append(f"{astray} rows ran away")
     adjoint = sol.adjoint
-    if adjoint is not None and adjoint.converged is not None and not bool(adjoint.converged.all()):
-        notes.append(f"backward not converged in {int((~adjoint.converged).sum())} rows")
+    if (
+        adjoint is not None
+        and adjoint.status is not None
+        and (lost := int((adjoint.status > int(Status.BUDGET)).sum()))
+    ):
+        notes.append(f"backward not converged in {lost} rows")
     if adjoint is not None and adjoint.growth is not None and bool((adjoint.growth > 1).any()):
         notes.append(f"terms of the series grow by {adjoint.growth.nan_to_num(0.0).max().item():.2g}")
     return notes

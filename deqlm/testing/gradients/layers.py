@@ -47,7 +47,7 @@ def solver_for(gradient: str | Gradient) -> str:
         ValueError: it refuses all of them; the message is that for the last.
     """
     made = GRADIENTS.make(gradient)
-    *before, last = ("anderson", "fixed_point", "broyden", "newton")
+    *before, last = ("anderson", "fixed_point", "reversible", "broyden", "newton")
     for name in before:
         try:
             made.check(Solve(name))

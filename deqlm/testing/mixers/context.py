@@ -6,16 +6,18 @@ import copy
 import io
 import pickle
 import sys
+from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 
-from deqlm.layers import Context, weight_norm_
+from deqlm.layers import Block, Context, weight_norm_
 from deqlm.testing.check import expect
 from deqlm.testing.mixers.inputs import Make, by_chunks, expect_close, inputs
 
 __all__ = [
+    "calls_its_layers_in_every_evaluation",
     "can_be_copied_pickled_and_saved",
     "can_be_made_on_the_meta_device",
     "noise_and_weights_hold_within_a_call",
@@ -48,6 +50,32 @@ def _with_noise(make: Make) -> nn.Module | None:
         return make(dropout=0.5)
     except TypeError:
         return None
+
+
+def calls_its_layers_in_every_evaluation(make: Make) -> None:
+    """Hooks on it and on each layer with parameters fire once per evaluation, with grad and without, in chunks too."""
+    block = Block(make()).double()
+    z, u = inputs(block)
+    counts: dict[str, int] = {}
+
+    def watch(name: str, part: nn.Module) -> None:
+        part.register_forward_hook(lambda *_: counts.update({name: counts.get(name, 0) + 1}))
+
+    names = [name for name, part in block.mixer.named_modules() if not name or part._parameters]
+    for name in names:
+        watch(name, block.mixer.get_submodule(name))
+    for grad, cuts in product((True, False), ((), (5,))):
+        counts.clear()
+        with torch.set_grad_enabled(grad):
+            context = Context.open(block, u)
+            if cuts:
+                by_chunks(block, z, u, cuts, context)
+            else:
+                block(z, u, context)
+        for name in names:
+            what = f"the hook of {name!r}" if name else "the hook of the mixer"
+            told = "{} fired {} times in {} evaluations with grad {}"
+            expect(counts.get(name, 0) == len(cuts) + 1, told, what, counts.get(name, 0), len(cuts) + 1, grad)
 
 
 def weight_norm_changes_no_value(make: Make) -> None:

@@ -31,6 +31,7 @@ PROMISES: tuple[Callable[[Make], None], ...] = (
     padding.generation_goes_on_from_padded_prompts,
     padding.nan_at_padding_reaches_no_gradient,
     context.noise_and_weights_hold_within_a_call,
+    context.calls_its_layers_in_every_evaluation,
     context.weight_norm_changes_no_value,
     context.can_be_copied_pickled_and_saved,
     context.precisions_are_kept,

@@ -5,36 +5,58 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deqlm.training import Curriculum
-from examples.loop import Guard
+from deqlm.models import LMOptions, Mamba2Options
+from deqlm.training import Curriculum, Stage, free, warm_up
+from examples.loop import Guard, LoopOptions
 from examples.loop.guard import Fall
 from examples.state_tracking.automata.experiment import run
-from examples.state_tracking.automata.recipe import TOKENS, AutomatonRecipe, implicit
+from examples.state_tracking.automata.recipe import AutomatonRecipe
 from examples.state_tracking.experiment import read_json, write_json
 from examples.state_tracking.jobs import run_jobs
 
 __all__ = ["LABELS", "collapsing", "compare", "describe"]
 
+LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 20, 28, 40)
 LABELS = ("constant rate", "constant rate, guarded")
 
 
-def collapsing(*, guard: Guard | None = None, steps: int = 700, seed: int = 0) -> AutomatonRecipe:
-    """Return the training whose learning curve collapses: that of the table, but the rate stays and nothing ends it.
-
-    It takes half as many tokens per step, so that it goes faster.
+def collapsing(*, guard: Guard | None = None, steps: int = 400, seed: int = 1) -> AutomatonRecipe:
+    """Return the training whose learning curve collapses: the rate stays, and nothing ends it when it has learnt.
 
     Args:
         guard: of the loop.
         steps: of the optimizer.
         seed: of weights and batches.
     """
-    recipe = implicit("parity", seed, tokens=TOKENS // 2, decay="constant", steps=steps, log_every=10, guard=guard)
-    *stages, last = recipe.loop.curriculum.stages
-    endless = recipe.loop.replace(curriculum=Curriculum((*stages, last.replace(until=None))))
-    return recipe.replace(label=LABELS[guard is not None], loop=endless)
+    model = LMOptions(
+        vocab_size=2,
+        d_model=32,
+        n_layer=1,
+        mixer=Mamba2Options(d_state=16, headdim=32),
+        weight_norm=False,
+        labels="aligned",
+    )
+    loop = LoopOptions(
+        steps=steps,
+        curriculum=Curriculum(tuple(map(_stage, LENGTHS))),
+        lr=3e-3,
+        warm_up=20,
+        decay="constant",
+        seed=seed,
+        log_every=10,
+        guard=guard,
+    )
+    label = LABELS[guard is not None]
+    return AutomatonRecipe(label=label, task="parity", model=model, loop=loop, mixed=0.0)
 
 
-def compare(out: Path, *, steps: int = 700, workers: int = 2, progress: bool | None = None) -> dict[str, Any]:
+def _stage(length: int) -> Stage:
+    phase = warm_up(iterations=length, damping=1.0) if length <= 10 else free(max_iter=48, phantom=6, damping=1.0)
+    until = None if length == LENGTHS[-1] else 0.9
+    return Stage(length=length, rows=2048 // length, until=until, phase=phase)
+
+
+def compare(out: Path, *, steps: int = 400, workers: int = 2, progress: bool | None = None) -> dict[str, Any]:
     """Train with and without a guard, and store both with their curves as ``out``/collapse.json."""
     recipes = [collapsing(guard=guard, steps=steps) for guard in (None, Guard())]
     folders = [out / recipe.label.replace(", ", "-").replace(" ", "_") for recipe in recipes]

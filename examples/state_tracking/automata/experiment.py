@@ -78,7 +78,7 @@ def tested(model: nn.Module, recipe: AutomatonRecipe) -> dict[str, Any]:
         with torch.no_grad():
             output = model(ids.to(device), **given)
         right = accuracy(output.logits.cpu(), recipe.contract.labels(ids, answers)).item()
-        tests.append({"length": length, "rows": recipe.rows, "last": right})
+        tests.append({"length": length, "rows": recipe.rows, "last": round(right, 6)})
         if recipe.model.implicit:
             tests[-1]["converged"] = output.solution.converged.double().mean().item()
     mean = sum(test["last"] for test in tests) / len(tests)

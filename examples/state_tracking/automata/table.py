@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from deqlm_solvers.core.checks import suggest, whole
+from deqlm_solvers.core.checks import require, suggest, whole
 from examples.state_tracking.automata.experiment import run
 from examples.state_tracking.automata.recipe import MODELS, AutomatonRecipe, baseline, implicit
 from examples.state_tracking.automata.tasks import TABLE, contract
@@ -140,7 +140,12 @@ def search(
         seconds: CPU time of each.
         workers: processes.
         progress: as for `run_jobs`.
+
+    Raises:
+        ValueError: no model.
+        KeyError: an unknown one.
     """
+    require(len(models) > 0, "models", tuple(models), f"some of {', '.join(MODELS)}")
     cases = [(label, lr, start) for label in models for lr in TRIED for start in (True, False)]
     jobs = [
         (

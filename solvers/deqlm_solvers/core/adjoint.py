@@ -114,6 +114,11 @@ class Adjoint:
             told = (sol.status, sol.residual, sol.steps, "backward solve")
             apply_policy(self.on_failure, *told, advise=sol.advice, ask=self.ask)
 
+    def record_terms(self, growth: Tensor | None, cost: Cost) -> None:
+        """Add the cost of a truncated series that was summed in backward, and keep the growth of its terms, (B,)."""
+        self.cost = self.cost + cost
+        self.growth = None if growth is None else self._shaped(growth)
+
     def __repr__(self) -> str:
         if self.status is not None and self.residual is not None and self.steps is not None:
             text = outcome("backward solve", self.status, self.residual, self.steps)

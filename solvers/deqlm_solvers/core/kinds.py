@@ -96,7 +96,7 @@ def in_transform(z: Tensor) -> bool:
     if torch._C._are_functorch_transforms_active() or functorch.is_legacy_batchedtensor(z):
         return True
     # an open level of forward mode; whether f carries a tangent shows only when it is evaluated
-    return forward_ad._current_level >= 0
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()  # type: ignore[attr-defined]
 
 
 def refuse_tracing() -> None:

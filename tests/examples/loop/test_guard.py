@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from deqlm.training import Curriculum, Stage, checkpoints
-from examples.loop import Guard, LoopOptions, TrainingError, train
+from examples.loop import Guard, LoopOptions, TrainingError, guard, train
 from examples.loop.guard import Fall, Watchman
 from training.toy import Parity, implicit, recurrent
 
@@ -31,6 +32,10 @@ class Spoiled(Parity):
         batch = super().batch(seed, step, stage)
         spoil = self.at <= step < self.until
         return batch._replace(targets=torch.zeros_like(batch.targets)) if not spoil else batch
+
+
+def test_docstrings():
+    assert not doctest.testmod(guard).failed
 
 
 def watched(losses, guard, *, stages=None, converged=None):

@@ -51,6 +51,11 @@ def small(monkeypatch):
     monkeypatch.setattr(recipes, "maze", lambda side, seed: tiny(seed, draw=draw))
 
 
+def a_puzzle():
+    (puzzle,) = problem_named("4x4").draw({"test": 1}, 0)["test"]
+    return "".join(str(cell) if cell else "." for cell in puzzle.cells)
+
+
 def forbidden(*args, **kwargs):
     raise AssertionError("trained again")
 
@@ -98,9 +103,7 @@ def test_a_stored_model_is_the_trained_one(tmp_path):
 
 
 def test_a_puzzle_of_yours_is_solved(runs, capsys):
-    puzzle = problem_named("4x4").draw({"test": 1}, 0)["test"][0]
-    text = "".join(str(cell) if cell else "." for cell in puzzle.cells)
-    assert main(["solve", str(runs / "run"), text, "--evaluations", "1", "3"]) == 0
+    assert main(["solve", str(runs / "run"), a_puzzle(), "--evaluations", "1", "3"]) == 0
     assert "after 3:" in capsys.readouterr().out
 
 
@@ -115,12 +118,19 @@ def test_a_puzzle_of_yours_is_solved(runs, capsys):
         (["solve", "OTHER", "." * 16], "its result is of another task"),
         (["maze", "--side", "-4"], "puzzle must be one of"),
         (["demo", "--seed", "-1"], "seed must be"),
+        (["solve", "RUN", "GOOD", "--evaluations", "4", "2"], "evaluations must be rising numbers >= 1, got [4, 2]"),
+        (["solve", "RUN", "GOOD", "--evaluations", "0"], "evaluations must be rising numbers >= 1, got [0]"),
+        (["nine", "--train", "2", "--test", "1", "--try-steps", "0"], "steps must be a whole number >= 1"),
+        (["nine", "--train", "2", "--test", "1", "--try-steps", "1", "--tflops", "0"], "tflops must be > 0"),
         (["nine", "--train", "-5"], "train must be"),
         (["nine", "--data", "NONE"], "No such file"),
         (["nine", "--batch", "0"], "rows must be"),
     ],
 )
-def test_bad_input_is_named(runs, tmp_path, capsys, argv, message):
+def test_bad_input_is_named(runs, tmp_path, capsys, monkeypatch, argv, message):
+    if "--try-steps" in argv:
+        monkeypatch.setattr(recipes, "NINE", TINY)
+    argv = [a_puzzle() if word == "GOOD" else word for word in argv]
     names = {"RUN": "run", "NONE": "none", "OTHER": "other"}
     argv = [str(runs / names[word]) if word in names else word for word in argv]
     argv += [] if argv[0] == "solve" else ["--no-progress", "--out", str(tmp_path / "out")]
@@ -169,7 +179,7 @@ def test_boards_are_written():
 def test_a_short_training_solves_puzzles_that_it_has_not_seen(tmp_path, monkeypatch):
     draw = Draw(problem="4x4", train=25, valid=50, test=100)
     monkeypatch.setattr(experiment, "BUDGETS", (1, 16))
-    result = run(recipe(draw, label="short", steps=500), tmp_path / "a", progress=False)
+    result = run(recipe(draw, label="short", steps=800), tmp_path / "a", progress=False)
     found = {row["evaluations"]: row["exact"] for row in result["budgets"]}
     assert found[1] < 0.1
     assert found[16] > 0.8

@@ -58,6 +58,8 @@ def test_the_table_prints_its_contracts_and_the_published_means(tmp_path, capsys
         (["--tasks", "party"], "unknown task 'party'"),
         (["--models", "LTSM"], "unknown model 'LTSM': did you mean 'LSTM'"),
         (["--seeds", "0"], "seeds must be a whole number >= 1, got 0"),
+        (["--search"], "models must be some of LSTM, PD-SSM"),
+        (["--search", "--models", "GRU"], "unknown model 'GRU'"),
     ],
 )
 def test_what_the_table_does_not_know_is_named_before_anything_runs(given, message, tmp_path, capsys):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import doctest
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.loop import IGNORED
+from examples.state_tracking.automata import contract as contracts
 from examples.state_tracking.automata.contract import Contract
 from examples.state_tracking.automata.tasks import CONTRACTS, TABLE, contract
+
+
+def test_docstrings():
+    assert not doctest.testmod(contracts).failed
 
 
 def read(name, tokens):

@@ -1,0 +1,43 @@
+"""What methods have in common that differentiate the steps of the forward solve."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from deqlm.gradients.base import Gradient, nothing
+from deqlm.wrap.cuts import healthy_source
+from deqlm.wrap.failures import Failures
+from deqlm.wrap.rows import RowMap
+from deqlm_solvers import Adjoint, Layout, Map, Solution, Solve
+
+__all__ = ["ThroughSteps"]
+
+
+class ThroughSteps(Gradient):
+    """A method that solves with a graph; rows that fail are solved again with the inputs of others."""
+
+    through_steps: ClassVar[bool] = True
+
+    @abstractmethod
+    def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
+        """Solve from ``z0`` (B, N); the point carries the graph of its steps, or of nothing where there is none."""
+
+    def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
+        raise TypeError(f"gradient {self.name!r} differentiates the forward solve; it cannot connect a solved point")
+
+    def attach(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
+        sol = self.run(solve, f, z0, layout)
+        failures.report(sol, solve.stop)
+        bad = failures.bad_rows(sol, solve.stop)
+        if bad is None:
+            return sol.replace(adjoint=failures.adjoint())
+        if bool(bad.all()):
+            return sol.replace(z=nothing(f, sol.z.detach()), adjoint=failures.adjoint())
+        start = z0.index_select(0, healthy_source(bad))
+        again = self.run(solve, f.without(bad, start), start, layout)
+        z = torch.where(bad[:, None], sol.z.detach(), again.z)
+        return sol.replace(z=z, cost=sol.cost + again.cost, adjoint=failures.adjoint())
