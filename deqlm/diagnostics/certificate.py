@@ -116,7 +116,7 @@ def _local(f: Callable[..., Any], sol: Solution, args: tuple[Any, ...]) -> Tenso
 
 def _gain(f: RowMap, z: Tensor) -> Tensor:
     z = z.detach()
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(device="cpu").manual_seed(0)
     wide = torch.promote_types(z.dtype, torch.float32)
-    start = torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z.device, wide)
+    start = torch.randn(z.shape, generator=draw, dtype=torch.float64, device="cpu").to(z.device, wide)
     return largest_gain(Jacobian(f, z, range(len(z))), start, 100)[0]

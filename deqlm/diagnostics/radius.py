@@ -74,8 +74,8 @@ def spectral_radius_of(product: Map, z: Tensor, steps: int) -> tuple[Tensor, Ten
         steps: products, at most N of them are made.
     """
     wide = torch.promote_types(z.dtype, torch.float32)
-    draw = torch.Generator().manual_seed(0)
-    start = torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z.device, wide)
+    draw = torch.Generator(device="cpu").manual_seed(0)
+    start = torch.randn(z.shape, generator=draw, dtype=torch.float64, device="cpu").to(z.device, wide)
     small, _, basis = arnoldi(lambda v: product(v.to(z.dtype)).to(wide), start, min(steps, z.shape[1]))
     finite = small.isfinite().all(dim=(1, 2))
     # some libraries of linear algebra end the process on a matrix with NaN

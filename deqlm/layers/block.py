@@ -191,8 +191,15 @@ def enter_chunk(mixer: Any, z: Tensor, u: Tensor | None, cache: Any, context: Co
     return entered(z, u, cache, context)
 
 
-@lru_cache(maxsize=256)
 def _takes(function: Any, name: str) -> bool:
     """Say whether a function takes an argument by that name."""
+    # a compiler that follows the call warns of what is cached
+    return _looked_up(function, name) if torch.compiler.is_dynamo_compiling() else _known(function, name)
+
+
+def _looked_up(function: Any, name: str) -> bool:
     parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+_known = lru_cache(maxsize=256)(_looked_up)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +42,9 @@ class StableInject(Inject):
         super().__init__()
         whole("width", width, 1)
         number("decay", decay, "in (0, 1)", lambda a: 0 < a < 1)
-        self.rate = nn.Parameter(torch.full((width,), decay).log().neg().log())
-        self.gain = nn.Parameter(torch.full((width,), 1 - decay))
+        where: dict[str, Any] = {"dtype": torch.get_default_dtype(), "device": torch.get_default_device()}
+        self.rate = nn.Parameter(torch.full((width,), math.log(-math.log(decay)), **where))
+        self.gain = nn.Parameter(torch.full((width,), 1 - decay, **where))
 
     @property
     def decay(self) -> Tensor:

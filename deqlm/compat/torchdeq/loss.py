@@ -101,7 +101,8 @@ def jac_reg(f0: Tensor, z0: Tensor, vecs: int = 1, create_graph: bool = True) ->
     whole("vecs", vecs, 1)
     total = f0.new_zeros(())
     for _ in range(vecs):
-        v = torch.randn(f0.shape, device=f0.device).to(f0.dtype)
+        # drawn in the default dtype, as torchdeq draws it
+        v = torch.randn(f0.shape, dtype=torch.get_default_dtype(), device=f0.device).to(f0.dtype)
         (product,) = torch.autograd.grad(f0, z0, v, retain_graph=True, create_graph=create_graph)
         total = total + product.square().sum()
     return total / vecs / z0.numel()

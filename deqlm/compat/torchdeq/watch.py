@@ -74,7 +74,7 @@ class Watch:
             final: the last evaluation takes the place of the one with the least residual, as in a budget.
         """
         if not self._trace:
-            empty = torch.full((self.rows,), -1.0, device=device)
+            empty = torch.full((self.rows,), -1.0, dtype=torch.float32, device=device)
             names = ("abs_lowest", "rel_lowest", "nstep", "sradius")
             return {**dict.fromkeys(names, empty), **dict.fromkeys(("abs_trace", "rel_trace"), empty[:, None])}
         absolute, relative = zip(*self._trace, strict=True)
@@ -88,7 +88,7 @@ class Watch:
             "abs_trace": traces["abs"],
             "rel_trace": traces["rel"],
             "nstep": step.to(traces["abs"].dtype),
-            "sradius": torch.full((self.rows,), -1.0, device=device),
+            "sradius": torch.full((self.rows,), -1.0, dtype=torch.float32, device=device),
         }
 
 
