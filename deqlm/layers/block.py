@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from deqlm.layers.context import NOTHING, Context
+from deqlm.layers.remembered import remembered
 
 __all__ = ["Block", "Mixer"]
 
@@ -191,15 +192,8 @@ def enter_chunk(mixer: Any, z: Tensor, u: Tensor | None, cache: Any, context: Co
     return entered(z, u, cache, context)
 
 
+@remembered
 def _takes(function: Any, name: str) -> bool:
     """Say whether a function takes an argument by that name."""
-    # a compiler that follows the call warns of what is cached
-    return _looked_up(function, name) if torch.compiler.is_dynamo_compiling() else _known(function, name)
-
-
-def _looked_up(function: Any, name: str) -> bool:
     parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-_known = lru_cache(maxsize=256)(_looked_up)

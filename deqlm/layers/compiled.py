@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from deqlm.layers.remembered import remembered
 from deqlm.ops.native.library import PLAIN, Build
 from deqlm.ops.native.norm import fuse_norm
 
@@ -75,7 +75,7 @@ def twin_of(part: nn.Module, weights: Mapping[nn.Module, Tensor], build: Build) 
     return None if make is None else make(part, weights, build)
 
 
-@lru_cache(maxsize=64)
+@remembered
 def _written_in(kind: type[nn.Module], forward: Any) -> bool:
     """Say whether the ``forward`` of a class is still the function that was written in it."""
     code = getattr(forward, "__code__", None)
