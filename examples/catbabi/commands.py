@@ -16,8 +16,8 @@ from examples.catbabi.evaluate import guesses, score
 from examples.catbabi.experiment import how_to_test, made_up, read_corpus, read_run, run
 from examples.catbabi.recipe import Recipe
 from examples.catbabi.recipes import CPU_TASKS, RATES_TRIED, TWINS, cpu_recipes, cpu_twin, own_recipe, paper_recipes
+from examples.loop.results import write_json
 from examples.state_tracking.commands import drawn, tell
-from examples.state_tracking.experiment import write_json
 from examples.state_tracking.jobs import run_jobs
 
 MADE_UP = Path("runs/catbabi/made_up")

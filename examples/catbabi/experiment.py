@@ -19,12 +19,11 @@ from examples.catbabi.evaluate import guesses, score
 from examples.catbabi.recipe import Recipe
 from examples.catbabi.task import CatbAbI
 from examples.loop import train
+from examples.loop.results import RESULT, read_json, write_json
 from examples.state_tracking.data.vocabulary import Vocabulary
-from examples.state_tracking.experiment import read_json, write_json
 
 __all__ = ["how_to_test", "made_up", "read_corpus", "read_run", "run", "trained"]
 
-RESULT = "result.json"
 WATCHED = 4
 """Batches of validation stories that are looked at while a model trains."""
 

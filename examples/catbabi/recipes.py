@@ -10,7 +10,7 @@ from deqlm.training import Curriculum, Phases, Stage, free, warm_up
 from deqlm_solvers.core.checks import require, whole
 from examples.catbabi.recipe import Recipe
 from examples.loop import LoopOptions
-from examples.state_tracking.experiment import read_json
+from examples.loop.results import read_json
 
 __all__ = [
     "CPU_STEPS",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deqlm_solvers.core.checks import number, require
+from examples.loop.results import write_json
 from examples.puzzles import recipes, report
 from examples.puzzles.data import Sudoku, load, problem_named
 from examples.puzzles.evaluate import boards
@@ -21,7 +22,6 @@ from examples.puzzles.page import copy_records, draw_page, illustrate
 from examples.puzzles.recipe import Recipe, folder_of
 from examples.puzzles.twins import compare
 from examples.state_tracking.commands import drawn, tell
-from examples.state_tracking.experiment import write_json
 from examples.state_tracking.jobs import run_jobs
 
 Data = dict[str, Any]

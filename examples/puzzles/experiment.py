@@ -9,19 +9,17 @@ from typing import Any
 import torch
 
 from deqlm.reporting.environment import environment
-from deqlm.training.experiment import differences
 from deqlm_solvers.core.checks import require
 from examples.loop import train
+from examples.loop.results import RESULT, known_result, read_json, write_json
 from examples.puzzles.data import Puzzles, Split, load, problem_named
 from examples.puzzles.evaluate import BUDGETS, boards, breadth, by_budget, by_difficulty, calibration
 from examples.puzzles.model import PuzzleModel
 from examples.puzzles.recipe import Recipe
 from examples.puzzles.task import PuzzleTask
-from examples.state_tracking.experiment import read_json, write_json
 
 __all__ = ["look_again", "look_at", "run", "stored", "trained"]
 
-RESULT = "result.json"
 CACHE = "data"
 """Folder beside those of the runs that keeps the puzzles."""
 SHOWN = (1, 2, 4, 8, 16, 32)
@@ -45,12 +43,9 @@ def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | N
         deqlm.training.CheckpointError: it holds the checkpoint of another recipe, or of another task.
     """
     wanted = json.loads(json.dumps(recipe.to_dict()))
-    path = folder / RESULT
-    if path.exists():
-        found = read_json(path)
-        if not differences(found["recipe"], wanted):
-            return found
-        raise ValueError(f"{path} is the result of other settings: choose another folder with --out, or remove it")
+    found = known_result(folder, wanted)
+    if found is not None:
+        return found
     model, training = trained(recipe, folder, device=device, progress=progress)
     result = {
         "label": recipe.label,
@@ -62,7 +57,7 @@ def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | N
         "recipe": wanted,
         "environment": environment(torch.device(device)),
     }
-    write_json(path, result)
+    write_json(folder / RESULT, result)
     return result
 
 

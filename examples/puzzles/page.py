@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deqlm.reporting.page import redraw
+from examples.loop.results import read_json
 from examples.puzzles import report
-from examples.state_tracking.experiment import read_json
 
 __all__ = ["DOCS", "blocks", "copy_records", "draw_page", "illustrate"]
 

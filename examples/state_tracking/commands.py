@@ -11,6 +11,7 @@ import torch
 
 from deqlm.models import ImplicitLM
 from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
+from examples.loop.results import write_json
 from examples.state_tracking import demo as minute
 from examples.state_tracking import full as hours
 from examples.state_tracking import generated, report, small
@@ -21,7 +22,7 @@ from examples.state_tracking.automata.recipe import MODELS
 from examples.state_tracking.automata.tasks import CONTRACTS, TABLE, contract
 from examples.state_tracking.data import WordProblem, word_problem
 from examples.state_tracking.evaluate import agreement, by_budget, frontier, predict, summary
-from examples.state_tracking.experiment import load, run, write_json
+from examples.state_tracking.experiment import load, run
 from examples.state_tracking.page import copy_records, illustrate, redraw
 from examples.state_tracking.recipe import Test
 from examples.state_tracking.recipes import DEMO, RATES, general, implicit, transformer

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from examples.state_tracking.experiment import write_json
+from examples.loop.results import write_json
 from examples.state_tracking.jobs import run_jobs
 from examples.state_tracking.recipes import demo_recipes
 from examples.state_tracking.report import accuracy_table, chance, gap

@@ -10,17 +10,14 @@ import torch
 
 from deqlm.models import ImplicitLM
 from deqlm.reporting.environment import environment
-from deqlm.training import write_atomically
-from deqlm.training.experiment import differences
 from examples.loop import train
+from examples.loop.results import RESULT, known_result, read_json, write_json
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import predict, summary
 from examples.state_tracking.recipe import Recipe
 from examples.state_tracking.task import StateTracking
 
-__all__ = ["load", "read_json", "run", "trained", "write_json"]
-
-RESULT = "result.json"
+__all__ = ["load", "run", "trained"]
 
 
 def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | None = None) -> dict[str, Any]:
@@ -39,12 +36,9 @@ def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | N
         deqlm.training.CheckpointError: it holds the checkpoint of another recipe.
     """
     wanted = json.loads(json.dumps(recipe.to_dict()))
-    path = folder / RESULT
-    if path.exists():
-        found = read_json(path)
-        if not differences(found["recipe"], wanted):
-            return found
-        raise ValueError(f"{path} is the result of other settings: choose another folder with --out, or remove it")
+    found = known_result(folder, wanted)
+    if found is not None:
+        return found
     model, training = trained(recipe, folder, device=device, progress=progress)
     problem = word_problem(recipe.problem)
     tests = [summary(predict(model, problem, test, start=recipe.start), test) for test in recipe.tests]
@@ -58,7 +52,7 @@ def run(recipe: Recipe, folder: Path, *, device: str = "cpu", progress: bool | N
         "recipe": wanted,
         "environment": environment(torch.device(device)),
     }
-    write_json(path, result)
+    write_json(folder / RESULT, result)
     return result
 
 
@@ -99,24 +93,6 @@ def load(folder: Path, *, device: str = "cpu") -> tuple[Recipe, ImplicitLM]:
         raise FileNotFoundError(f"{path} does not exist: train first")
     recipe = Recipe.from_dict(read_json(path)["recipe"])
     return recipe, trained(recipe, folder, device=device, progress=False)[0]
-
-
-def read_json(path: Path) -> Any:
-    """Return the data of a JSON file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write data as JSON, all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def _initial(recipe: Recipe) -> ImplicitLM:

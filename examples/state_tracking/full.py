@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from deqlm.models import LMOptions
+from examples.loop.results import write_json
 from examples.loop.train import TrainingError
-from examples.state_tracking.experiment import run, write_json
+from examples.state_tracking.experiment import run
 from examples.state_tracking.jobs import run_jobs
 from examples.state_tracking.recipe import Recipe
 from examples.state_tracking.recipes import LENGTHS, explicit, general, implicit, tests

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from deqlm_solvers.core.checks import whole
+from examples.loop.results import write_json
 from examples.state_tracking.data import word_problem
-from examples.state_tracking.experiment import write_json
 from examples.state_tracking.jobs import run_jobs
 from examples.state_tracking.recipe import Recipe
 from examples.state_tracking.recipes import general, implicit, tests

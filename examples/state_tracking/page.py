@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from deqlm.reporting import page
+from examples.loop.results import read_json
 from examples.state_tracking import report
 from examples.state_tracking.automata import table as automata_table
 from examples.state_tracking.automata.collapse import describe as describe_collapse
 from examples.state_tracking.automata.recipe import OURS
-from examples.state_tracking.experiment import read_json
 from examples.state_tracking.full import TRAINED
 from examples.state_tracking.small import PARTS
 

@@ -11,8 +11,8 @@ from deqlm.sequence.modes import Chunked
 from deqlm.training import Curriculum
 from deqlm_solvers.core.checks import suggest
 from examples.loop import LoopOptions
+from examples.loop.results import read_json
 from examples.state_tracking.data import word_problem
-from examples.state_tracking.experiment import read_json
 from examples.state_tracking.recipe import Recipe, Test, by_length
 
 __all__ = [

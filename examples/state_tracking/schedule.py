@@ -10,9 +10,10 @@ import torch
 from deqlm.reporting.environment import environment
 from deqlm.sequence.modes import Chunked, Mode, Sequential, Simultaneous
 from deqlm_solvers.core.checks import whole
+from examples.loop.results import read_json, write_json
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import Outcome, agreement, predict, summary
-from examples.state_tracking.experiment import load, read_json, write_json
+from examples.state_tracking.experiment import load
 from examples.state_tracking.jobs import run_jobs
 from examples.state_tracking.recipe import Test
 from examples.state_tracking.recipes import demo_recipes

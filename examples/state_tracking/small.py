@@ -9,9 +9,10 @@ from typing import Any
 from deqlm.models import ImplicitLM
 from deqlm.sequence.modes import Chunked, Frontier, Sequential, Simultaneous
 from deqlm_solvers.core.checks import suggest
+from examples.loop.results import read_json, write_json
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import agreement, by_budget, frontier, predict, summary
-from examples.state_tracking.experiment import load, read_json, write_json
+from examples.state_tracking.experiment import load
 from examples.state_tracking.jobs import Job, run_jobs
 from examples.state_tracking.recipe import Recipe, Test
 from examples.state_tracking.recipes import demo_recipes, general, implicit, transformer

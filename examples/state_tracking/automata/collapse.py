@@ -9,9 +9,9 @@ from deqlm.models import LMOptions, Mamba2Options
 from deqlm.training import Curriculum, Stage, free, warm_up
 from examples.loop import Guard, LoopOptions
 from examples.loop.guard import Fall
+from examples.loop.results import read_json, write_json
 from examples.state_tracking.automata.experiment import run
 from examples.state_tracking.automata.recipe import AutomatonRecipe
-from examples.state_tracking.experiment import read_json, write_json
 from examples.state_tracking.jobs import run_jobs
 
 __all__ = ["LABELS", "collapsing", "compare", "describe"]

@@ -12,11 +12,10 @@ from torch import nn
 
 from deqlm.reporting.environment import environment
 from deqlm.sequence.modes import Chunked
-from deqlm.training.experiment import differences
 from examples.loop import TrainingError, accuracy, train
+from examples.loop.results import RESULT, known_result, write_json
 from examples.state_tracking.automata.recipe import AutomatonRecipe
 from examples.state_tracking.automata.task import Automaton
-from examples.state_tracking.experiment import RESULT, read_json, write_json
 
 __all__ = ["run", "tested"]
 
@@ -38,12 +37,9 @@ def run(recipe: AutomatonRecipe, folder: Path, *, device: str = "cpu", progress:
         deqlm.training.CheckpointError: it holds a checkpoint of another recipe or task.
     """
     wanted = json.loads(json.dumps(recipe.to_dict()))
-    path = folder / RESULT
-    if path.exists():
-        found = read_json(path)
-        if not differences(found["recipe"], wanted):
-            return found
-        raise ValueError(f"{path} is the result of other settings: choose another folder with --out, or remove it")
+    found = known_result(folder, wanted)
+    if found is not None:
+        return found
     model = _initial(recipe).to(device)
     about = {"label": recipe.label, "model": recipe.model.to_dict()}
     result = {
@@ -61,7 +57,7 @@ def run(recipe: AutomatonRecipe, folder: Path, *, device: str = "cpu", progress:
     except TrainingError as error:
         result |= {"failed": str(error), "mean": None, "tests": []}
     result |= {"recipe": wanted, "environment": environment(torch.device(device))}
-    write_json(path, result)
+    write_json(folder / RESULT, result)
     return result
 
 

@@ -10,10 +10,10 @@ from statistics import mean
 from typing import Any
 
 from deqlm_solvers.core.checks import require, suggest, whole
+from examples.loop.results import read_json, write_json
 from examples.state_tracking.automata.experiment import run
 from examples.state_tracking.automata.recipe import MODELS, AutomatonRecipe, baseline, implicit
 from examples.state_tracking.automata.tasks import TABLE, contract
-from examples.state_tracking.experiment import read_json, write_json
 from examples.state_tracking.jobs import run_jobs
 from examples.state_tracking.report import table
 

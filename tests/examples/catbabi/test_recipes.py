@@ -9,7 +9,7 @@ import pytest
 from examples.catbabi.paper import estimate
 from examples.catbabi.recipe import Recipe
 from examples.catbabi.recipes import RATES, RATES_TRIED, cpu_recipes, found_rate, own_recipe, paper_recipes
-from examples.state_tracking.experiment import read_json
+from examples.loop.results import read_json
 
 
 def test_the_paper_is_that_of_the_paper():

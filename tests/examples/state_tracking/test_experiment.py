@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
+from examples.loop.results import read_json
 from examples.state_tracking import experiment, jobs
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import predict
-from examples.state_tracking.experiment import load, read_json, run, trained
+from examples.state_tracking.experiment import load, run, trained
 from examples.state_tracking.recipe import Test
 from examples.state_tracking.recipes import explicit, general, implicit
 
