@@ -10,6 +10,7 @@ from deqlm.equilibrium.rows import solve_rows
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.collective import refuse_collective
 from deqlm.wrap.failures import Failures
+from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm_solvers import Solution, Solve
@@ -31,6 +32,8 @@ def solve_map(
     if not callable(f):
         raise TypeError(f"f must be a function or a module, got {type(f).__name__}")
     held = Replay(f, rows.device)
+    if held.module is not None:
+        once_per_call_(held.module)
     refuse_collective(held.module, how, gradient)
     evaluated, inputs = (partial(_spread, held), (args, kwargs)) if kwargs else (held, args)
     rowmap = RowMap(rows, evaluated, inputs, fixed=lambda: held.noisy, owner=f)

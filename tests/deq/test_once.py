@@ -157,7 +157,21 @@ def test_a_layer_within_a_layer_and_a_function_take_part() -> None:
     outer, x = DEQ(nn.Sequential(inner, nn.Tanh())), torch.randn(shape, dtype=F64)
     outer(x).sum().backward()
     assert counted.calls == 1
-    counted.calls = 0
+    other, counted, shape = counted_layer("linear")
+    deqlm.solve(lambda z: other(z) + 1, torch.zeros(shape, dtype=F64)).z.sum().backward()
+    assert counted.calls == 1
+
+
+def test_an_encoder_that_no_solve_has_seen_is_told_to() -> None:
+    layer, counted, shape = counted_layer("linear")
     once_per_call_(layer)
-    deqlm.solve(lambda z: layer(z) + 1, torch.zeros(shape, dtype=F64)).z.sum().backward()
+
+    class Holder:
+        def __init__(self) -> None:
+            self.layers = {"inner": {"deep": {"deeper": {"deepest": layer}}}}
+
+        def __call__(self, z: torch.Tensor) -> torch.Tensor:
+            return self.layers["inner"]["deep"]["deeper"]["deepest"](z) + 1
+
+    deqlm.solve(Holder(), torch.zeros(shape, dtype=F64)).z.sum().backward()
     assert counted.calls == 1
