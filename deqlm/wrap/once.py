@@ -75,8 +75,9 @@ def once_per_call_(module: M) -> M:
     """Let every parametrised tensor in ``module`` be computed once per call of a `deqlm.DEQ`, and return the module.
 
     `deqlm.DEQ` does so for its layer when it is made, `deqlm.solve` and `deqlm.Equilibrium` for the modules that a
-    function reaches; a layer that is parametrised later, or that nobody finds, is given here. Any parametrisation of ``torch.nn.utils.parametrize`` is meant (weight_norm, spectral_norm, orthogonal,
-    one's own), of any layer. Outside of a call, each access computes as before; so it does within a checkpoint.
+    function reaches; a layer that is parametrised later, or that nobody finds, is given here. Any parametrisation of
+    ``torch.nn.utils.parametrize`` is meant (weight_norm, spectral_norm, orthogonal, one's own), of any layer. Outside
+    of a call, each access computes as before; so it does within a checkpoint.
 
     Examples:
         >>> from torch.nn.utils.parametrizations import weight_norm
