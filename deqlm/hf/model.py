@@ -139,7 +139,6 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         token_type_ids: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         *,
         cache: DecodeCache | None = None,
         num_items_in_batch: int | Tensor | None = None,
@@ -150,7 +149,7 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
         start: Tensor | None = None,
         on_failure: WhenFailed | None = None,
         record: SolveRecord | Beside | None = None,
-        **unknown: Any,
+        **more: Any,
     ) -> ImplicitCausalLMOutput | tuple[Any, ...]:
         """Return logits, the loss if there are labels, and what the solve came to.
 
@@ -173,7 +172,6 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
                 block; None is the configuration's choice.
             output_attentions: must be false.
             token_type_ids: zeros, as tokenizers make them; other kinds are refused.
-            shift_labels: in place of ``labels``, each beside the logits that it is compared with.
             cache: another name of ``past_key_values``.
             num_items_in_batch: the loss is the sum over labels divided by this; None is their number. Not read without
                 labels: ``Trainer`` gives it where it makes the loss itself.
@@ -184,14 +182,17 @@ class ImplicitForCausalLM(ImplicitGenerationMixin, ImplicitPreTrainedModel):
             start: where the solve starts, see `deqlm.models.ImplicitLM`.
             on_failure: "auto", "warn", "raise" or "ignore", in place of the configuration's.
             record: takes down what the solve came to, for ``generate``.
-            **unknown: refused.
+            **more: ``shift_labels``, in place of ``labels``, each beside the logits that it is compared with; anything
+                else is refused.
 
         Raises:
             ValueError: tokens or labels out of range, no token, a mask, positions or a cache that do not fit, packed
                 texts, or an option that would be ignored.
             TypeError: a cache of another kind, what must be a tensor is none, or an unknown argument.
         """
-        _refuse_unknown(self, unknown)
+        # named in the signature, Trainer would ask for it beside labels, and evaluate without a loss
+        shift_labels = more.pop("shift_labels", None)
+        _refuse_unknown(self, more)
         targets = labels if shift_labels is None else shift_labels
         out = self._run(
             input_ids,
@@ -323,4 +324,4 @@ class ImplicitLlamaForCausalLM(ImplicitForCausalLM, ImplicitGenerationMixin):
 def _refuse_unknown(model: ImplicitPreTrainedModel, unknown: Mapping[str, Any]) -> None:
     if unknown:
         known = inspect.signature(model.forward).parameters
-        refuse_unknown(type(model).__name__, unknown, [name for name in known if name != "unknown"])
+        refuse_unknown(type(model).__name__, unknown, [name for name in known if name not in ("more", "unknown")])

@@ -339,6 +339,8 @@ def test_trainer(family, tmp_path):
     first.train()
     losses = [entry["loss"] for entry in first.state.log_history if "loss" in entry]
     assert float(losses[-1]) < float(losses[0])
+    assert first.label_names == ["labels"], "others would be asked for, and there would be no loss"
+    assert all("eval_loss" in entry for entry in first.state.log_history if "eval_runtime" in entry)
     assert first.predict(rows).predictions.shape == (8, 9, VOCAB)
     resumed = Trainer(model=model(family), args=options, train_dataset=rows, eval_dataset=rows)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
