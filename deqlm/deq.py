@@ -220,6 +220,14 @@ class DEQ(Equilibrium):
             x: T,
             *args: Any,
             with_stats: Literal[False] = ...,
+            token_mask: Tensor | None = ...,
+            start: Any = ...,
+            solver: GivenSolver | None = ...,
+            stop: GivenStop | None = ...,
+            gradient: GivenGradient | None = ...,
+            states: Sequence[int] | States | None = ...,
+            on_evaluation: OnEvaluation | None = ...,
+            on_backward: Callable[[Adjoint], object] | None = ...,
             **kwargs: Any,
         ) -> T: ...
 
@@ -229,6 +237,14 @@ class DEQ(Equilibrium):
             x: T,
             *args: Any,
             with_stats: Literal[True],
+            token_mask: Tensor | None = ...,
+            start: Any = ...,
+            solver: GivenSolver | None = ...,
+            stop: GivenStop | None = ...,
+            gradient: GivenGradient | None = ...,
+            states: Sequence[int] | States | None = ...,
+            on_evaluation: OnEvaluation | None = ...,
+            on_backward: Callable[[Adjoint], object] | None = ...,
             **kwargs: Any,
         ) -> tuple[T, Solution]: ...
 
@@ -238,6 +254,14 @@ class DEQ(Equilibrium):
             x: T,
             *args: Any,
             with_stats: bool,
+            token_mask: Tensor | None = ...,
+            start: Any = ...,
+            solver: GivenSolver | None = ...,
+            stop: GivenStop | None = ...,
+            gradient: GivenGradient | None = ...,
+            states: Sequence[int] | States | None = ...,
+            on_evaluation: OnEvaluation | None = ...,
+            on_backward: Callable[[Adjoint], object] | None = ...,
             **kwargs: Any,
         ) -> T | tuple[T, Solution]: ...
 

@@ -202,8 +202,8 @@ HOURS = {
     *("alternating_anderson", "anderson_type1", "bracket", "df_sane", "levenberg_marquardt", "momentum"),
     *("pseudo_transient", "reversible"),
 }
-"""Solvers whose every step is operations of torch: 10,000 of them on each unsolved problem take an hour in all. The test
-with a relative tolerance, of fewer evaluations, has them."""
+"""Solvers whose every step is operations of torch: 10,000 of them on each unsolved problem take an hour in all. The
+test with a relative tolerance, of fewer evaluations, has them."""
 
 
 @pytest.fixture(scope="module")
