@@ -162,7 +162,7 @@ def test_a_layer_within_a_layer_and_a_function_take_part() -> None:
     assert counted.calls == 1
 
 
-def test_an_encoder_that_no_solve_has_seen_is_told_to() -> None:
+def test_a_layer_that_nobody_finds_takes_part_once_it_is_told() -> None:
     layer, counted, shape = counted_layer("linear")
     once_per_call_(layer)
 

@@ -132,5 +132,5 @@ def power_method(f0: Tensor, z0: Tensor, n_iters: int = 100) -> tuple[Tensor, Te
         (pulled,) = torch.autograd.grad(f0, z0, w.reshape(f0.shape), retain_graph=True)
         return pulled.reshape(rows, -1)
 
-    radius, direction = spectral_radius_of(product, z0.detach().reshape(rows, -1), min(n_iters, 40))
+    radius, direction = spectral_radius_of(product, z0.detach().reshape(rows, -1), n_iters)
     return direction.reshape(z0.shape), radius.to(z0.dtype)
