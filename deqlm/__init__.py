@@ -1,5 +1,7 @@
 """Implicit (deep-equilibrium) models in PyTorch: wrap any layer, choose a solver and a gradient, see what happened."""
 
+from typing import TYPE_CHECKING, Any
+
 from deqlm._version import __version__
 from deqlm.deq import DEQ
 from deqlm.diagnostics import (
@@ -71,6 +73,19 @@ from deqlm_solvers import (
 
 from deqlm import testing  # isort: skip  (needs what stands above)
 
+if TYPE_CHECKING:
+    from deqlm.comparison.mine import compare
+
+
+def __getattr__(name: str) -> Any:
+    """Import what compares when it is asked for, because it loads more than a model needs."""
+    if name != "compare":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from deqlm.comparison.mine import compare
+
+    return compare
+
+
 __all__ = [
     "DEQ",
     "GRADIENTS",
@@ -127,6 +142,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "audit_gradient",
+    "compare",
     "diagnose",
     "fixed_point_correction",
     "forecast_memory",
