@@ -1,6 +1,8 @@
 """Implicit (deep-equilibrium) models in PyTorch: wrap any layer, choose a solver and a gradient, see what happened."""
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from collections.abc import Callable
+from typing import Any
 
 from deqlm._version import __version__
 from deqlm.deq import DEQ
@@ -73,17 +75,14 @@ from deqlm_solvers import (
 
 from deqlm import testing  # isort: skip  (needs what stands above)
 
-if TYPE_CHECKING:
-    from deqlm.comparison.mine import compare
+compare: Callable[..., Any]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what compares when it is asked for, because it loads more than a model needs."""
+    """Import what compares when it is asked for: it loads more than a model needs, and stands above it in the house."""
     if name != "compare":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from deqlm.comparison.mine import compare
-
-    return compare
+    return importlib.import_module("deqlm.comparison.mine").compare
 
 
 __all__ = [

@@ -75,7 +75,7 @@ def with_remarks(lines: Sequence[str], remarks: Sequence[str], width: int) -> li
     """Return the lines of a table, each with its remark behind it, or below it where one line would be too long.
 
     Examples:
-        >>> with_remarks(["anderson  12", "broyden   90"], ["", "FAILS (3 STALLED)"], 20)
+        >>> with_remarks(["anderson  12", "broyden   90"], ["", "FAILS (3 STALLED)"], 24)
         ['anderson  12', 'broyden   90', '    FAILS (3 STALLED)']
     """
     longest = max(map(len, lines))
