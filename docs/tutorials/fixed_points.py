@@ -115,11 +115,11 @@ axis.set(xlabel="size of the input", ylabel="evaluations", title="Every row has 
 #
 # How does the fixed point move when the map changes? Not by going back through the steps: whatever they were, the
 # answer solves z = f(z, a), and differentiating that equation gives dz/da = (1 - df/dz)^-1 df/da. That is the
-# *implicit gradient*. It is the slope of the curve of fixed points, here of z = cos(a z):
+# *implicit gradient*. It is the slope of the curve of fixed points, here of z = tanh(a z + .1):
 
 # %%
-a = torch.linspace(0.2, 1.4, 25, dtype=torch.float64)[:, None].requires_grad_()
-z = deqlm.solve(lambda z, a: torch.cos(a * z), torch.zeros_like(a), args=(a,), stop=deqlm.Stop(rtol=1e-10)).z
+a = torch.linspace(0.0, 2.0, 61, dtype=torch.float64)[:, None].requires_grad_()
+z = deqlm.solve(lambda z, a: torch.tanh(a * z + 0.1), torch.zeros_like(a), args=(a,), stop=deqlm.Stop(rtol=1e-10)).z
 (slope,) = torch.autograd.grad(z.sum(), a)
 with torch.no_grad():
     differences = (z[2:] - z[:-2]) / (a[2:] - a[:-2])
@@ -127,10 +127,10 @@ print(f"largest difference from (coarse) finite differences: {(slope[1:-1] - dif
 
 figure, axis = plt.subplots(figsize=(4.4, 3))
 axis.plot(a.detach(), z.detach())
-for i in range(2, 25, 5):
-    reach = torch.tensor([-0.12, 0.12], dtype=torch.float64)
+for i in range(6, 61, 8):
+    reach = torch.tensor([-0.2, 0.2], dtype=torch.float64)
     axis.plot(a[i].detach() + reach, z[i].detach() + slope[i] * reach, color="C3")
-axis.set(xlabel="a", ylabel="z = cos(a z)", title="Implicit gradients are tangents")
+axis.set(xlabel="a", ylabel="z = tanh(a z + .1)", title="Implicit gradients are tangents")
 
 # %% [markdown]
 # ## Where to go on
