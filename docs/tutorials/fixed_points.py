@@ -115,11 +115,14 @@ axis.set(xlabel="size of the input", ylabel="evaluations", title="Every row has 
 #
 # How does the fixed point move when the map changes? Not by going back through the steps: whatever they were, the
 # answer solves z = f(z, a), and differentiating that equation gives dz/da = (1 - df/dz)^-1 df/da. That is the
-# *implicit gradient*. It is the slope of the curve of fixed points, here of z = tanh(a z + .1):
+# *implicit gradient*. It is the slope of the curve of fixed points, here of z = tanh(a z + .1).
+# (Beyond a = 1.3 there are three fixed points. Plain iteration from zero stays on the upper branch; a solver that jumps
+# may land on another one, which is as much a solution.)
 
 # %%
 a = torch.linspace(0.0, 2.0, 61, dtype=torch.float64)[:, None].requires_grad_()
-z = deqlm.solve(lambda z, a: torch.tanh(a * z + 0.1), torch.zeros_like(a), args=(a,), stop=deqlm.Stop(rtol=1e-10)).z
+how = {"solver": "fixed_point", "stop": deqlm.Stop(rtol=1e-10, max_iter=300)}
+z = deqlm.solve(lambda z, a: torch.tanh(a * z + 0.1), torch.zeros_like(a), args=(a,), **how).z
 (slope,) = torch.autograd.grad(z.sum(), a)
 with torch.no_grad():
     differences = (z[2:] - z[:-2]) / (a[2:] - a[:-2])
