@@ -35,7 +35,7 @@ LOOK = """
     if (!(image.complete && image.naturalWidth)) found.push(`no picture ${image.getAttribute('src')}`);
   if (wide)
     for (const code of document.querySelectorAll('.md-content pre > code'))
-      if (code.scrollWidth > code.clientWidth + 1) {
+      if (code.checkVisibility() && code.scrollWidth > code.clientWidth + 1) {
         const longest = code.innerText.split('\\n').reduce((a, b) => a.length > b.length ? a : b);
         found.push(`code is cut (${longest.length} characters): ${longest.trim().slice(0, 50)}`);
       }
@@ -54,7 +54,7 @@ LOOK = """
   for (const element of document.querySelectorAll('.md-content *')) {
     const words = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
     const style = getComputedStyle(element);
-    const shown = style.visibility !== 'hidden' && element.getClientRects().length && !element.closest('.headerlink');
+    const shown = style.visibility !== 'hidden' && element.checkVisibility() && !element.closest('.headerlink');
     if (!words || !shown) continue;
     const ground = behind(element), ink = over(parts(style.color), ground);
     const [a, b] = [light(ink), light(ground)].sort((x, y) => y - x);
