@@ -23,15 +23,15 @@ def tangents_at_once(grid: Grid, rows: int, tangents: int) -> int:
     return max(1, min(tangents, PUSHED // max(1, rows * grid.tokens * grid.numbers)))
 
 
-def signs_of(grid: Grid) -> Tensor:
-    """Return 1 or -1 for every group of every token, (L, G) float64 on the CPU, always the same ones.
+def signs_of(grid: Grid, draw: int = 0) -> Tensor:
+    """Return 1 or -1 for every group of every token, (L, G) float64 on the CPU, the same ones for the same ``draw``.
 
     Where a map lets groups see each other, which a single product cannot tell apart, what it mixes in has either sign
     as often as the other, and an estimate of the diagonal is right in the mean.
     """
     if grid.groups == 1:
         return torch.ones(grid.tokens, 1, dtype=torch.float64, device="cpu")
-    drawn = torch.randint(2, (grid.tokens, grid.groups), generator=torch.Generator().manual_seed(0), device="cpu")
+    drawn = torch.randint(2, (grid.tokens, grid.groups), generator=torch.Generator().manual_seed(draw), device="cpu")
     return 2.0 * drawn.double() - 1.0
 
 

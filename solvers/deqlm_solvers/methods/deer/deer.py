@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from deqlm_solvers.loop.loop import run
 from deqlm_solvers.loop.step_solver import StepSolver
 from deqlm_solvers.methods.deer.blocks import blocks_from_products, signs_of, tangents_at_once
 from deqlm_solvers.methods.deer.grid import Blocks, Grid, Structure
-from deqlm_solvers.methods.deer.reach import Reach, check_causal, move_some
+from deqlm_solvers.methods.deer.reach import Reach, check_causal, mixed_groups, move_some
 from deqlm_solvers.methods.deer.scan import bidiagonal_product, damped_step, newton_step
 
 __all__ = ["Deer"]
@@ -59,11 +59,12 @@ class Deer(Solver):
 
     ``structure`` makes blocks cheaper, D = G S. "diagonal": one product for all D columns and a scan of numbers; exact
     for elementwise recurrences. "block": S products, for tokens (..., S) of which only numbers along the last dimension
-    see each other, such as the rows of a matrix-valued state. On a map that couples more, the rest is dropped with
-    random signs: a quasi-Newton method, with the same fixed point where it converges and more steps.
+    see each other, such as the rows of a matrix-valued state. A map that couples more makes it a quasi-Newton method,
+    with the same fixed point where it converges and more steps: what a product mixes in has random signs, and in rows
+    where the probe sees this blocks are means over the steps so far, which forgets it.
 
-    A product counts as an evaluation: a step costs 1 + C S of ``max_iter``, 2 with ``blocks``, and the probe two or
-    three; of what remains, one evaluation tests the last point. `Solution.steps` counts points. Tokens are the first
+    A product counts as an evaluation: a step costs 1 + C S of ``max_iter``, 2 with ``blocks``, and the probe two to
+    four; of what remains, one evaluation tests the last point. `Solution.steps` counts points. Tokens are the first
     dimension of a row behind the batch, (B, L, D, ...); a state (B, N) is one token (Newton's method), or N tokens with
     ``Stop(per="token")``. Any floating dtype; algebra in float64. Rows are independent: one whose I - A is singular or
     not finite takes a plain step.
@@ -153,7 +154,7 @@ class Deer(Solver):
         check_start(z0)
         rows, unknowns = z0.shape
         grid = Grid.of(layout, stop, unknowns, self.structure)
-        asked, spent = self._asked(f, z0, grid, layout) if z0.numel() and grid.tokens > 1 else (None, Cost())
+        asked, spent = self._asked(f, z0, grid, layout) if z0.numel() else (None, Cost())
         along = _Along(self, layout, stop, asked)
         probes, price = spent.evaluations, along.price(grid)
         named = f"one step of 'deer' on {grid.tokens} tokens of width {grid.numbers}"
@@ -167,23 +168,25 @@ class Deer(Solver):
         sol = run(along, f, z0, stop.replace(max_iter=points), layout)
         return sol.replace(cost=sol.cost + spent)
 
-    def _asked(self, f: Map, z0: Tensor, grid: Grid, layout: Layout) -> tuple[Reach | None, Cost]:
-        """Return what tokens of f see, None where nobody asks, and what finding out has cost.
+    def _asked(self, f: Map, z0: Tensor, grid: Grid, layout: Layout) -> tuple[_Asked | None, Cost]:
+        """Return what tokens of f see, as far as anybody asks, and what finding out has cost.
 
         Raises:
             ValueError: the map is not causal.
         """
-        if not self.probe:
+        sequence, groups = grid.tokens > 1, grid.groups > 1 and self.blocks is None
+        if not self.probe or not (sequence or groups):
             return None, Cost()
         evaluator, mask = Evaluator(f, z0, layout.round), layout.token_mask
         kind = z0.device.type
         quiet = nullcontext() if evaluator.autocast is None else torch.autocast(kind, enabled=False)
         with torch.no_grad(), quiet:
             at = evaluator.at(z0.to(evaluator.inner))
-            reach = None if self.colours is not None else move_some(evaluator, at, grid, mask)
-            if reach is None or reach.further or grid.tokens < SHORT:
+            reach = move_some(evaluator, at, grid, mask) if sequence and self.colours is None else None
+            if sequence and (reach is None or reach.further or grid.tokens < SHORT):
                 check_causal(evaluator, at, grid, mask)
-        return reach, evaluator.cost
+            mixed = mixed_groups(evaluator, at, grid, mask) if groups else None
+        return _Asked(reach, mixed), evaluator.cost
 
     def _check_memory(self, forecast: int | None, rows: int, grid: Grid, device: torch.device) -> None:
         if self.memory_cap is None:
@@ -200,14 +203,22 @@ class Deer(Solver):
             )
 
 
+class _Asked(NamedTuple):
+    """What the probe found: what tokens see, and rows (B,) whose groups see each other; None where nobody asked."""
+
+    reach: Reach | None
+    mixed: Tensor | None
+
+
 class _Along(StepSolver):
-    """The steps of a `Deer` on the rows of one layout; ``reach`` says what tokens see, None that nobody knows."""
+    """The steps of a `Deer` on the rows of one layout."""
 
     name = "deer"
     guarantees: ClassVar[frozenset[str]] = Deer.guarantees
 
-    def __init__(self, deer: Deer, layout: Layout, stop: Stop, reach: Reach | None = None) -> None:
-        self.deer, self.layout, self.stop, self.reach = deer, layout, stop, reach
+    def __init__(self, deer: Deer, layout: Layout, stop: Stop, asked: _Asked | None = None) -> None:
+        self.deer, self.layout, self.stop = deer, layout, stop
+        self.reach, self.mixed = asked or (None, None)
 
     def grid(self, unknowns: int) -> Grid:
         """Return how a row of N unknowns is read."""
@@ -245,10 +256,11 @@ class _Along(StepSolver):
         pushed = tangents_at_once(grid, rows, self.colours(grid) * grid.width) * unknowns * (3 * rows + 1) * size
         # results of products and of the batched solves, in float64
         algebra = ((0, 4, 6), (0, 6, 13))[self.deer.damping > 0][lags] * matrices
-        return lags * matrices + max(pushed, algebra) + 12 * rows * unknowns * max(size, 8)
+        means = grid.groups > 1
+        return (1 + 2 * means) * lags * matrices + max(pushed, algebra) + 12 * rows * unknowns * max(size, 8)
 
     def init(self, z: Tensor) -> _AlongState:
-        return _AlongState(first=None, signs=signs_of(self.grid(z.shape[1])).to(z.device))
+        return _AlongState(averages=self.mixed is not None and bool(self.mixed.any()))
 
     def step(self, f: Evaluator, at: Evaluation, state: _AlongState) -> tuple[Tensor, _AlongState]:  # type: ignore[override]
         rows, unknowns = at.z.shape
@@ -259,7 +271,9 @@ class _Along(StepSolver):
         norm = _norm(r)
         if state.first is None:
             state.first = norm
-        blocks = self._blocks(f, at.z, grid, state.signs)
+        blocks = self._blocks(f, at.z, grid, state)
+        if state.averages:
+            blocks = state.averaged(blocks, self.mixed)
         # of length one, so that neither tiny nor huge states leave what the solve can hold
         rhs = (r / torch.where(norm > 0, norm, 1.0)).reshape(rows, *grid)
         unit = newton_step(blocks, rhs)
@@ -273,9 +287,10 @@ class _Along(StepSolver):
         step = torch.where(sound, norm * unit.flatten(1), r)
         return at.z + step.to(at.z.dtype), state
 
-    def _blocks(self, f: Evaluator, z: Tensor, grid: Grid, signs: Tensor) -> Blocks:
+    def _blocks(self, f: Evaluator, z: Tensor, grid: Grid, state: _AlongState) -> Blocks:
         lags = self.lags(grid)
         if self.deer.blocks is None:
+            signs = signs_of(grid, state.taken if state.averages else 0)
             blocks = blocks_from_products(lambda v: f.products(z, v), z, grid, lags, self.colours(grid), signs)
         else:
             known = self._known(f, z, grid)
@@ -302,12 +317,34 @@ class _AlongState:
     """State of a solve.
 
     Attributes:
+        averages: some row has groups that see each other.
         first: norm of each row's first residual, (B, 1) float64, or None before it is known.
-        signs: of tangents, (L, G).
+        mean: of the blocks so far, or None before the first ones and where nobody averages.
+        taken: steps so far.
     """
 
-    first: Tensor | None
-    signs: Tensor
+    averages: bool
+    first: Tensor | None = None
+    mean: Blocks | None = None
+    taken: int = 0
+
+    def averaged(self, new: Blocks, mixed: Tensor | None) -> Blocks:
+        """Return ``new`` with the means over all steps in ``mixed`` rows (B,)."""
+        assert mixed is not None
+        self.taken += 1
+        if self.mean is None:
+            self.mean = new
+            return new
+        rows = mixed[:, None, None, None, None]
+        pairs = zip(self.mean, new, strict=True)
+        self.mean = Blocks(*(None if b is None or m is None else _blended(m, b, self.taken, rows) for m, b in pairs))
+        return self.mean
+
+
+def _blended(mean: Tensor, new: Tensor, number: int, rows: Tensor) -> Tensor:
+    """Return the mean of ``number`` blocks in ``rows``, else the new ones; what is not finite is left out."""
+    moved = mean + (new - mean) / number
+    return torch.where(rows, torch.where(moved.isfinite(), moved, mean), new)
 
 
 def _norm(t: Tensor) -> Tensor:

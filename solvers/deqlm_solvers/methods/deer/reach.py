@@ -12,7 +12,7 @@ from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.methods.deer.grid import Grid
 
-__all__ = ["Reach", "check_causal", "move_some", "moved_tokens", "reach_of"]
+__all__ = ["Reach", "check_causal", "mixed_groups", "move_some", "moved_tokens", "reach_of"]
 
 
 class Reach(NamedTuple):
@@ -102,6 +102,24 @@ def check_causal(f: Evaluator, at: Evaluation, grid: Grid, mask: Tensor | None) 
             f"'deer' needs a causal map, in which token t sees no later one: token {token} of row {row} changes with "
             f"token {int(last[row])}"
         )
+
+
+def mixed_groups(f: Evaluator, at: Evaluation, grid: Grid, mask: Tensor | None) -> Tensor:
+    """Return the rows whose groups see each other, (B,) bool, by one evaluation with about half of the groups moved.
+
+    Args:
+        f: the map.
+        at: an evaluation.
+        grid: its tokens and groups.
+        mask: (B, L) bool, True where a token counts, or None.
+    """
+    z, want = (t.reshape(t.shape[0], *grid) for t in (at.z, at.fz))
+    moved = moved_tokens(grid.groups).to(z.device)[:, None]
+    counts = _counts(at, grid, mask)[..., None, None]
+    fz = f.aside(torch.where(moved & counts, z + 1 + z.abs(), z).reshape(at.z.shape)).to(at.fz.dtype)
+    size = torch.where(counts, want, 0.0).abs().amax((1, 2, 3), keepdim=True)
+    changed = ~((fz.reshape(want.shape) - want).abs() <= rounding_slack(f.dtype) * size)
+    return (changed & ~moved & counts).flatten(1).any(1)
 
 
 def _counts(at: Evaluation, grid: Grid, mask: Tensor | None) -> Tensor:
