@@ -210,11 +210,11 @@ def push_forward(f: Map, z: Tensor, v: Tensor, *, grad: bool = True) -> tuple[Te
         NoDerivativeError: an operation of f has no forward mode.
     """
     _load_forward_mode()
-    with _differentiating(grad), forward_ad.dual_level():
-        try:
+    try:  # a level that the caller has open allows no other one
+        with _differentiating(grad), forward_ad.dual_level():
             fz, product = forward_ad.unpack_dual(f(forward_ad.make_dual(z.detach().clone(), v.clone())))
-        except Exception as error:
-            raise NoDerivativeError(str(error)) from error
+    except Exception as error:
+        raise NoDerivativeError(str(error)) from error
     fz = fz.detach()
     return fz, torch.zeros_like(fz) if product is None else product.detach()
 
