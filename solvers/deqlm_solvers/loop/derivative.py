@@ -76,6 +76,8 @@ class Derivatives:
         """Return J v for K tangents (K, N), (K, B, N); see `Evaluator.products`."""
         while self._push_modes:
             try:
+                if v.shape[0] == 1:  # a call without vmap costs less
+                    return push_forward(f, point, v[0].expand(point.shape), grad=self._push_modes[0])[1][None]
                 return push_forward_many(f, point, v, grad=self._push_modes[0])
             except NoDerivativeError as error:
                 self._obstacle = error
