@@ -4,8 +4,8 @@
     PYTHONPATH=tests python -m benchmarks.recurrent --page docs/records/recurrent.json  # table and plot of the guide
 
 One row, float64, tolerance 1e-10, seconds of one thread of the CPU; every repeat runs all contenders in turn, and
-medians are told, but above 4096 tokens, where there is one repeat. Errors are beside the loop over tokens, of values and
-of the gradient of a random linear loss. Three minutes.
+medians are told, but above 4096 tokens, where there is one repeat. Errors are beside the loop over tokens, of values
+and of the gradient of a random linear loss. Three minutes.
 """
 
 from __future__ import annotations
