@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from benchmarks.recurrent import DOCS, INPUTS, LENGTHS, PAGE, blocks, recurrences
@@ -18,6 +19,7 @@ def test_the_table_of_the_page_is_that_of_the_record():
     assert all(entry["steps"] > 0 and entry["error"] <= 1e-7 for entry in exact)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch loads what forward mode needs by torch.jit
 def test_the_peers_are_the_algorithms_of_their_papers():
     x = torch.randn(2, 19, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
