@@ -223,8 +223,8 @@ class _Refined:
 def _refined(stop: Stop, scaled: _Scaled, inverse: Inverse, at: _Refined, rows: Tensor) -> _Refined:
     """Correct the ``rows`` (B,) by scans while each halves their residual and they have not arrived."""
     w, r, norm, goal, spent = at.w, at.r, at.norm, at.goal, at.spent + inverse.products
-    first, g = spent, scaled.g.double()
-    while bool(rows.any()) and (spent == first or spent < stop.max_iter):
+    first, limit, g = spent, stop.max_iter, scaled.g.double()
+    while bool(rows.any()) and (spent == first or spent < limit):
         new = w + inverse(r)
         left = scaled.product(new.to(scaled.g.dtype)).double() + g - new
         spent, after = spent + 1, _norm(left)
