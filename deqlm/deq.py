@@ -38,7 +38,14 @@ __all__ = ["DEQ"]
 
 T = TypeVar("T")
 
-AT_ZERO = "deqlm: the layer raised at the start, a state of zeros; where it needs another one, give start="
+AT_ZERO = (
+    "deqlm: the layer raised at the start, a state of zeros; where it needs another one, give start=, such as "
+    "start=torch.ones_like"
+)
+CALLED = (
+    'deqlm: the layer is called as layer(z + x), with inject="argument" as layer(z, x), and with the further arguments '
+    "of the call behind; one that takes others goes into an nn.Module whose forward calls it"
+)
 
 
 class DEQ(Equilibrium):
@@ -324,7 +331,7 @@ class DEQ(Equilibrium):
         if isinstance(self.inject, Add):
             self.inject.check(rows.shapes, u)
         default = start is None and self.start is None
-        layer = Replay(self.layer, rows.device, hint=AT_ZERO if default else "")
+        layer = Replay(self.layer, rows.device, hint=AT_ZERO if default else "", called=CALLED)
 
         def prepare(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
             return inject(x), args, kwargs

@@ -117,7 +117,7 @@ starts
 
 examples
   deqlm compare                                                 every solver, every family of problems
-  deqlm compare --quick                                         a few problems, in seconds
+  deqlm compare --quick                                         a few problems, in a minute
   deqlm compare --problems symmetric:rho=0.99,hard_row --dtype float64
   deqlm compare --solvers anderson,anderson:memory=5,broyden,torchdeq.anderson --repeats 9
   deqlm compare --problems mine.py:make --batch 64 --out my-results

@@ -21,7 +21,7 @@ COMMANDS = {
 
 EPILOG = """\
 examples:
-  deqlm compare --quick                          solvers on a few problems, in seconds
+  deqlm compare --quick                          solvers on a few problems, in a minute
   deqlm compare --problems mine.py:make          solvers on your own map
   deqlm diagnose mine.py:make                    why your own map or DEQ does not converge
   deqlm generate --model DIR --prompt "Once"     text from a saved model

@@ -17,6 +17,10 @@ from deqlm.wrap.once import close_call, made_once, open_call
 __all__ = ["Replay"]
 
 
+_ARGUMENTS = ("positional argument", "keyword argument", "keyword-only argument")
+"""What Python's errors of a call speak of."""
+
+
 class Replay:
     """Evaluates a layer again and again as if it were once.
 
@@ -38,13 +42,19 @@ class Replay:
         device: device of the state, whose generator is watched beside the CPU's.
         module: whose buffers are watched; None is the layer, or the modules that it reads where it is a function.
         hint: noted on an error of the first evaluation, such as what the layer may not bear.
+        called: noted where the first evaluation cannot be called with its arguments: what these are.
     """
 
     def __init__(
-        self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None, hint: str = ""
+        self,
+        layer: Callable[..., Any],
+        device: torch.device,
+        module: nn.Module | None = None,
+        hint: str = "",
+        called: str = "",
     ) -> None:
         self.layer = layer
-        self.hint = hint
+        self.hint, self.called = hint, called
         self.device = device
         self.evaluated = False
         self.sealed = False
@@ -63,8 +73,10 @@ class Replay:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self.hint and not self.evaluated and isinstance(error, Exception) and not isinstance(error, TypeError):
-            error.add_note(self.hint)
+        if not self.evaluated and isinstance(error, Exception):
+            note = self._note(error)
+            if note:
+                error.add_note(note)
         close_call(self._outer)
         self.seal()
         self._turn.end()
@@ -89,6 +101,12 @@ class Replay:
         else:
             self._turn.end()
         return out
+
+    def _note(self, error: Exception) -> str:
+        """Return what to add to an error of the first evaluation."""
+        if not isinstance(error, TypeError):
+            return self.hint
+        return self.called if any(word in str(error) for word in _ARGUMENTS) else ""
 
     def seal(self) -> None:
         """Say that the call is over."""
