@@ -170,7 +170,8 @@ def test_a_map_without_a_value_at_zero_is_told_to_start_elsewhere():
     torch.manual_seed(0)
     layer, x = Direction(), torch.randn(4, 8)
     text = told(lambda: DEQ(layer, inject="argument")(x))
-    assert "not finite at the start" in text and "start=torch.ones_like" in text
+    assert "not finite at the start" in text
+    assert "start=torch.ones_like" in text
     assert DEQ(layer, inject="argument", start=torch.ones_like)(x).isfinite().all()
 
 
@@ -178,7 +179,8 @@ def test_inputs_that_are_not_finite_are_no_matter_of_the_start():
     x = torch.randn(4, 8)
     x[1, 2] = torch.nan
     text = told(lambda: DEQ(nn.Sequential(nn.Linear(8, 8), nn.Tanh()))(x))
-    assert "NaN in the inputs" in text and "Likely" not in text
+    assert "NaN in the inputs" in text
+    assert "Likely" not in text
 
 
 @pytest.mark.parametrize("layer", [nn.MultiheadAttention(8, 2, batch_first=True), lambda z, more: z, lambda *, z: z])
@@ -197,7 +199,9 @@ def test_other_errors_of_type_are_left_alone():
     assert not getattr(caught.value, "__notes__", [])
 
 
-@pytest.mark.parametrize(("parts", "named"), [(tuple, "output=0"), (lambda two: {"out": two[0], "more": two[1]}, "'out'")])
+@pytest.mark.parametrize(
+    ("parts", "named"), [(tuple, "output=0"), (lambda two: {"out": two[0], "more": two[1]}, "'out'")]
+)
 def test_the_part_that_is_the_state_is_named_as_the_layer_returns_it(parts, named):
     with pytest.raises(TypeError, match=re.escape(named)):
         DEQ(lambda z: parts((z.tanh(), z.mean())))(torch.ones(2, 8))
