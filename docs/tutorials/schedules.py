@@ -86,7 +86,7 @@ for length in lengths:
     for name, mode in schedules.items():
         work[name].append(solved(mode)[1].cost.token_evaluations / (len(x) * length))
 
-figure, axis = plt.subplots(figsize=(4.6, 3.2))
+figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
 for name, numbers in work.items():
     axis.plot(lengths, numbers, marker="o", label=name)
 axis.set(xlabel="tokens", ylabel="evaluations per token", title="Work of one equation, three schedules")
