@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from deqlm import GRADIENTS, SOLVERS
 from deqlm.cli.errors import UserError, user_input
+from deqlm.cli.prose import ProseFormatter
 from deqlm.comparison import (
     DEFAULT,
     PROBLEMS,
@@ -135,7 +136,7 @@ def add(commands: Any) -> None:
         help="compare solvers (or gradients, or starts) on known problems and on your own map",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ProseFormatter,
     )
     option = parser.add_argument
     option(

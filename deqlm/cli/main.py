@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 import deqlm
 from deqlm.cli import compare, diagnose, env, generate, gradients, info, new, solvers
 from deqlm.cli.errors import Parser, UserError
+from deqlm.cli.prose import ProseFormatter
 from deqlm_solvers.core.checks import suggest
 
 __all__ = ["main"]
@@ -80,7 +80,7 @@ def _parser() -> Parser:
         prog="deqlm",
         description=(deqlm.__doc__ or "").strip(),
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ProseFormatter,
     )
     parser.add_argument("--version", action="version", version=f"deqlm {deqlm.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
