@@ -62,7 +62,8 @@ def spiral(z):
 paths, stop = {}, deqlm.Stop(max_iter=300)
 for solver in ("fixed_point", "anderson"):
     seen = [torch.zeros(1, 2)]
-    deqlm.solve(spiral, seen[0], solver=solver, stop=stop, on_evaluation=lambda k, z, fz, seen=seen: seen.append(fz))
+    watch = {"on_evaluation": lambda k, z, fz, seen=seen: seen.append(fz)}
+    deqlm.solve(spiral, seen[0], solver=solver, stop=stop, **watch)
     paths[solver] = torch.cat(seen)
 print({solver: len(path) - 1 for solver, path in paths.items()})
 
@@ -126,7 +127,8 @@ z = deqlm.solve(lambda z, a: torch.tanh(a * z + 0.1), torch.zeros_like(a), args=
 (slope,) = torch.autograd.grad(z.sum(), a)
 with torch.no_grad():
     differences = (z[2:] - z[:-2]) / (a[2:] - a[:-2])
-print(f"largest difference from (coarse) finite differences: {(slope[1:-1] - differences).abs().max():.0e}")
+apart = (slope[1:-1] - differences).abs().max()
+print(f"largest difference from (coarse) finite differences: {apart:.0e}")
 
 figure, axis = plt.subplots(figsize=(4.4, 3), layout="constrained")
 axis.plot(a.detach(), z.detach())
