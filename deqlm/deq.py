@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deqlm.equilibrium.module import Equilibrium
 from deqlm.equilibrium.rows import solve_rows
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop
+from deqlm.equilibrium.transformed import summary
 from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.collective import refuse_collective
@@ -22,6 +23,7 @@ from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
 from deqlm.wrap.inject import Add, make_inject
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import OnCap
 from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.replay import Replay
@@ -209,7 +211,7 @@ class DEQ(Equilibrium):
             else:
                 more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
                 sol = solve_rows(rowmap, how, method, failures, **more)
-        self.last = sol.without_state()
+        self.last = summary(sol)
         return (sol.z, sol) if with_stats else sol.z
 
     if TYPE_CHECKING:  # that of nn.Module takes and returns anything
@@ -280,7 +282,8 @@ class DEQ(Equilibrium):
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
         call = CausalCall(self.layer, self.inject, rowmap.prepared, shapes[0], rowmap.rows.device)
         several = not self.mode.one_solve(shapes[0][1])
-        call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
+        if not transformed():  # where values decide nothing
+            call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
         how = how.replace(stop=per_token(how.stop))
         if not several:
             more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}

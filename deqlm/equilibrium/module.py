@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deqlm.equilibrium.call import solve_map
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, check_evaluation, in_use, make_solve
+from deqlm.equilibrium.transformed import summary
 from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.wrap.eager import eagerly
@@ -161,7 +162,7 @@ class Equilibrium(nn.Module):
         more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": self.cap}
         more["watch"] = Watch.of(states, on_evaluation)
         sol = solve_map(f, rows, args, kwargs, how, method, replace(self.failures, then=on_backward), **more)
-        self.last = sol.without_state()
+        self.last = summary(sol)
         return (sol.z, sol) if with_stats else sol.z
 
     if TYPE_CHECKING:  # that of nn.Module takes and returns anything

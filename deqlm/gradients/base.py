@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from deqlm.gradients.transformable import Point
 from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
@@ -98,6 +99,19 @@ class Gradient(Options, ABC):
             "both modes, or torch.autograd.grad"
         )
 
+    def transform(self, at: Point) -> Tensor:
+        """Return the solved point, (B, N) of its levels, so that the transforms of torch.func around it find it right.
+
+        Args:
+            at: the point.
+
+        Raises:
+            RuntimeError: the method cannot be transformed so.
+        """
+        raise RuntimeError(
+            f"gradient {self.name!r} cannot be transformed by torch.func; use gradient='implicit', or torch.autograd"
+        )
+
     def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
         """Solve from ``z0`` (B, N) without a graph, and say how, for methods that learn from the evaluations."""
         return solve(f, z0, layout), SolvedBy(solve, layout)
@@ -148,6 +162,13 @@ class Steps(Gradient):
     same_value: bool
 
     keeps_point: ClassVar[bool] = False
+
+    def transform(self, at: Point) -> Tensor:
+        adjoint = Adjoint()
+        y = self.connect(at.f.f, at.f.given(at.z), adjoint)
+        if adjoint.growth is not None:
+            at.adjoint.growth = at.f.taken(adjoint.growth)
+        return y
 
     def settle(self, f: Map, sol: Solution, failures: Failures) -> Solution:
         if not self.same_value:

@@ -55,6 +55,18 @@ class Neumann(OneGraph):
     def truncation(self) -> tuple[int, float]:
         return self.terms, self.damping
 
+    def tangent(self, system: Linearised) -> Map:
+        product = system.forward_product()
+
+        def v_of(t: Tensor) -> Tensor:
+            term = total = t
+            for _ in range(self.terms - 1):
+                term = torch.lerp(term, product(term), self.damping)
+                total = total + term
+            return self.damping * total
+
+        return v_of
+
     def cotangent(self, f: Map, system: Linearised, adjoint: Adjoint) -> Map:
         def w_of(g: Tensor) -> Tensor:
             term = total = g

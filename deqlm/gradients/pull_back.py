@@ -1,13 +1,14 @@
-"""One product with a transposed Jacobian on a graph that is kept."""
+"""Products with a Jacobian and its transpose on a graph that is kept."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["pull_back"]
+__all__ = ["pull_back", "push_through"]
 
 _engine: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
 
@@ -31,3 +32,23 @@ def pull_back(out: Tensor, source: Tensor, w: Tensor) -> Tensor | None:
         return torch.autograd.grad(out, source, w, retain_graph=True, allow_unused=True)[0]
     keep_graph, create_graph = True, False
     return _engine((out,), (w,), keep_graph, create_graph, (source,), allow_unreachable=True, accumulate_grad=False)[0]
+
+
+def push_through(out: Tensor, source: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return v -> J v with the Jacobian of ``out`` with respect to ``source``, by differentiating the transposed one.
+
+    Args:
+        out: result of an evaluation, with its graph, which is kept; every product is two reverse passes.
+        source: what it is differentiated by.
+    """
+    with torch.enable_grad():
+        w = torch.zeros_like(out, requires_grad=True)
+        (pulled,) = torch.autograd.grad(out, source, w, create_graph=True, allow_unused=True)
+
+    def product(v: Tensor) -> Tensor:
+        if pulled is None or not pulled.requires_grad:
+            return torch.zeros_like(v)
+        (pushed,) = torch.autograd.grad(pulled, w, v, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(v) if pushed is None else pushed
+
+    return product

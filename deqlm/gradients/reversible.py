@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from deqlm.gradients.base import nothing, register_gradient
 from deqlm.gradients.through_steps import ThroughSteps
+from deqlm.gradients.transformable import Point
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Layout, Map, ReversibleIteration, Solution, Solve, Stop, options
 from deqlm_solvers.core.checks import number, require
@@ -77,6 +78,15 @@ class Reversible(ThroughSteps):
         if dtype.itemsize < 4:
             return 1
         return max(1, math.floor(math.log(self.grad_tol / torch.finfo(dtype).eps) / -math.log1p(-beta)))
+
+    def transform(self, at: Point) -> Tensor:
+        if not at.differentiated:
+            return at.f.given(at.z)
+        raise RuntimeError(
+            "gradient 'reversible' cannot be transformed by torch.func: it evaluates f again in backward, at points that "
+            "it finds on the way, and torch.func knows no such backward; use gradient='unrolled', whose gradient is the "
+            "same, with solver='reversible', or torch.autograd"
+        )
 
     def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
         solver = solve.solver

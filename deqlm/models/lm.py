@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, in_use
+from deqlm.equilibrium.transformed import summary
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
 from deqlm.gradients.collective import refuse_collective
 from deqlm.layers import Context, fold_weight_norm_
@@ -326,7 +327,7 @@ class ImplicitLM(nn.Module):
             owner=self,
         )
         replay.seal()
-        self.last = sol.without_state()
+        self.last = summary(sol)
         return sol.z if done.y is None or grad else done.y, sol, done.cache
 
     def _in_use(self, given: tuple[Any, Any, Any]) -> tuple[Solve, Gradient]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,8 @@ class Adjoint:
         growth: per row, factor by which one more term of a truncated series shrinks (< 1) or grows (> 1), or None.
         cost: summed over all backward solves of this solution; the pass that carries a solved cotangent on to
             parameters and inputs, one per backward, is not in it.
-        batch_shape: shape of the entries above; None is (B,).
+        batch_shape: shape of the entries above; None is (B,). Where several right-hand sides were solved for the same
+            rows at once, as torch.func.jacrev asks, there is a dimension more in front.
         picked: index into ``choices`` of the method that solved the row, int8, where one stood in for another; else
             None.
         choices: names of the methods; empty where ``picked`` is None.
@@ -70,7 +72,10 @@ class Adjoint:
             self.growth = self._shaped(self.growth)
 
     def _shaped(self, values: Tensor) -> Tensor:
-        return values if self.batch_shape is None else values.reshape(self.batch_shape)
+        if self.batch_shape is None:
+            return values
+        several = values.shape[0] > math.prod(self.batch_shape)
+        return values.reshape((-1, *self.batch_shape) if several else self.batch_shape)
 
     @property
     def ran(self) -> bool:
