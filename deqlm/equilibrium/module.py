@@ -98,7 +98,7 @@ class Equilibrium(nn.Module):
         self.solve = make_solve(solver, stop, AUTO)
         self.gradient = GRADIENTS.make(gradient)
         self.gradient.check(self.solve)
-        self.evaluation = check_evaluation(evaluation, self.gradient)
+        self.evaluation = check_evaluation(evaluation, self.gradient, self.solve)
         self.failures = Failures(on_failure, failed_grad)
         self.cap = MemoryCap.of(memory_cap, on_cap)
         if batch_dims is not None:

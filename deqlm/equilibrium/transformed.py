@@ -7,6 +7,7 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deqlm.equilibrium.given import row_mask, row_scale, tokens_of
 from deqlm.equilibrium.watch import Watch
@@ -25,6 +26,7 @@ from deqlm_solvers.loop.criterion import Criterion
 __all__ = ["solve_transformed", "summary"]
 
 
+@sdpa_kernel(SDPBackend.MATH)  # the fused kernels have no rule for a vmap
 def solve_transformed(
     f: RowMap,
     how: Solve,
@@ -61,7 +63,10 @@ def solve_transformed(
         how = how.resolve(z0, *f.rows.dtypes)
         if cap is not None:
             how, gradient = cap.apply(how, gradient.for_solve(how), f.rows.narrow(lifted.rows), layout)
-        z0 = _hold(lifted, how, layout, z0)
+        masked = None if token_mask is None else Criterion(how.stop, layout, z0).masked
+    _hold(lifted, masked, z0)
+    with outside():
+        z0 = z0 if lifted.held is None else lifted.held.point(z0)
         with torch.no_grad():
             if graph:
                 sol, by = gradient.forward(how, lifted, z0, layout)
@@ -113,13 +118,12 @@ def _layout(lifted: Lifted, scale: Tensor | None, mask: Tensor | None) -> Layout
     )
 
 
-def _hold(lifted: Lifted, how: Solve, layout: Layout, z0: Tensor) -> Tensor:
-    """Hold masked unknowns in the map, seen either way, and return where the solve starts."""
-    masked = None if layout.token_mask is None else Criterion(how.stop, layout, z0).masked
-    if masked is None:
-        return z0
-    lifted.held = Held(masked, z0)
-    return lifted.held.point(z0)
+def _hold(lifted: Lifted, masked: Tensor | None, z0: Tensor) -> None:
+    """Hold masked unknowns, (R, N), in the map, seen either way."""
+    if masked is not None:
+        with outside():
+            lifted.held = Held(masked, z0)
+        lifted.f.held = Held(lifted.given(masked), lifted.f.rows.z0)
 
 
 def _tied(

@@ -81,7 +81,8 @@ class ImplicitLM(nn.Module):
             own).
         solve: how to solve with grad; None is plain iteration, at most 24 evaluations, rtol .05 in every token.
         gradient: how gradients are made; None is ``Phantom(4, 0.8)``.
-        no_grad: how to solve without grad; None is damping .8, at most 96 evaluations, rtol .05 in every token.
+        no_grad: how to solve without grad; None is damping .8, at most 96 evaluations, rtol .05 in every token, or
+            ``solve`` beside a gradient with ``same_value``, which makes the state without grad that with grad.
         mode: `Auto`, `Simultaneous`, `Chunked`, `Sequential` or `Frontier`, by object, name or dict; see
             `deqlm.sequence.modes`.
         on_failure: "auto", "warn", "raise" or "ignore" when a row does not converge. Training by a bounded number of
@@ -150,8 +151,10 @@ class ImplicitLM(nn.Module):
         self.gradient = GRADIENTS.make(Phantom() if gradient is None else gradient)
         self.gradient.check(self.solve)
         same = getattr(self.gradient, "same_value", False)
-        require(not same, "gradient", self.gradient, "one without same_value, because no_grad is another solve")
-        self.no_grad = _solve(no_grad, EVALUATION)
+        self.no_grad = _solve(no_grad, self.solve if same else EVALUATION)
+        if same:
+            rule = "the same as solve, or left away, beside a gradient with same_value"
+            require(self.no_grad == self.solve, "no_grad", self.no_grad, rule)
         self.mode = MODES.make(mode)
         self.failures = LMFailures(on_failure, failed_grad)
         self.last: Solution | None = None
@@ -293,7 +296,9 @@ class ImplicitLM(nn.Module):
         if grad:
             method.check(how)
         refuse_collective(self.backbone, how, method)
-        mode = mode.for_model(how.stop, grad)
+        # the value with grad: in one solve of all tokens, and of the gradient's steps, not of the commit
+        as_with_grad = grad or getattr(method, "same_value", False)
+        mode = mode.for_model(how.stop, as_with_grad)
         # without grad, a solver that takes derivatives takes them by the state
         context = context if grad else replace(context, constant=True)
         u = self.backbone.project(e, context)
@@ -322,13 +327,13 @@ class ImplicitLM(nn.Module):
             method,
             self.failures.of_call(how, mode, on_failure),
             cache=before.layers,
-            commit=use_cache or not grad,
+            commit=use_cache or not as_with_grad,
             token_mask=context.mask if how.stop.per == "token" else None,
             owner=self,
         )
         replay.seal()
         self.last = summary(sol)
-        return sol.z if done.y is None or grad else done.y, sol, done.cache
+        return sol.z if done.y is None or as_with_grad else done.y, sol, done.cache
 
     def _in_use(self, given: tuple[Any, Any, Any]) -> tuple[Solve, Gradient]:
         """Return solve and gradient method of a call that was ``given`` solver, stop and gradient, or None for each."""
