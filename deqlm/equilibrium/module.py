@@ -146,8 +146,8 @@ class Equilibrium(nn.Module):
                 how gradients reach them.
             on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an
                 error in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
-            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`; methods that solve
-                nothing never call).
+            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`, `Neumann`, `Shine`
+                that refines; with grad, refused beside methods that solve nothing in backward).
             **kwargs: further keywords of f.
 
         Raises:

@@ -40,6 +40,11 @@ def solve_rows(
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
     ``watch`` is what the call looks at on the way.
     """
+    if failures.then is not None and torch.is_grad_enabled() and not gradient.reports():
+        raise ValueError(
+            f"on_backward would never be called: {gradient} solves nothing in backward; leave it away, or use a gradient "
+            "that does, such as 'implicit'"
+        )
     if transformed():
         given = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
         return solve_transformed(f, how, gradient, failures, **given)  # type: ignore[arg-type]

@@ -53,6 +53,10 @@ class Gradient(Options, ABC):
         """Return the method with every choice made that it leaves to the forward ``solve``."""
         return self
 
+    def reports(self) -> bool:
+        """Say whether backward fills in the `Adjoint`, and so calls ``on_backward``; the default says no."""
+        return False
+
     def truncation(self) -> tuple[int, float] | None:
         """Return (k, tau) of a method whose error is a series cut after k terms, ((1 - tau) I + tau J^T)^k of it.
 

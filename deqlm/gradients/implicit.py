@@ -113,6 +113,9 @@ class Implicit(Gradient):
         products = isinstance(forward, StepSolver) and forward.differentiates
         return Solve(NewtonKrylov(), AUTO) if products else Solve(Anderson(), AUTO)
 
+    def reports(self) -> bool:
+        return True
+
     def graphs(self, stop: Stop) -> int:
         return 2 if self.second_order else 1
 

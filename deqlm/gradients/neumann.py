@@ -52,6 +52,9 @@ class Neumann(OneGraph):
         whole("terms", self.terms, 1)
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
 
+    def reports(self) -> bool:
+        return True
+
     def truncation(self) -> tuple[int, float]:
         return self.terms, self.damping
 

@@ -65,6 +65,9 @@ class Shine(OneGraph):
         whole("memory", self.memory, 1)
         whole("refine", self.refine, 0)
 
+    def reports(self) -> bool:
+        return self.refine > 0
+
     def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
         watched = Watched(f, self.memory)
         sol = solve(watched, z0, layout)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.advice import adjoint_advice
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.policy import FailedGrad, OnFailure, apply_policy, chosen, outcome
 from deqlm_solvers.core.status import Status
@@ -39,7 +40,7 @@ class Adjoint:
             None.
         choices: names of the methods; empty where ``picked`` is None.
         ask: the call that tells more of a failure, for its text.
-        then: called with this report whenever a backward solve has been recorded; no copy has it.
+        then: called with this report whenever a backward solve or series has been recorded; no copy has it.
 
     Examples:
         >>> import deqlm, torch
@@ -112,21 +113,23 @@ class Adjoint:
                 sol.residual,
                 sol.steps,
                 "backward solve",
-                advise=sol.advice,
+                advise=adjoint_advice,
                 ask=self.ask,
             )
         if self.on_failure != "ignore":
             told = (sol.status, sol.residual, sol.steps, "backward solve")
-            apply_policy(self.on_failure, *told, advise=sol.advice, ask=self.ask)
+            apply_policy(self.on_failure, *told, advise=adjoint_advice, ask=self.ask)
 
     def record_terms(self, growth: Tensor | None, cost: Cost) -> None:
         """Add the cost of a truncated series that was summed in backward, and keep the growth of its terms, (B,)."""
         self.cost = self.cost + cost
         self.growth = None if growth is None else self._shaped(growth)
+        if self.then is not None:
+            self.then(self)
 
     def __repr__(self) -> str:
         if self.status is not None and self.residual is not None and self.steps is not None:
-            text = outcome("backward solve", self.status, self.residual, self.steps)
+            text = outcome("backward solve", self.status, self.residual, self.steps, adjoint_advice)
             told = chosen(self.picked, self.choices)
             return "; ".join(part for part in (text, told, f"its cost: {self.cost}") if part)
         if self.growth is not None:
