@@ -21,14 +21,15 @@ def tokens_of(stop: Stop, rows: Rows) -> int:
     return rows.row_shapes[0][stop.token_dim - rows.batch_dims] if stop.per == "token" else 0
 
 
-def row_scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
+def row_scale(scale: float | Tensor | None, rows: Rows, stop: Stop) -> Tensor | None:
     """Return the argument ``scale`` of a call as (B,) float64, or None.
 
     Raises:
-        ValueError: no number, and not one value per row.
+        ValueError: no number, and not one value per row; or ``stop`` evaluates nothing.
     """
     if scale is None:
         return None
+    require(stop.max_iter > 0, "scale", scale, "left away with Stop(max_iter=0), which tests nothing")
     ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
     ok = ok and (not isinstance(scale, int) or abs(scale) <= sys.float_info.max)
     require(ok, "scale", scale, "a number or one value per row")

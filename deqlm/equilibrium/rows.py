@@ -61,7 +61,7 @@ def solve_rows(
     layout = Layout(
         leaves=rows.row_shapes,
         batch_dims=rows.batch_dims,
-        scale=row_scale(scale, rows),
+        scale=row_scale(scale, rows, how.stop),
         token_mask=None if token_mask is None else row_mask(token_mask, rows),
         round=rows.round if len(set(rows.dtypes)) > 1 else None,
     )

@@ -51,7 +51,7 @@ def solve_transformed(
         raise RuntimeError("states and on_evaluation are not there inside transforms of torch.func; leave them away")
     levels = Levels()
     lifted = Lifted(f, levels)
-    given = (None if scale is None else row_scale(scale, f.rows), None)
+    given = (row_scale(scale, f.rows, how.stop), None)
     if token_mask is not None:
         given = given[0], row_mask(token_mask, f.rows)
     differentiated = _find_mapped(lifted, *given)

@@ -58,6 +58,7 @@ class Reversible(ThroughSteps):
         number("grad_tol", self.grad_tol, "in (0, 1)", lambda t: 0 < t < 1)
 
     def check(self, solve: Solve) -> None:
+        super().check(solve)
         if not isinstance(solve.solver, ReversibleIteration):
             raise ValueError(
                 f"gradient 'reversible' cannot run the steps of solver {solve.solver.name!r} backwards; use "
@@ -96,7 +97,8 @@ class Reversible(ThroughSteps):
         tape = _Tape(f, solver.beta, self.segment(solver.beta, evaluated_dtype(z0)))
         with set_checkpoint_early_stop(False):
             sol = run(solver, solve.seen(tape), z0, solve.stop, layout, graph=True).replace(solver=solver)
-        tape.close(sol.steps if solve.stop.is_budget else sol.steps - 1)
+        if tape.needs:
+            tape.close(sol.steps if solve.stop.is_budget else sol.steps - 1)
         return sol if sol.z.requires_grad else sol.replace(z=nothing(f, sol.z))
 
 

@@ -14,15 +14,21 @@ from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
 from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Adjoint, Layout, Map, Solution, Solve, StepSolver
+from deqlm_solvers.core.checks import require
 from deqlm_solvers.loop.loop import run
 
 __all__ = ["ThroughSteps"]
+
+STAY = "rows whose steps carry a graph stay in the batch"
 
 
 class ThroughSteps(Gradient):
     """A method that solves with a graph; rows that fail are solved again with the inputs of others."""
 
     through_steps: ClassVar[bool] = True
+
+    def check(self, solve: Solve) -> None:
+        require(solve.stop.compact != "at_once", "compact", solve.stop.compact, f"True or False with {self.name!r}: {STAY}")
 
     @abstractmethod
     def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:

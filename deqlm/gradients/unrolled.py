@@ -81,6 +81,7 @@ class Unrolled(ThroughSteps):
         require(known, "checkpoint", self.checkpoint, "True, False or 'recursive'")
 
     def check(self, solve: Solve) -> None:
+        super().check(solve)
         if "differentiable" not in solve.solver.guarantees or not isinstance(solve.solver, StepSolver):
             raise ValueError(
                 f"gradient 'unrolled' cannot differentiate the steps of solver {solve.solver.name!r}; "

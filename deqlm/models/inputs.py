@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqlm.wrap.levels import bare, outside
+from deqlm.wrap.levels import bare, outside, transformed
 from deqlm_solvers.core.checks import require, whole
 
 __all__ = ["check_count", "check_mask", "embedded", "require_tensor", "targets", "tokens", "vocabulary", "wanted"]
@@ -92,12 +92,14 @@ def targets(labels: Any, shape: torch.Size, size: int, *, shifted: bool) -> Tens
 
 def _require_range(name: str, values: Tensor, size: int, also: str = "") -> None:
     """Raise unless whole numbers are in [0, size), or -100 where ``also`` says so; one read of the device."""
-    with outside():
-        values = bare(values)
-        counted = values[values != -100] if also else values
-        if counted.numel():
-            low, high = torch.stack(torch.aminmax(counted)).tolist()
-            require(low >= 0 and high < size, name, f"{low} to {high}", f"{also}from 0 to {size - 1}")
+    if not torch.compiler.is_dynamo_compiling() and transformed():
+        with outside():
+            return _require_range(name, bare(values), size, also)
+    counted = values[values != -100] if also else values
+    if counted.numel():
+        low, high = torch.stack(torch.aminmax(counted)).tolist()
+        require(low >= 0 and high < size, name, f"{low} to {high}", f"{also}from 0 to {size - 1}")
+    return None
 
 
 def check_count(count: Any) -> None:
