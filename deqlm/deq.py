@@ -23,6 +23,7 @@ from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
 from deqlm.wrap.inject import Add, make_inject
+from deqlm.wrap.keywords import refuse_peer_names
 from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import OnCap
 from deqlm.wrap.once import once_per_call_
@@ -200,6 +201,8 @@ class DEQ(Equilibrium):
             RuntimeError: parts of the layer talk to other processes, and the solve is no budget; or the call is
                 recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
+        if kwargs:
+            refuse_peer_names(self.layer, kwargs)
         how, method = self.settings(solver, stop, gradient)
         refuse_collective(self.layer, how, method)
         rowmap, layer = self.on_rows(x, args, kwargs, start)

@@ -15,6 +15,7 @@ from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
+from deqlm.wrap.keywords import refuse_peer_names
 from deqlm.wrap.memory_cap import MemoryCap, OnCap
 from deqlm.wrap.rows import Rows
 from deqlm.wrap.trees import start_like
@@ -157,6 +158,8 @@ class Equilibrium(nn.Module):
             RuntimeError: parts of f talk to other processes, and the solve is no budget; or the call is recorded by
                 torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
+        if kwargs:
+            refuse_peer_names(f, kwargs)
         how, method = self.settings(solver, stop, gradient)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
         more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": self.cap}

@@ -27,8 +27,9 @@ from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.trees import map_tensors, start_like
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
-from deqlm_solvers.core.checks import require, whole
+from deqlm_solvers.core.checks import explain_options, require, whole
 from deqlm_solvers.core.kinds import refuse_tracing
+from deqlm_solvers.core.peer_names import HINTS
 
 __all__ = ["ImplicitLM", "LMOutput"]
 
@@ -37,6 +38,10 @@ FREE = Solve(FixedPoint(), Stop(max_iter=24, rtol=0.05, per="token"))
 depend on how a batch is cut into parts; the paper's own rule, ``keep="best_f"``, ends when all rows pass at once."""
 EVALUATION = Solve(FixedPoint(damping=0.8), Stop(max_iter=96, rtol=0.05, per="token"))
 """Without grad."""
+
+_TWO = "give it in solve=Solve(solver, stop), with grad, and in no_grad=Solve(solver, stop), without"
+LM_HINTS = {name: f"{told}; {_TWO}" for name, told in HINTS.items()} | dict.fromkeys(("solver", "stop", "evaluation"), _TWO)
+"""Where options of others belong."""
 
 DERIVATIVE_FREE = (FixedPoint, Anderson, Broyden)
 """Solvers whose points may be tensors of inference mode, which autograd cannot differentiate at."""
@@ -114,6 +119,7 @@ class ImplicitLM(nn.Module):
         (torch.Size([2, 3, 11]), torch.Size([2]))
     """
 
+    @explain_options(LM_HINTS)
     def __init__(
         self,
         backbone: Backbone,
@@ -159,6 +165,7 @@ class ImplicitLM(nn.Module):
         self.failures = LMFailures(on_failure, failed_grad)
         self.last: Solution | None = None
 
+    @explain_options(HINTS)
     def forward(
         self,
         ids: Tensor | None = None,
