@@ -42,8 +42,8 @@ def solve_rows(
     """
     if failures.then is not None and torch.is_grad_enabled() and not gradient.reports():
         raise ValueError(
-            f"on_backward would never be called: {gradient} solves nothing in backward; leave it away, or use a gradient "
-            "that does, such as 'implicit'"
+            f"on_backward would never be called: {gradient} solves nothing in backward; leave it away, or use a "
+            "gradient that does, such as 'implicit'"
         )
     if transformed():
         given = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}

@@ -95,7 +95,8 @@ def summary(sol: Solution) -> Solution:
 def _find_mapped(lifted: Lifted, *given: Tensor | None) -> bool:
     """Find the levels at which start, map or what is given are mapped, which are those at which the point is.
 
-    Returns whether anybody may differentiate the point. The evaluation makes what is made once in a call, such as normed weights, as all transforms are to see it.
+    Returns whether anybody may differentiate the point. The evaluation makes what is made once in a call, such as
+    normed weights, as all transforms are to see it.
     """
     f, levels = lifted.f, lifted.levels
     levels.map_over(f.rows.z0, *given)
@@ -127,7 +128,13 @@ def _hold(lifted: Lifted, masked: Tensor | None, z0: Tensor) -> None:
 
 
 def _tied(
-    lifted: Lifted, gradient: Gradient, failures: Failures, sol: Solution, by: SolvedBy, z0: Tensor, differentiated: bool
+    lifted: Lifted,
+    gradient: Gradient,
+    failures: Failures,
+    sol: Solution,
+    by: SolvedBy,
+    z0: Tensor,
+    differentiated: bool,
 ) -> Solution:
     """Return the solution with the point that the transforms see; rows that failed badly are constants."""
     f, shape = lifted.f, (*lifted.levels.sizes, *lifted.f.rows.batch_shape)
@@ -150,7 +157,9 @@ def _sound(lifted: Lifted, z: Tensor, z0: Tensor, bad: Tensor) -> Tensor:
     z = torch.where(bad[:, None], z0.nan_to_num(0.0, 0.0, 0.0), z)
     with torch.no_grad():
         if not bool(lifted(z).isfinite().all()):
-            text = "f is not finite in failed rows: inside transforms of torch.func, gradients that they share may be NaN"
+            text = (
+                "f is not finite in failed rows: inside transforms of torch.func, gradients that they share may be NaN"
+            )
             warnings.warn(text, UserWarning, stacklevel=2)
     return z
 

@@ -160,9 +160,7 @@ class Implicit(Gradient):
         why = THIRD if self.second_order else SECOND
         return chord(at, _Solved(system), fz, steps=steps, outer=outer, why=why)
 
-    def _system(
-        self, by: SolvedBy | None, held: Held | None, fz: Tensor, source: Tensor, adjoint: Adjoint
-    ) -> System:
+    def _system(self, by: SolvedBy | None, held: Held | None, fz: Tensor, source: Tensor, adjoint: Adjoint) -> System:
         layout = Layout() if by is None else by.layout
         computed = evaluated_dtype(source)
         how = self.backward(None if by is None else by.solve.solver)

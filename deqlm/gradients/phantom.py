@@ -68,8 +68,8 @@ class Phantom(Steps):
     def transform(self, at: Point) -> Tensor:
         if self.checkpoint and at.differentiated:
             raise RuntimeError(
-                "gradient 'phantom' with checkpoint=True cannot be transformed by torch.func, which knows no activation "
-                "checkpointing; use checkpoint=False"
+                "gradient 'phantom' with checkpoint=True cannot be transformed by torch.func, which knows no "
+                "activation checkpointing; use checkpoint=False"
             )
         return super().transform(at)
 

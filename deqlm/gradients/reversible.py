@@ -84,9 +84,9 @@ class Reversible(ThroughSteps):
         if not at.differentiated:
             return at.f.given(at.z)
         raise RuntimeError(
-            "gradient 'reversible' cannot be transformed by torch.func: it evaluates f again in backward, at points that "
-            "it finds on the way, and torch.func knows no such backward; use gradient='unrolled', whose gradient is the "
-            "same, with solver='reversible', or torch.autograd"
+            "gradient 'reversible' cannot be transformed by torch.func: it evaluates f again in backward, at points "
+            "that it finds on the way, and torch.func knows no such backward; use gradient='unrolled', whose gradient "
+            "is the same, with solver='reversible', or torch.autograd"
         )
 
     def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:

@@ -28,7 +28,9 @@ class ThroughSteps(Gradient):
     through_steps: ClassVar[bool] = True
 
     def check(self, solve: Solve) -> None:
-        require(solve.stop.compact != "at_once", "compact", solve.stop.compact, f"True or False with {self.name!r}: {STAY}")
+        require(
+            solve.stop.compact != "at_once", "compact", solve.stop.compact, f"True or False with {self.name!r}: {STAY}"
+        )
 
     @abstractmethod
     def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:

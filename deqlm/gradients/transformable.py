@@ -117,7 +117,7 @@ def chord(point: Point, inverse: Inverse, fz: Tensor, *, steps: int, outer: int,
 
 
 class _Chord(torch.autograd.Function):
-    """y + (I - J)^-1 (f(y) - y), of value z. ``hidden`` are the levels of z whose dimensions the tensors do not show."""
+    """y + (I - J)^-1 (f(y) - y), of value z. ``hidden`` are levels of z whose dimensions the tensors do not show."""
 
     @staticmethod
     def forward(fy: Tensor, y: Tensor | None, tie: _Tie, hidden: frozenset[int], last: bool, outer: int) -> Tensor:

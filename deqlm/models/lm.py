@@ -40,7 +40,9 @@ EVALUATION = Solve(FixedPoint(damping=0.8), Stop(max_iter=96, rtol=0.05, per="to
 """Without grad."""
 
 _TWO = "give it in solve=Solve(solver, stop), with grad, and in no_grad=Solve(solver, stop), without"
-LM_HINTS = {name: f"{told}; {_TWO}" for name, told in HINTS.items()} | dict.fromkeys(("solver", "stop", "evaluation"), _TWO)
+LM_HINTS = {name: f"{told}; {_TWO}" for name, told in HINTS.items()} | dict.fromkeys(
+    ("solver", "stop", "evaluation"), _TWO
+)
 """Where options of others belong."""
 
 DERIVATIVE_FREE = (FixedPoint, Anderson, Broyden)

@@ -110,8 +110,8 @@ def solve_chunks(
         if mode.one_solve(shape[1]) and not commit:
             return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
         raise RuntimeError(
-            f"mode {mode.name!r} and caches cannot be transformed by torch.func, because chunks are cut and committed by "
-            "values; use mode='simultaneous' without a cache"
+            f"mode {mode.name!r} and caches cannot be transformed by torch.func, because chunks are cut and committed "
+            "by values; use mode='simultaneous' without a cache"
         )
     if isinstance(gradient, Unrolled) and (torch.is_grad_enabled() or gradient.same_value):
         if mode.one_solve(shape[1]) and not commit:

@@ -27,7 +27,7 @@ def refuse_peer_names(f: Callable[..., Any], keywords: Mapping[str, Any]) -> Non
         >>> refuse_peer_names(lambda z, m: z, {"m": 1})
         >>> refuse_peer_names(lambda z: z, {"f_max_iter": 1})
         Traceback (most recent call last):
-        TypeError: unknown option 'f_max_iter', which is no argument of the map either: give it as stop=Stop(max_iter=...)
+        TypeError: unknown option 'f_max_iter', which is no argument of the map either: give it as stop=...
     """
     for name in keywords.keys() & HINTS.keys():
         if not _takes(f, name):

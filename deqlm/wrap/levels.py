@@ -125,7 +125,7 @@ class Levels:
         return plain.expand(*self.sizes, *plain.shape[len(self.sizes) :])
 
     def give(self, t: Tensor) -> Tensor:
-        """Return ``t`` (*sizes, ...), made `outside`, as a tensor of the levels, a constant to those that differentiate."""
+        """Return ``t`` (*sizes, ...), made `outside`, as one of the levels, a constant to those that differentiate."""
         for level in self.mapped:
             t = _F._add_batch_dim(t, 0, level.number)
         return t
@@ -165,7 +165,7 @@ def _open(level: Level) -> Callable[[], Any]:
 
 
 def _inside(t: Tensor) -> tuple[Tensor, dict[int, int]]:
-    """Return the plain tensor in all levels, and by number of a level which dimension it maps, that of outer ones left out."""
+    """Return the plain tensor in all levels, and by level which dimension it maps, those of outer ones not counted."""
     dims: dict[int, int] = {}
     while _F.is_functorch_wrapped_tensor(t):
         if _F.is_batchedtensor(t):

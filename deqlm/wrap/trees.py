@@ -64,7 +64,12 @@ def tree_less(state: Any, value: Any) -> Any:
             raise TypeError(f"F must return tensors, got {type(each).__name__}")
         require(each.shape == z.shape, "the shape of F(z)", tuple(each.shape), f"that of z, {tuple(z.shape)}")
         require(each.device == z.device, "the device of F(z)", each.device, f"that of z, {z.device}")
-        require(torch.promote_types(each.dtype, z.dtype) == z.dtype, "the dtype of F(z)", each.dtype, f"that of z, {z.dtype}")
+        require(
+            torch.promote_types(each.dtype, z.dtype) == z.dtype,
+            "the dtype of F(z)",
+            each.dtype,
+            f"that of z, {z.dtype}",
+        )
     return tree_unflatten([z - each for z, each in zip(leaves, values, strict=True)], spec)
 
 

@@ -1,4 +1,4 @@
-"""Codebases with loops of their own, each in a few lines, beside the same on our calls: equal to the bit, or an error."""
+"""Codebases with loops of their own, each in a few lines, beside our calls: equal to the bit, or an error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deqlm
-from deqlm import DEQ, Anderson, Broyden, Equilibrium, FixedPoint, Implicit, NewtonKrylov, OneStep, Phantom, Solve, States, Stop
+from deqlm import (
+    DEQ,
+    Anderson,
+    Broyden,
+    Equilibrium,
+    FixedPoint,
+    Implicit,
+    NewtonKrylov,
+    OneStep,
+    Phantom,
+    Solve,
+    States,
+    Stop,
+)
 from deqlm.layers import Attention, Block, MonotoneLinear
 from deqlm.models import Backbone, ImplicitLM
 from deqlm.testing.gradients.layers import SHARP
@@ -173,7 +186,7 @@ def block(z: Tensor, net: nn.Module) -> Tensor:
 
 
 def test_trm() -> None:
-    """A tiny recursive model: latent steps and an answer per cycle, the last cycle alone with grad, carried on detached."""
+    """A tiny recursive model: latent steps and an answer per cycle, the last alone with grad, carried on detached."""
     net, x = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)), torch.randn(3, 4)
 
     def cycle(s: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:

@@ -153,8 +153,11 @@ def test_no_evaluation_and_every_gradient(layer: TanhLayer, x: Tensor, gradient:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("norm", "max"), ("keep", "best_f"), ("test_every", 2), ("check_every", 2), ("compact", False), ("trace", True)]
-    + [("patience", 3), ("divergence", 9.0), ("share", 0.5), ("criterion", deqlm.ReadOut(torch.nn.Identity()))],
+    [
+        *(("norm", "max"), ("keep", "best_f"), ("test_every", 2), ("check_every", 2), ("compact", False)),
+        *(("trace", True), ("patience", 3), ("divergence", 9.0), ("share", 0.5)),
+        ("criterion", deqlm.ReadOut(torch.nn.Identity())),
+    ],
 )
 def test_what_no_evaluation_would_ignore_is_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{field}=.* is not used with max_iter=0, which evaluates nothing"):

@@ -123,7 +123,9 @@ def layers() -> dict[str, nn.Module]:
     }
 
 
-@pytest.mark.parametrize("name", [*list(layers())[:2], *(pytest.param(n, marks=pytest.mark.slow) for n in list(layers())[2:])])
+@pytest.mark.parametrize(
+    "name", [*list(layers())[:2], *(pytest.param(n, marks=pytest.mark.slow) for n in list(layers())[2:])]
+)
 def test_gradients_per_sample_of_a_module_are_those_of_a_loop(name: str) -> None:
     layer = layers()[name].double()
     deq = DEQ(layer, stop=SHARP, gradient=FIRST, causal=False)
@@ -182,7 +184,9 @@ def test_masked_tokens_may_differ_between_elements() -> None:
 
     def call(x: Tensor, mask: Tensor) -> Tensor:
         f = lambda z, x: torch.tanh(0.3 * layer(z).mean(1, keepdim=True) + x)  # noqa: E731
-        sol = deqlm.solve(f, torch.zeros_like(x)[None], args=(x[None],), stop=stop, gradient=FIRST, token_mask=mask[None])
+        sol = deqlm.solve(
+            f, torch.zeros_like(x)[None], args=(x[None],), stop=stop, gradient=FIRST, token_mask=mask[None]
+        )
         return sol.z[0].sum()
 
     together = vmap(grad(call))(x, mask)

@@ -344,5 +344,8 @@ def test_a_model_has_the_same_value_with_grad_and_without_where_asked(family: st
     assert without.solution.residual_of == "previous"
     with pytest.raises(ValueError, match="no_grad must be the same as solve, or left away, beside"):
         make(family, solve=budget, gradient=same, no_grad=Solve("anderson"))
-    with torch.no_grad(), pytest.raises(ValueError, match="one without same_value, because evaluation is another solve"):
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match="one without same_value, because evaluation is another solve"),
+    ):
         make(family, solve=budget)(ids, gradient=same)

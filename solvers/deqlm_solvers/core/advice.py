@@ -42,27 +42,27 @@ _OF_ROOT = {
         "solver away, which tries several methods"
     ),
     Status.STALLED: (
-        "no step lowers ||F||: it may have a minimum here that is no root; start elsewhere, or set atol in the unit of F"
+        "no step lowers ||F||: it may have a minimum here that is no root; start elsewhere, or set atol, in units of F"
     ),
     Status.DIVERGED: (
-        "||F|| grows, or z does while ||F|| does not fall: start nearer to a root, leave solver away, which tries several "
-        "methods, or give F in units in which its values are about as large as those of z"
+        "||F|| grows, or z does while ||F|| does not fall: start nearer to a root, leave solver away, which tries "
+        "several methods, or give F in units in which its values are about as large as those of z"
     ),
     Status.NONFINITE: (
-        "F is not finite at the start, or around the last point: look for NaN in the inputs, start where F is finite, or "
-        "keep it off the edge of its domain"
+        "F is not finite at the start, or around the last point: look for NaN in the inputs, start where F is finite, "
+        "or keep it off the edge of its domain"
     ),
 }
 _OF_COTANGENT = {
-    Status.MAX_ITER: "give it more, gradient=Implicit(solve=Solve(solver, Stop(max_iter=..., rtol=...))), or a looser rtol",
+    Status.MAX_ITER: "give it more, or a looser rtol: gradient=Implicit(solve=Solve(solver, Stop(...)))",
     Status.STALLED: (
         "I - J is singular or nearly so at the point: the solution is not isolated there, or the forward solve has not "
         "reached it"
     ),
     Status.DIVERGED: "the Jacobian expands: use NewtonKrylov() in gradient=Implicit(solve=Solve(solver, stop))",
     Status.NONFINITE: (
-        "the incoming gradient or the Jacobian of f is not finite: look for overflow, and for sqrt, log or a division at "
-        "the edge of its domain in f"
+        "the incoming gradient or the Jacobian of f is not finite: look for overflow, and for sqrt, log or a division "
+        "at the edge of its domain in f"
     ),
 }
 
