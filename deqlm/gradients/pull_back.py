@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["pull_back", "push_through"]
+__all__ = ["pull_back", "pull_back_many", "push_through"]
 
 _engine: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
 
@@ -52,3 +52,22 @@ def push_through(out: Tensor, source: Tensor) -> Callable[[Tensor], Tensor]:
         return torch.zeros_like(v) if pushed is None else pushed
 
     return product
+
+
+def pull_back_many(out: Tensor, source: Tensor, w: Tensor) -> Tensor:
+    """Return the products of K cotangents with the transposed Jacobian, (K, *source.shape), without a graph.
+
+    By one backward that carries all, or by one for each where an operation of f cannot be vectorised over them.
+
+    Args:
+        out: as for `pull_back`.
+        source: likewise.
+        w: (K, N), each for all rows of ``out`` (B, N).
+    """
+    wide = w[:, None].expand(-1, *out.shape)
+    try:
+        (found,) = torch.autograd.grad(out, source, wide, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    except Exception:  # whatever an operation of the user's makes of a batched cotangent
+        parts = [pull_back(out, source, one.contiguous()) for one in wide]
+        found = None if parts[0] is None else torch.stack([part for part in parts if part is not None])
+    return torch.zeros_like(wide) if found is None else found
