@@ -69,7 +69,7 @@ def solve_transformed(
         z0 = z0 if lifted.held is None else lifted.held.point(z0)
         with torch.no_grad():
             if graph:
-                sol, by = gradient.forward(how, lifted, z0, layout)
+                sol, by = gradient.forward(how, lifted, z0, layout)  # type: ignore[arg-type]
             else:
                 sol, by = gradient.plain(how, lifted, z0, layout, failures), None
         failures.report(sol, how.stop)

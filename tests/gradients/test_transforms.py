@@ -238,3 +238,26 @@ def test_other_ways_into_a_transform_are_refused() -> None:
     with pytest.raises(RuntimeError, match="mode 'chunked' and caches cannot be transformed"):
         vmap(row(deq))(torch.ones(2, 5, 4))
     assert vmap(row(DEQ(deq.layer, causal=True)))(torch.ones(2, 5, 4)).shape == (2, 5, 4)
+
+
+@pytest.mark.slow
+def test_a_recurrence_that_is_solved_and_differentiated_by_a_scan() -> None:
+    cell, x = nn.GRUCell(3, 3, dtype=F64), torch.randn(2, 4, 3, dtype=F64)
+
+    def looped(x: Tensor) -> Tensor:
+        h, states = x.new_zeros(2, 3), []
+        for t in range(4):
+            h = cell(x[:, t], h)
+            states.append(h)
+        return torch.stack(states, 1)
+
+    def scanned(x: Tensor) -> Tensor:
+        def f(z: Tensor, x: Tensor) -> Tensor:
+            before = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], 1)
+            return cell(x.flatten(0, 1), before.flatten(0, 1)).unflatten(0, (2, 4))
+
+        stop = Stop(max_iter=400, rtol=1e-12, per="token")
+        return deqlm.solve(f, torch.zeros_like(x), args=(x,), solver=deqlm.Deer(), stop=stop).z
+
+    for transform in (jacrev, jacfwd):
+        torch.testing.assert_close(transform(scanned)(x), transform(looped)(x), rtol=1e-9, atol=1e-10)
