@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,39 +83,81 @@ class NativeBackend(Backend):
             return "torch.compile traces torch operations only"
         return super().declines(method, stop, layout, z) or load().why
 
+    @classmethod
+    def again(cls, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> NativeBackend | None:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _plain_rows(layout):
+            return None
+        if type(z) is not Tensor or z.device.type != "cpu":
+            return None
+        key = (id(method), id(stop), z.shape, z.dtype, evaluator.eps, torch.get_num_threads())
+        plan = _PLANS.get(key)
+        if plan is None:
+            return None
+        made = object.__new__(cls)
+        made._begin(plan, stop, z)
+        return made
+
     def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> None:
         library, native, eps = load().library, method.native_rule(), evaluator.eps
         assert library is not None and native is not None
-        self.native, self.stop, self.start = native, stop, z
-        self.rows, self.unknowns = z.shape
-        self.functions = library.functions
-        self._advance, self._finish, self._settle, self._review, open_, bytes_ = _compiled(self.functions, z.dtype)
-        key = (native, stop, self.rows, self.unknowns, z.dtype, eps, torch.get_num_threads())
-        solve = _Solve.from_buffer_copy(_described(*key))
-        self.solve, self.pointer = solve, ctypes.addressof(solve)
+        key = (native, stop, *z.shape, z.dtype, eps, torch.get_num_threads())
+        plan = _Plan(native, _described(*key), library.functions, _compiled(library.functions, z.dtype), (method, stop))
         # what the library reads by itself needs no criterion, unless its residuals are kept step by step
         given = (layout.scale, layout.atol_scale, layout.token_mask)
         plain = stop.per == "row" and stop.norm == "l2" and all(each is None for each in given)
-        self.criterion = None if plain and not stop.trace else Criterion(stop, layout, z)
-        self.masked = self._masked = None if self.criterion is None else self.criterion.masked
+        criterion = None if plain and not stop.trace else Criterion(stop, layout, z)
+        self._begin(plan, stop, z, criterion, plain, layout.first)
+
+    @classmethod
+    def remember(cls, asked: Method, backend: NativeBackend, evaluator: Evaluator, layout: Layout, z: Tensor) -> None:
+        if backend.criterion is None and _plain_rows(layout):
+            key = (id(asked), id(backend.stop), z.shape, z.dtype, evaluator.eps, torch.get_num_threads())
+            if len(_PLANS) >= MOST_PLANS:
+                _PLANS.clear()
+            # the objects are kept with the plan, so that no others can have their ids meanwhile
+            _PLANS[key] = backend.plan._replace(of=(asked, backend.stop))
+
+    def _begin(
+        self,
+        plan: _Plan,
+        stop: Stop,
+        z: Tensor,
+        criterion: Criterion | None = None,
+        plain: bool = True,
+        first: Tensor | None = None,
+    ) -> None:
+        self.plan, self.native, self.functions = plan, plan.native, plan.functions
+        self.stop, self.start = stop, z
+        self.rows, self.unknowns = z.shape
+        self._advance, self._finish, self._lost, self._settle, self._review, open_, bytes_ = plan.calls
+        solve = _Solve.from_buffer_copy(plan.described)
+        self.solve, self.pointer = solve, ctypes.addressof(solve)
+        self.budget = bool(solve.budget)
+        self.criterion = criterion
+        self.masked = self._masked = None if criterion is None else criterion.masked
         self.keep: Any = _ONE
-        if plain or self.criterion is None:
-            solve.group_root = ctypes.addressof(_ONE)
+        if plain or criterion is None:
+            solve.group_root = _ONE_AT
         else:
-            self.keep = _groups(solve, stop, self.criterion)
-        self.first = None if layout.first is None else layout.first.contiguous()
-        solve.first = _pointer(self.first)
-        self.best_z = None if solve.budget else torch.empty_like(z)
-        self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64, device=CPU) if solve.token else None
-        solve.best_z, solve.token_steps = _pointer(self.best_z), _pointer(self.token_steps)
+            self.keep = _groups(solve, stop, criterion)
+        self.first = None if first is None else first.contiguous()
+        self.best_z = self.token_steps = None
+        if self.first is not None:
+            solve.first = self.first.data_ptr()
+        if not self.budget:
+            self.best_z = torch.empty_like(z)
+            solve.best_z = self.best_z.data_ptr()
+        if solve.token:
+            self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64, device=CPU)
+            solve.token_steps = self.token_steps.data_ptr()
         self.workspace = torch.empty(bytes_(self.pointer), dtype=torch.uint8, device=CPU)
         solve.workspace = self.workspace.data_ptr()
         open_(self.pointer, z.data_ptr())
-        self.every = 0 if stop.test_every == "auto" or solve.budget else stop.test_every
+        self.every = 0 if stop.test_every == "auto" or self.budget else stop.test_every
         self.looked = self.k = 0
         self.trace: list[Tensor] = []
         self.traced = stop.trace
-        self.plain = native.rule == Update.PICARD
+        self.plain = self.native.rule == Update.PICARD
         self.index: Tensor | None = None
         self.present = self.rows
         self.owns_output: bool | None = None
@@ -123,7 +165,7 @@ class NativeBackend(Backend):
 
     def advance(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
         solve, z, fz, self.k = self.solve, at.z, at.fz, k
-        budget = solve.budget
+        budget = self.budget
         tests = not budget and (last or (k % self.every == 0 if self.every else k >= solve.next))
         if not tests and not last and self._passes_on(k, fz):
             self._trace(None)
@@ -146,7 +188,7 @@ class NativeBackend(Backend):
         if last and not budget:
             return z, False
         looks = self._looks(k, tests)
-        return z_next, bool(budget) or not looks or active > 0
+        return z_next, budget or not looks or active > 0
 
     def _passes_on(self, k: int, fz: Tensor) -> bool:
         """Say whether f(z) itself is the next point: a plain step of rows that all go on, with nothing to test.
@@ -156,7 +198,7 @@ class NativeBackend(Backend):
         """
         if not self.plain or self.solve.active != self.present or self.masked is not None:
             return False
-        if self.traced and self.solve.budget:
+        if self.traced and self.budget:
             return False
         if (self.native.damping if k else self.native.first_damping) != 1.0 or not fz.is_contiguous():
             return False
@@ -208,7 +250,7 @@ class NativeBackend(Backend):
         return self.best_z.clone()
 
     def apart(self, z: Tensor) -> bool:
-        if self.rows == 1 or self.solve.budget or not self.functions.any_passed(self.pointer):
+        if self.rows == 1 or self.budget or not self.functions.any_passed(self.pointer):
             return False
         return not torch.equal(self.points(), z)
 
@@ -219,50 +261,52 @@ class NativeBackend(Backend):
         return bool(self._review(self.pointer, z.data_ptr(), fz.data_ptr(), self.k, take_up))
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        rows, choices = self.rows, self.native.choices
-        residual, relative = torch.empty(2, rows, dtype=torch.float64, device=CPU)
-        steps = torch.empty(rows, dtype=torch.int64, device=CPU)
-        status = torch.empty(rows, dtype=torch.int8, device=CPU)
-        first = torch.empty(2, rows, dtype=torch.float64, device=CPU)
-        runaway = torch.empty(rows, dtype=torch.bool, device=CPU)
-        picked = torch.empty(rows, dtype=torch.int8, device=CPU) if choices else None
-        self._finish(
-            self.pointer,
-            residual.data_ptr(),
-            relative.data_ptr(),
-            steps.data_ptr(),
-            status.data_ptr(),
-            first.data_ptr(),
-            runaway.data_ptr(),
-            None if picked is None else picked.data_ptr(),
-        )
-        if self.traced and self.solve.budget:
-            self.trace[-1] = residual  # measured by torch so far, which rounds in another order
-        sol = Solution(
-            z=self.best_z,
-            residual=residual,
-            relative=relative,
-            steps=steps,
-            status=status,
-            cost=cost,
+        report = _Reported(self.rows, self.budget)
+        at = report.pointers
+        picked = torch.empty(self.rows, dtype=torch.int8, device=CPU) if self.native.choices else None
+        report.worst = self._finish(self.pointer, *at, None if picked is None else picked.data_ptr())
+        z = self.best_z
+        if self.budget:
+            z = z_last.contiguous()
+            if self._lost(self.pointer, z.data_ptr(), at[0], at[1], at[3]):
+                report.worst = int(Status.NONFINITE)
+                z = torch.where((report.fields()["status"] == report.worst)[:, None], self.start, z)  # type: ignore[index]
+        sol = Solution.told(report, z=z, cost=cost, residual_of="previous" if self.budget else "z")
+        if picked is None and self.token_steps is None and not self.traced:
+            return sol
+        if self.traced and self.budget:
+            self.trace[-1] = sol.residual  # measured by torch so far, which rounds in another order
+        return sol.replace(
             trace=torch.stack(self.trace) if self.traced else None,
             token_steps=self.token_steps,
             picked=picked,
-            choices=choices,
-            runaway=None if self.solve.budget else runaway,
-            first=None if self.solve.budget else first,
+            choices=self.native.choices,
         )
-        return self._budget(sol, z_last) if self.solve.budget else sol
 
-    def _budget(self, sol: Solution, z_last: Tensor) -> Solution:
-        sound = sol.residual.isfinite() & torch.linalg.vector_norm(z_last, dim=1, dtype=torch.float64).isfinite()
-        return sol.replace(
-            z=torch.where(sound[:, None], z_last, self.start),
-            residual=torch.where(sound, sol.residual, torch.inf),
-            relative=torch.where(sound, sol.relative, torch.inf),
-            status=torch.where(sound, int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8),
-            residual_of="previous",
-        )
+
+class _Reported:
+    """What the library tells of all rows at the end, in one piece of memory, cut up when somebody asks."""
+
+    def __init__(self, rows: int, budget: bool) -> None:
+        self.rows, self.budget = rows, budget
+        self.held = torch.empty(_ROW_BYTES * rows, dtype=torch.uint8, device=CPU)
+        at = self.held.data_ptr()
+        self.pointers = [at + start * rows for start in _STARTS]
+        self.worst = 0
+
+    def fields(self) -> dict[str, Tensor | None]:
+        """Return `Solution`'s fields of rows."""
+        rows, held = self.rows, self.held
+        cut = {
+            name: held[start * rows : (start + dtype.itemsize * count) * rows].view(dtype)
+            for (name, dtype, count), start in zip(_TOLD, _STARTS, strict=True)
+        }
+        tested = not self.budget
+        return {
+            **cut,
+            "first": cut["first"].view(2, rows) if tested else None,
+            "runaway": cut["runaway"] if tested else None,
+        }
 
 
 def native_bytes(
@@ -289,13 +333,55 @@ def native_bytes(
 
 
 _ONE = (ctypes.c_double * 1)(1.0)
+_ONE_AT = ctypes.addressof(_ONE)
+_TOLD = (
+    ("residual", torch.float64, 1),
+    ("relative", torch.float64, 1),
+    ("steps", torch.int64, 1),
+    ("status", torch.int8, 1),
+    ("first", torch.float64, 2),
+    ("runaway", torch.bool, 1),
+)
+"""What `finish` of step.cpp fills in, in the order of its arguments: name, dtype, numbers a row."""
+_STARTS = (0, 8, 16, 40, 24, 41)
+"""Where each begins, in bytes times rows: what is large lies before what is small, so that all are aligned."""
+_ROW_BYTES = 42
+
+MOST_PLANS = 256
+"""Solves of how many kinds are remembered."""
+
+
+class _Plan(NamedTuple):
+    """What solves of the same method, stop and shape share.
+
+    Attributes:
+        native: the update rule.
+        described: the struct of a solve, but for what belongs to one.
+        functions: the library.
+        calls: see `_compiled`.
+        of: method and stop.
+    """
+
+    native: NativeRule
+    described: bytes
+    functions: Any
+    calls: list[Any]
+    of: tuple[Method, Stop]
+
+
+_PLANS: dict[tuple[Any, ...], _Plan] = {}
+
+
+def _plain_rows(layout: Layout) -> bool:
+    """Say whether rows are to be read as they are."""
+    return layout.scale is None and layout.atol_scale is None and layout.token_mask is None and layout.first is None
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(functions: Any, dtype: torch.dtype) -> list[Any]:
     """Return what the library does for one dtype, in the order in which `NativeBackend` takes it apart."""
     suffix = "float" if dtype == torch.float32 else "double"
-    names = ("advance", "finish", "settle", "review", "open", "workspace_bytes")
+    names = ("advance", "finish", "lost", "settle", "review", "open", "workspace_bytes")
     return [getattr(functions, f"{name}_{suffix}") for name in names]
 
 
