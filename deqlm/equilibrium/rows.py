@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import reprlib
 import sys
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,13 +54,14 @@ def solve_rows(
     how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:
         tokens = _tokens(how.stop, rows)
-    layout = Layout(
-        leaves=rows.row_shapes,
-        batch_dims=rows.batch_dims,
-        scale=_scale(scale, rows),
-        token_mask=None if token_mask is None else _token_mask(token_mask, rows),
-        round=rows.round if len(set(rows.dtypes)) > 1 else None,
-    )
+    layout = _plain_layout(rows.row_shapes, rows.batch_dims)
+    if scale is not None or token_mask is not None or len(set(rows.dtypes)) > 1:
+        layout = replace(
+            layout,
+            scale=_scale(scale, rows),
+            token_mask=None if token_mask is None else _token_mask(token_mask, rows),
+            round=rows.round if len(set(rows.dtypes)) > 1 else None,
+        )
     if cap is not None:
         how, gradient = cap.apply(how, gradient.for_solve(how), rows, layout)
     if watch is not None:
@@ -87,6 +90,11 @@ def solve_rows(
         sol.adjoint.reshape(tuple(rows.batch_shape))
     spent = Cost(f.calls, f.row_calls, f.row_calls * tokens, sol.cost.vjps, sol.cost.jvps)
     return _unpack(sol, rows, spent)
+
+
+@functools.lru_cache(maxsize=256)
+def _plain_layout(row_shapes: tuple[tuple[int, ...], ...], batch_dims: int) -> Layout:
+    return Layout(leaves=row_shapes, batch_dims=batch_dims)
 
 
 def _tokens(stop: Stop, rows: Rows) -> int:
@@ -130,7 +138,7 @@ def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
 
 
 def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
-    states = tuple(rows.result(state) for state in sol.states) if sol.states else ()
+    states = tuple(rows.result(state) for state in sol.states)
     sol = sol.replace(z=rows.result(sol.z), states=states, cost=cost)
     if rows.batch_dims == 1:
         return sol

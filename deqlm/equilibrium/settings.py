@@ -11,7 +11,7 @@ from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm_solvers import Solve, Solver, Stop
 from deqlm_solvers.core.checks import require
 
-__all__ = ["GivenGradient", "GivenSolver", "GivenStop", "check_evaluation", "in_use", "make_solve"]
+__all__ = ["GivenGradient", "GivenSolver", "GivenStop", "check_evaluation", "in_use", "kept_solve", "make_solve"]
 
 GivenSolver = str | Mapping[str, Any] | Solver
 GivenStop = Stop | Mapping[str, Any]
@@ -21,6 +21,30 @@ GivenGradient = str | Mapping[str, Any] | Gradient
 def make_solve(solver: GivenSolver, stop: GivenStop | None, default: Stop) -> Solve:
     """Return a solve of what a constructor was given; ``default`` stands for a stop of None."""
     return Solve(solver, default if stop is None else stop)
+
+
+def kept_solve(solver: GivenSolver, stop: GivenStop) -> Solve:
+    """Return a solve, made and checked once for the same two objects.
+
+    Raises:
+        TypeError, ValueError, KeyError: see `Solve`.
+    """
+    key = (solver if isinstance(solver, str) else id(solver), id(stop))
+    kept = _SOLVES.get(key)
+    if kept is None:
+        made = Solve(solver, stop)
+        if isinstance(stop, Mapping) or isinstance(solver, Mapping):
+            return made
+        if len(_SOLVES) >= MOST_KEPT:
+            _SOLVES.clear()
+        # both are kept with it, so that no others can have their ids meanwhile
+        kept = _SOLVES[key] = made, solver, stop
+    return kept[0]
+
+
+_SOLVES: dict[tuple[str | int, int], tuple[Solve, GivenSolver, GivenStop]] = {}
+MOST_KEPT = 256
+"""Solves that calls of `deqlm.solve` share."""
 
 
 def check_evaluation(evaluation: Solve | Mapping[str, Any] | None, gradient: Gradient) -> Solve | None:
@@ -62,7 +86,7 @@ def in_use(
     if solver is None and stop is None and gradient is None:
         return how, method
     if solver is not None or stop is not None:
-        how = Solve(how.solver if solver is None else solver, how.stop if stop is None else stop)
+        how = kept_solve(how.solver if solver is None else solver, how.stop if stop is None else stop)
     if gradient is not None:
         method = GRADIENTS.make(gradient)
         check_evaluation(evaluation, method)

@@ -104,6 +104,18 @@ class Solve(Options):
         if self.stop.rtol != "auto":
             return self
         check_start(z0)
-        made = copy.copy(self)  # checked before, and to check all again costs as much as an evaluation of a small f
-        object.__setattr__(made, "stop", self.stop.resolve(evaluated_dtype(z0), *dtypes))
-        return made
+        key = (id(self), evaluated_dtype(z0), *dtypes)
+        kept = _RESOLVED.get(key)
+        if kept is None:
+            made = copy.copy(self)  # checked before, and to check all again costs as much as an evaluation of a small f
+            object.__setattr__(made, "stop", self.stop.resolve(evaluated_dtype(z0), *dtypes))
+            if len(_RESOLVED) >= MOST_KEPT:
+                _RESOLVED.clear()
+            # the solve is kept with it, so that no other can have its id meanwhile
+            kept = _RESOLVED[key] = self, made
+        return kept[1]  # type: ignore[return-value]
+
+
+_RESOLVED: dict[tuple[Any, ...], tuple[Solve, Solve]] = {}
+MOST_KEPT = 256
+"""Solves with rtol="auto" whose numbers are kept."""
