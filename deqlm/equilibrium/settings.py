@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from deqlm.gradients.base import GRADIENTS, Gradient
-from deqlm_solvers import Solve, Solver, Stop
+from deqlm_solvers import SOLVERS, Solve, Solver, Stop
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.kept import Kept
 
 __all__ = ["GivenGradient", "GivenSolver", "GivenStop", "check_evaluation", "in_use", "kept_solve", "make_solve"]
 
@@ -29,22 +30,17 @@ def kept_solve(solver: GivenSolver, stop: GivenStop) -> Solve:
     Raises:
         TypeError, ValueError, KeyError: see `Solve`.
     """
-    key = (solver if isinstance(solver, str) else id(solver), id(stop))
-    kept = _SOLVES.get(key)
+    if isinstance(solver, str):
+        solver = SOLVERS.make(solver)
+    kept = _SOLVES.get((solver, stop))
     if kept is None:
-        made = Solve(solver, stop)
-        if isinstance(stop, Mapping) or isinstance(solver, Mapping):
-            return made
-        if len(_SOLVES) >= MOST_KEPT:
-            _SOLVES.clear()
-        # both are kept with it, so that no others can have their ids meanwhile
-        kept = _SOLVES[key] = made, solver, stop
-    return kept[0]
+        kept = Solve(solver, stop)
+        if isinstance(stop, Stop) and isinstance(solver, Solver):
+            _SOLVES.put((solver, stop), kept)
+    return kept
 
 
-_SOLVES: dict[tuple[str | int, int], tuple[Solve, GivenSolver, GivenStop]] = {}
-MOST_KEPT = 256
-"""Solves that calls of `deqlm.solve` share."""
+_SOLVES: Kept[Solve] = Kept()
 
 
 def check_evaluation(evaluation: Solve | Mapping[str, Any] | None, gradient: Gradient) -> Solve | None:

@@ -28,8 +28,8 @@ class Report(Protocol):
 
     worst: int
 
-    def fields(self) -> dict[str, Tensor | None]:
-        """Return ``residual``, ``relative``, ``steps``, ``status``, ``runaway`` and ``first`` by name."""
+    def field(self, name: str) -> Tensor | None:
+        """Return ``residual``, ``relative``, ``steps``, ``status``, ``runaway`` or ``first``."""
         ...
 
 
@@ -99,12 +99,11 @@ class Solution:
         return made
 
     def __getattr__(self, name: str) -> Any:
-        report = self.__dict__.pop("_report", None)
-        if report is None:
+        report = self.__dict__.get("_report")
+        if report is None or name not in _names():
             raise AttributeError(f"Solution has no field {name!r}")
-        for field_name, value in report.fields().items():
-            self.__dict__.setdefault(field_name, value)
-        return getattr(self, name)
+        value = self.__dict__[name] = report.field(name)
+        return value
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _names()}

@@ -63,7 +63,7 @@ class Backend(ABC):
 
     @classmethod
     def again(cls, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> Backend | None:
-        """Return the engine of a solve like one that was taken before, by what `remember` kept; None where there is none.
+        """Return the engine of a solve like an earlier one, by what `remember` kept; None where there is none.
 
         ``method`` is what the caller has, before `Method.fitted`.
         """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
+from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.native_rule import NativeRule, Update
 from deqlm_solvers.core.solution import Solution
@@ -89,33 +90,28 @@ class NativeBackend(Backend):
             return None
         if type(z) is not Tensor or z.device.type != "cpu":
             return None
-        key = (id(method), id(stop), z.shape, z.dtype, evaluator.eps, torch.get_num_threads())
-        plan = _PLANS.get(key)
+        plan = _PLANS.get((method, stop), z.shape, z.dtype, evaluator.eps, torch.get_num_threads())
         if plan is None:
             return None
         made = object.__new__(cls)
-        made._begin(plan, stop, z)
+        made._begin(plan, stop, z, unit=layout.atol_scale)
         return made
 
     def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> None:
         library, native, eps = load().library, method.native_rule(), evaluator.eps
         assert library is not None and native is not None
         key = (native, stop, *z.shape, z.dtype, eps, torch.get_num_threads())
-        plan = _Plan(native, _described(*key), library.functions, _compiled(library.functions, z.dtype), (method, stop))
+        plan = _Plan(native, _described(*key), library.functions, _compiled(library.functions, z.dtype))
         # what the library reads by itself needs no criterion, unless its residuals are kept step by step
-        given = (layout.scale, layout.atol_scale, layout.token_mask)
-        plain = stop.per == "row" and stop.norm == "l2" and all(each is None for each in given)
+        plain = stop.per == "row" and stop.norm == "l2" and layout.scale is None and layout.token_mask is None
         criterion = None if plain and not stop.trace else Criterion(stop, layout, z)
-        self._begin(plan, stop, z, criterion, plain, layout.first)
+        self._begin(plan, stop, z, criterion, plain, layout.first, layout.atol_scale)
 
     @classmethod
     def remember(cls, asked: Method, backend: NativeBackend, evaluator: Evaluator, layout: Layout, z: Tensor) -> None:
         if backend.criterion is None and _plain_rows(layout):
-            key = (id(asked), id(backend.stop), z.shape, z.dtype, evaluator.eps, torch.get_num_threads())
-            if len(_PLANS) >= MOST_PLANS:
-                _PLANS.clear()
-            # the objects are kept with the plan, so that no others can have their ids meanwhile
-            _PLANS[key] = backend.plan._replace(of=(asked, backend.stop))
+            key = (z.shape, z.dtype, evaluator.eps, torch.get_num_threads())
+            _PLANS.put((asked, backend.stop), backend.plan, *key)
 
     def _begin(
         self,
@@ -125,6 +121,7 @@ class NativeBackend(Backend):
         criterion: Criterion | None = None,
         plain: bool = True,
         first: Tensor | None = None,
+        unit: Tensor | None = None,
     ) -> None:
         self.plan, self.native, self.functions = plan, plan.native, plan.functions
         self.stop, self.start = stop, z
@@ -138,6 +135,9 @@ class NativeBackend(Backend):
         self.keep: Any = _ONE
         if plain or criterion is None:
             solve.group_root = _ONE_AT
+            if unit is not None:
+                self.keep = unit.resolve_neg().contiguous()
+                solve.unit = self.keep.data_ptr()
         else:
             self.keep = _groups(solve, stop, criterion)
         self.first = None if first is None else first.contiguous()
@@ -270,7 +270,7 @@ class NativeBackend(Backend):
             z = z_last.contiguous()
             if self._lost(self.pointer, z.data_ptr(), at[0], at[1], at[3]):
                 report.worst = int(Status.NONFINITE)
-                z = torch.where((report.fields()["status"] == report.worst)[:, None], self.start, z)  # type: ignore[index]
+                z = torch.where((report.field("status") == report.worst)[:, None], self.start, z)  # type: ignore[index]
         sol = Solution.told(report, z=z, cost=cost, residual_of="previous" if self.budget else "z")
         if picked is None and self.token_steps is None and not self.traced:
             return sol
@@ -291,22 +291,16 @@ class _Reported:
         self.rows, self.budget = rows, budget
         self.held = torch.empty(_ROW_BYTES * rows, dtype=torch.uint8, device=CPU)
         at = self.held.data_ptr()
-        self.pointers = [at + start * rows for start in _STARTS]
+        self.pointers = [at + start * rows for start, _, _ in _TOLD.values()]
         self.worst = 0
 
-    def fields(self) -> dict[str, Tensor | None]:
-        """Return `Solution`'s fields of rows."""
-        rows, held = self.rows, self.held
-        cut = {
-            name: held[start * rows : (start + dtype.itemsize * count) * rows].view(dtype)
-            for (name, dtype, count), start in zip(_TOLD, _STARTS, strict=True)
-        }
-        tested = not self.budget
-        return {
-            **cut,
-            "first": cut["first"].view(2, rows) if tested else None,
-            "runaway": cut["runaway"] if tested else None,
-        }
+    def field(self, name: str) -> Tensor | None:
+        """Return `Solution`'s field of rows."""
+        if self.budget and name in ("first", "runaway"):
+            return None
+        start, dtype, count = _TOLD[name]
+        cut = self.held[start * self.rows : (start + dtype.itemsize * count) * self.rows].view(dtype)
+        return cut.view(2, self.rows) if count == 2 else cut
 
 
 def native_bytes(
@@ -334,21 +328,17 @@ def native_bytes(
 
 _ONE = (ctypes.c_double * 1)(1.0)
 _ONE_AT = ctypes.addressof(_ONE)
-_TOLD = (
-    ("residual", torch.float64, 1),
-    ("relative", torch.float64, 1),
-    ("steps", torch.int64, 1),
-    ("status", torch.int8, 1),
-    ("first", torch.float64, 2),
-    ("runaway", torch.bool, 1),
-)
-"""What `finish` of step.cpp fills in, in the order of its arguments: name, dtype, numbers a row."""
-_STARTS = (0, 8, 16, 40, 24, 41)
-"""Where each begins, in bytes times rows: what is large lies before what is small, so that all are aligned."""
+_TOLD = {
+    "residual": (0, torch.float64, 1),
+    "relative": (8, torch.float64, 1),
+    "steps": (16, torch.int64, 1),
+    "status": (40, torch.int8, 1),
+    "first": (24, torch.float64, 2),
+    "runaway": (41, torch.bool, 1),
+}
+"""What `finish` of step.cpp fills in, in the order of its arguments: where it begins, in bytes times rows, its dtype, and
+numbers a row. What is large lies before what is small, so that all are aligned."""
 _ROW_BYTES = 42
-
-MOST_PLANS = 256
-"""Solves of how many kinds are remembered."""
 
 
 class _Plan(NamedTuple):
@@ -359,22 +349,20 @@ class _Plan(NamedTuple):
         described: the struct of a solve, but for what belongs to one.
         functions: the library.
         calls: see `_compiled`.
-        of: method and stop.
     """
 
     native: NativeRule
     described: bytes
     functions: Any
     calls: list[Any]
-    of: tuple[Method, Stop]
 
 
-_PLANS: dict[tuple[Any, ...], _Plan] = {}
+_PLANS: Kept[_Plan] = Kept()
 
 
 def _plain_rows(layout: Layout) -> bool:
-    """Say whether rows are to be read as they are."""
-    return layout.scale is None and layout.atol_scale is None and layout.token_mask is None and layout.first is None
+    """Say whether rows are to be read as they are, but for a factor of ``atol`` that each may have."""
+    return layout.scale is None and layout.token_mask is None and layout.first is None
 
 
 @functools.lru_cache(maxsize=8)
