@@ -336,8 +336,8 @@ _TOLD = {
     "first": (24, torch.float64, 2),
     "runaway": (41, torch.bool, 1),
 }
-"""What `finish` of step.cpp fills in, in the order of its arguments: where it begins, in bytes times rows, its dtype, and
-numbers a row. What is large lies before what is small, so that all are aligned."""
+"""What `finish` of step.cpp fills in, in the order of its arguments: where it begins, in bytes times rows, its dtype,
+and numbers a row. What is large lies before what is small, so that all are aligned."""
 _ROW_BYTES = 42
 
 
