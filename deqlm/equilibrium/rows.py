@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from deqlm.equilibrium.watch import Watch
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.forward_mode import in_forward_mode, with_tangent, without_tangents
+from deqlm.wrap.eager import asked_again
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.held import Held
 from deqlm.wrap.memory_cap import MemoryCap
@@ -75,7 +76,8 @@ def solve_rows(
         if parametrize._cache_enabled:
             # inside parametrize.cached() the first evaluation makes the weights of all, and the solver's has no graph
             f(z0)
-        sol = gradient.attach(how, f, z0, layout, failures)
+        with asked_again():
+            sol = gradient.attach(how, f, z0, layout, failures)
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
