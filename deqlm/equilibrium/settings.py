@@ -32,11 +32,11 @@ def kept_solve(solver: GivenSolver, stop: GivenStop) -> Solve:
     """
     if isinstance(solver, str):
         solver = SOLVERS.make(solver)
-    kept = _SOLVES.get((solver, stop))
+    kept = _SOLVES.get((id(solver), id(stop)))
     if kept is None:
         kept = Solve(solver, stop)
         if isinstance(stop, Stop) and isinstance(solver, Solver):
-            _SOLVES.put((solver, stop), kept)
+            _SOLVES.keep((solver, stop), kept)
     return kept
 
 

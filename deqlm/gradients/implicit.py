@@ -164,9 +164,9 @@ def _resolved(how: Solve, computed: torch.dtype) -> Solve:
     """Return the solve of a cotangent with a number for ``rtol="auto"``, by what f computes in."""
     if how.stop.rtol != "auto":
         return how
-    made = _RESOLVED.get((how,), computed)
+    made = _RESOLVED.get((id(how), computed))
     if made is None:
-        made = _RESOLVED.put((how,), Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)), computed)
+        made = _RESOLVED.keep((how,), Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)), computed)
     return made
 
 

@@ -162,10 +162,10 @@ def _absolute(solve: Solve) -> Solve:
     """Return a solve whose tolerance of a row is absolute."""
     if solve.stop.per != "row" or solve.stop.is_budget:
         return solve
-    made = _ABSOLUTE.get((solve,))
+    made = _ABSOLUTE.get((id(solve),))
     if made is None:
         stop = solve.stop.replace(rtol=0.0, atol=solve.stop.rtol)
-        made = _ABSOLUTE.put((solve,), Solve(solve.solver, stop))
+        made = _ABSOLUTE.keep((solve,), Solve(solve.solver, stop))
     return made
 
 

@@ -106,11 +106,11 @@ class Solve(Options):
             return self
         check_start(z0)
         computed = evaluated_dtype(z0)
-        made = _RESOLVED.get((self,), computed, *dtypes)
+        made = _RESOLVED.get((id(self), computed, *dtypes))
         if made is None:
             made = copy.copy(self)  # checked before, and to check all again costs as much as an evaluation of a small f
             object.__setattr__(made, "stop", self.stop.resolve(computed, *dtypes))
-            _RESOLVED.put((self,), made, computed, *dtypes)
+            _RESOLVED.keep((self,), made, computed, *dtypes)
         return made
 
 

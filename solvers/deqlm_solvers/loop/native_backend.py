@@ -90,7 +90,7 @@ class NativeBackend(Backend):
             return None
         if type(z) is not Tensor or z.device.type != "cpu":
             return None
-        plan = _PLANS.get((method, stop), z.shape, z.dtype, evaluator.eps, torch.get_num_threads())
+        plan = _PLANS.get((id(method), id(stop), z.shape, z.dtype, evaluator.eps, torch.get_num_threads()))
         if plan is None:
             return None
         made = object.__new__(cls)
@@ -111,7 +111,7 @@ class NativeBackend(Backend):
     def remember(cls, asked: Method, backend: NativeBackend, evaluator: Evaluator, layout: Layout, z: Tensor) -> None:
         if backend.criterion is None and _plain_rows(layout):
             key = (z.shape, z.dtype, evaluator.eps, torch.get_num_threads())
-            _PLANS.put((asked, backend.stop), backend.plan, *key)
+            _PLANS.keep((asked, backend.stop), backend.plan, *key)
 
     def _begin(
         self,
