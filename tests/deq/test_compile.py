@@ -102,6 +102,24 @@ def test_the_backward_of_a_compiled_layer_can_be_asked_again(gradient: str) -> N
     assert torch._functorch.config.donated_buffer
 
 
+def test_a_compiled_layer_that_a_shorter_gradient_met_first() -> None:
+    layer, x = normed(), torch.randn(3, 5)
+    compiled = torch.compile(layer, backend="aot_eager")
+    for gradient in ("phantom", "implicit"):
+        options = {"stop": TIGHT, "gradient": gradient}
+        want = trained(DEQ(layer, **options), layer, x)
+        torch.testing.assert_close(trained(DEQ(compiled, **options), layer, x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_layer_that_gives_its_buffers_away_is_refused() -> None:
+    layer, x = normed(), torch.randn(3, 5)
+    compiled = torch.compile(layer, backend="aot_eager", dynamic=False)
+    compiled(x.clone().requires_grad_()).sum().backward()
+    deq = DEQ(compiled, stop=TIGHT)
+    with pytest.raises(RuntimeError, match=r"donated_buffer = False before it is compiled"):
+        trained(deq, layer, x)
+
+
 class Counting:
     """A backend that runs graphs as they are, and counts them."""
 
