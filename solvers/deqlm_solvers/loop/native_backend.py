@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -22,6 +21,8 @@ from deqlm_solvers.loop.backend import Backend, Knows, anything, may_leave
 from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.method import Method
+from deqlm_solvers.loop.native_report import Report
+from deqlm_solvers.loop.native_runs import runs_of
 from deqlm_solvers.loop.runaway import share_left
 from deqlm_solvers.native.library import load
 
@@ -261,7 +262,7 @@ class NativeBackend(Backend):
         return bool(self._review(self.pointer, z.data_ptr(), fz.data_ptr(), self.k, take_up))
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        report = _Reported(self.rows, self.budget)
+        report = Report(self.rows, self.budget)
         at = report.pointers
         picked = torch.empty(self.rows, dtype=torch.int8, device=CPU) if self.native.choices else None
         report.worst = self._finish(self.pointer, *at, None if picked is None else picked.data_ptr())
@@ -282,25 +283,6 @@ class NativeBackend(Backend):
             picked=picked,
             choices=self.native.choices,
         )
-
-
-class _Reported:
-    """What the library tells of all rows at the end, in one piece of memory, cut up when somebody asks."""
-
-    def __init__(self, rows: int, budget: bool) -> None:
-        self.rows, self.budget = rows, budget
-        self.held = torch.empty(_ROW_BYTES * rows, dtype=torch.uint8, device=CPU)
-        at = self.held.data_ptr()
-        self.pointers = [at + start * rows for start, _, _ in _TOLD.values()]
-        self.worst = 0
-
-    def field(self, name: str) -> Tensor | None:
-        """Return `Solution`'s field of rows."""
-        if self.budget and name in ("first", "runaway"):
-            return None
-        start, dtype, count = _TOLD[name]
-        cut = self.held[start * self.rows : (start + dtype.itemsize * count) * self.rows].view(dtype)
-        return cut.view(2, self.rows) if count == 2 else cut
 
 
 def native_bytes(
@@ -328,17 +310,6 @@ def native_bytes(
 
 _ONE = (ctypes.c_double * 1)(1.0)
 _ONE_AT = ctypes.addressof(_ONE)
-_TOLD = {
-    "residual": (0, torch.float64, 1),
-    "relative": (8, torch.float64, 1),
-    "steps": (16, torch.int64, 1),
-    "status": (40, torch.int8, 1),
-    "first": (24, torch.float64, 2),
-    "runaway": (41, torch.bool, 1),
-}
-"""What `finish` of step.cpp fills in, in the order of its arguments: where it begins, in bytes times rows, its dtype,
-and numbers a row. What is large lies before what is small, so that all are aligned."""
-_ROW_BYTES = 42
 
 
 class _Plan(NamedTuple):
@@ -402,7 +373,7 @@ def _groups(solve: _Solve, stop: Stop, rule: Criterion) -> list[Any]:
     """Describe how unknowns fall into tokens or leaves; return what the struct points to, to be kept alive."""
     solve.token = stop.per == "token"
     axis = rule.token_axis if solve.token else 0
-    solve.groups, *runs = _runs(stop.per, rule.leaves, axis, stop.norm == "rms")
+    solve.groups, *runs = runs_of(stop.per, rule.leaves, axis, stop.norm == "rms")
     solve.runs = len(runs[0])
     held = [
         *runs,
@@ -412,31 +383,6 @@ def _groups(solve: _Solve, stop: Stop, rule: Criterion) -> list[Any]:
     for name, tensor in zip(_GIVEN, held, strict=False):
         setattr(solve, name, _pointer(tensor))
     return held
-
-
-@functools.lru_cache(maxsize=64)
-def _runs(per: str, leaves: tuple[tuple[int, ...], ...], axis: int, rms: bool) -> tuple[int, Any, Any, Any]:
-    """Return the number of groups, ends and groups of all runs, and the divisor of each group's norm."""
-    ends, owners = [], []
-    sizes = [math.prod(shape) for shape in leaves]
-    groups = 0 if per == "row" else len(sizes)
-    if per == "row":
-        sizes = [sum(sizes)]
-    elif per == "leaf":
-        ends, owners = torch.tensor(sizes).cumsum(0).tolist(), list(range(len(sizes)))
-    else:
-        sizes, end = [], 0
-        for shape in leaves:
-            length, width, outer = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape[:axis])
-            sizes = [a + outer * width for a in (sizes or [0] * length)]
-            for _ in range(outer):
-                ends += range(end + width, end + width * length + 1, width) if width else [end] * length
-                end += width * length
-            owners += list(range(length)) * outer
-        groups = len(sizes)
-    roots = [math.sqrt(max(1, n)) if rms else 1.0 for n in sizes] or [1.0]
-    run_end, run_group = (ctypes.c_int64 * len(ends))(*ends), (ctypes.c_int32 * len(owners))(*owners)
-    return groups, run_end, run_group, (ctypes.c_double * len(roots))(*roots)
 
 
 def _pointer(held: Any) -> int | None:
