@@ -54,7 +54,7 @@ def keep_buffers(fz: Tensor) -> bool:
     """
     unknown = []
     for node in _nodes(fz, fz.new_empty(0)):
-        program = getattr(getattr(type(node), "_forward_cls", None), "metadata", None)
+        program: Any = getattr(getattr(type(node), "_forward_cls", None), "metadata", None)
         if not hasattr(program, "bw_donated_idxs"):
             continue
         if program.bw_donated_idxs:
