@@ -18,6 +18,8 @@ BIASED = ("one step", "one_step", "4 steps")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),
 ]
 
 
