@@ -34,6 +34,7 @@ from deqlm_solvers import (
 )
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.methods.deer.grid import Grid
 from deqlm_solvers.methods.dense import DenseSolver
 
@@ -125,11 +126,11 @@ class Implicit(Gradient):
         if isinstance(self.solve, Solve):
             return self.solve
         if isinstance(forward, DenseSolver):
-            return Solve(Newton(), AUTO)
+            return DENSE
         if isinstance(forward, Deer):
             return Solve(Deer(structure=forward.structure), AUTO)
         products = isinstance(forward, StepSolver) and forward.differentiates
-        return Solve(NewtonKrylov(), AUTO) if products else Solve(Anderson(), AUTO)
+        return PRODUCTS if products else STEPS
 
     def reports(self) -> bool:
         return True
@@ -187,10 +188,10 @@ class Implicit(Gradient):
             stop = how.stop if by is None else by.solve.stop
             grid = Grid.of(layout, stop, source.shape[1], how.solver.structure)
         return System(
-            how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
+            how=_resolved(how, computed),
             rescue=self.solve == "auto",
             failed=self.failed,
-            layout=Layout(leaves=layout.leaves, batch_dims=layout.batch_dims, token_mask=layout.token_mask),
+            layout=Layout(layout.leaves, layout.batch_dims, token_mask=layout.token_mask),
             held=held,
             narrow=computed == torch.float16,
             fz=fz,
@@ -212,6 +213,20 @@ class _Solved(Inverse):
 
 
 AUTO = Stop(max_iter=200, rtol="auto")
+DENSE, PRODUCTS, STEPS = Solve(Newton(), AUTO), Solve(NewtonKrylov(), AUTO), Solve(Anderson(), AUTO)
+
+
+def _resolved(how: Solve, computed: torch.dtype) -> Solve:
+    """Return the solve of a cotangent with a number for ``rtol="auto"``, by what f computes in."""
+    if how.stop.rtol != "auto":
+        return how
+    made = _RESOLVED.get((id(how), computed))
+    if made is None:
+        made = _RESOLVED.keep((how,), Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)), computed)
+    return made
+
+
+_RESOLVED: Kept[Solve] = Kept()
 
 
 def _check(solve: Solve) -> None:
