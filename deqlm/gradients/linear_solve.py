@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deqlm_solvers import Cost, Layout, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
 from deqlm_solvers.core.dtypes import inner_dtype
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.linalg.gmres import BatchedGMRES
 from deqlm_solvers.linalg.small_systems import solve_general
@@ -273,7 +274,7 @@ class _Scaled:
 
 
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+    return lengths(t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,6 +300,6 @@ def _unit(g: Tensor) -> tuple[Tensor, _Norm]:
     common = torch.where(largest.isfinite(), largest, 0.0).max()
     largest = torch.where(largest == 0, torch.where(common == 0, 1.0, common), largest)
     scaled = g / largest
-    rest = torch.linalg.vector_norm(scaled, dim=1, keepdim=True, dtype=torch.float64).to(g.dtype)
+    rest = lengths(scaled)[:, None].to(g.dtype)
     norm = _Norm(largest, torch.where(rest == 0, 1.0, rest))
     return scaled / norm.rest, norm

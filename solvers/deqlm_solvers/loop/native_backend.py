@@ -13,6 +13,7 @@ from torch import Tensor
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.native_rule import NativeRule, Update
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -255,7 +256,7 @@ class NativeBackend(Backend):
         return self._budget(sol, z_last) if self.solve.budget else sol
 
     def _budget(self, sol: Solution, z_last: Tensor) -> Solution:
-        sound = sol.residual.isfinite() & torch.linalg.vector_norm(z_last, dim=1, dtype=torch.float64).isfinite()
+        sound = sol.residual.isfinite() & lengths(z_last).isfinite()
         return sol.replace(
             z=torch.where(sound[:, None], z_last, self.start),
             residual=torch.where(sound, sol.residual, torch.inf),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Layout
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -318,7 +319,7 @@ class BudgetTracker(Tracker):
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         reading = self.criterion(self.last)
         z = z_last if keep_last else z_last.detach()
-        size = torch.linalg.vector_norm(z.detach(), dim=1, dtype=torch.float64)
+        size = lengths(z.detach())
         sound = reading.residual.isfinite() & size.isfinite()
         status = torch.where(sound, int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8)
         return Solution(

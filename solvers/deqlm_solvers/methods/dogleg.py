@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.linalg.small_systems import solve_general
@@ -180,4 +181,4 @@ class DoglegState:
 
 
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, keepdim=True, dtype=torch.float64)
+    return lengths(t)[:, None]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import number
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.linalg.line_search import LineSearch
@@ -130,4 +131,4 @@ class NewtonState:
 
 
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, keepdim=True, dtype=torch.float64)
+    return lengths(t)[:, None]

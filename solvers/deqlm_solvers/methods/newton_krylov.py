@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.advice import newton_advice
 from deqlm_solvers.core.checks import number, whole
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.core.status import Status
@@ -183,4 +184,4 @@ class NewtonKrylovState:
 
 
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, keepdim=True, dtype=torch.float64)
+    return lengths(t)[:, None]
