@@ -53,6 +53,7 @@ class Evaluator:
         eps: of the dtype that f computes in.
         autocast: the dtype of autocast in f, or None.
         steps: calls of f that ``max_iter`` bounds.
+        wanted: what `StepSolver.asks` asked for at the last evaluation, or None with ``check_every=0``.
 
     Examples:
         >>> f = Evaluator(lambda z: 0.5 * z + 1, torch.zeros(2, 3))
@@ -66,6 +67,7 @@ class Evaluator:
         self.autocast = autocast_dtype(z0.device.type)
         self.eps = torch.finfo(self.autocast or z0.dtype).eps
         self.round = round
+        self.wanted: bool | None = None
         self.steps = self._vjps = self._jvps = 0
         own = getattr(f, "count", None)
         self._count = own if isinstance(own, Count) else Count()

@@ -82,6 +82,15 @@ class StepSolver(Solver):
         """
         return None
 
+    def asks(self, at: Evaluation, state: Any) -> Tensor | None:
+        """Return whether some row needs now what `step` would rather leave out, one bool on the device.
+
+        The host learns it by the read that tests for the end, where there is one, and `step` finds it as ``f.wanted``:
+        None with ``check_every=0``, where the host does not look. It is asked right before each `step`, and may take
+        note of the evaluation in ``state``. None, the default, asks nothing.
+        """
+        return None
+
     def fitted(self, unknowns: int, max_iter: int) -> StepSolver:
         """Return the rule that does the same with no longer buffers than a solve can use; self, the default, as it is.
 

@@ -35,12 +35,14 @@ class Tracker(ABC):
         active: rows that are not done, (B,) bool, of which alone the point moves; None where all go on to the end.
         taken_up: whether rows that were done go on since the last evaluation.
         count: how many rows are active, if the host has just read it, else None.
+        answer: what was ``asked`` in the last `record`, if the host has read it, else None.
     """
 
     steps_after_last = False
     active: Tensor | None = None
     taken_up = False
     count: int | None = None
+    answer: bool | None = None
 
     def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
         self.stop = stop
@@ -48,7 +50,9 @@ class Tracker(ABC):
         self.trace: list[Tensor] = []
 
     @abstractmethod
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
+    def record(
+        self, k: int, at: Evaluation, last: bool, final: Tensor | None = None, asked: Tensor | None = None
+    ) -> bool:
         """Take evaluation number ``k`` (from 0); say whether every row is known to be done. May read the device.
 
         Args:
@@ -56,10 +60,11 @@ class Tracker(ABC):
             at: the evaluation.
             last: no other one follows.
             final: see `StepSolver.final`.
+            asked: see `StepSolver.asks`; read where the host looks anyway.
         """
 
     def evaluations_left(self) -> float:
-        """Return how many evaluations the slowest active row still needs at its mean rate so far; reads the device."""
+        """Return how many evaluations the slowest active row still needs at its mean rate so far; may read that."""
         return 0.0
 
     def points(self) -> Tensor:
@@ -120,6 +125,7 @@ class RowTracker(Tracker):
         self.limit = self.best_ratio
         self.k = 0
         self.halfway: Tensor | None = None
+        self._foresees, self._left = False, None
         self.runaway = Runaway(layout.first, share_left(stop.rtol, eps), eps)
         if stop.patience is not None:
             self.mark = self.best_ratio.clone()
@@ -129,8 +135,10 @@ class RowTracker(Tracker):
             self.best_prefix = torch.zeros_like(self.steps)
             self.token_steps: Tensor | None = None
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
-        self.k, self.count, self.taken_up = k, None, False
+    def record(
+        self, k: int, at: Evaluation, last: bool, final: Tensor | None = None, asked: Tensor | None = None
+    ) -> bool:
+        self.k, self.count, self.answer, self.taken_up = k, None, None, False
         tested = self.schedule.due(k, last, self.active)
         if tested is None:
             if self.stop.trace:
@@ -165,10 +173,22 @@ class RowTracker(Tracker):
             self.schedule.plan(k, tested, self.active, reading.ratio)
         if not self.schedule.looks:
             return False
-        self.count = int(self.active.sum())
-        if self.count > self.spare:
+        self.count = count = self._look(asked)
+        if count > self.spare:
             return False
-        return bool(self.count) or not self._take_up_lost(k)
+        return bool(count) or not self._take_up_lost(k)
+
+    def _look(self, asked: Tensor | None) -> int:
+        """Return how many rows are active; the same read tells what else the host wants to know."""
+        wanted = [self.active.sum(), *([] if asked is None else [asked])]
+        if self._foresees:
+            wanted.append(self._evaluations_left())
+        if len(wanted) == 1:
+            return int(wanted[0])
+        count, *rest = torch.stack([t.double() for t in wanted]).tolist()
+        self.answer = None if asked is None else bool(rest[0])
+        self._left = rest[-1] if self._foresees else None
+        return int(count)
 
     def _note_halfway(self, tested: Tensor) -> None:
         """Keep the residuals of each row's first test in the second half of ``max_iter``."""
@@ -206,10 +226,15 @@ class RowTracker(Tracker):
         return True
 
     def evaluations_left(self) -> float:
+        # from now on it comes with the number of active rows: rows that are to leave may wait for their turn long
+        self._foresees = True
+        return float(self._evaluations_left()) if self._left is None else self._left
+
+    def _evaluations_left(self) -> Tensor:
         ratio = self.reading.ratio
         fallen, left = (self.first_ratio / ratio).log(), ratio.log()
         need = torch.where(fallen > 0, left / fallen * self.k, torch.inf).nan_to_num(nan=torch.inf)
-        return float(torch.where(self.active, need, 0.0).max())
+        return torch.where(self.active, need, 0.0).max()
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         self._take_back(self._lost())
@@ -310,7 +335,9 @@ class BudgetTracker(Tracker):
         super().__init__(stop, layout, z, eps)
         self.start = z.detach()
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
+    def record(
+        self, k: int, at: Evaluation, last: bool, final: Tensor | None = None, asked: Tensor | None = None
+    ) -> bool:
         self.last = at
         if self.stop.trace:
             self.trace.append(self.criterion(at).residual)
@@ -354,7 +381,9 @@ class BestMapTracker(Tracker):
         self.over = torch.zeros((), dtype=torch.bool, device=z.device)
         self.evaluations = torch.zeros((), dtype=torch.int64, device=z.device)
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
+    def record(
+        self, k: int, at: Evaluation, last: bool, final: Tensor | None = None, asked: Tensor | None = None
+    ) -> bool:
         reading = self.criterion(at)
         relative = reading.residual / (self.criterion.norm(at.fz) + 1e-9)
         better = (relative < self.best_relative) & ~self.over
@@ -368,8 +397,13 @@ class BestMapTracker(Tracker):
         self.relative = torch.where(self.over, self.relative, relative)
         self.evaluations = self.evaluations + ~self.over
         self.over = (self.relative < self.stop.rtol).all()
-        every = self.stop.check_every
-        return every > 0 and (k + 1) % every == 0 and bool(self.over)
+        every, self.answer = self.stop.check_every, None
+        if not (every > 0 and (k + 1) % every == 0):
+            return False
+        if asked is None:
+            return bool(self.over)
+        over, self.answer = torch.stack((self.over, asked)).tolist()
+        return over
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         status = torch.full_like(self.best_relative, int(Status.MAX_ITER), dtype=torch.int8)
