@@ -46,6 +46,7 @@ class Evaluator:
         z0: start, (B, N).
         round: see `Layout`.
         record: the first evaluation keeps the graph of f, for products with the Jacobian there.
+        looks: see `Derivatives`.
 
     Attributes:
         dtype: of the state.
@@ -61,7 +62,7 @@ class Evaluator:
         (0.5, 1.5, 2)
     """
 
-    def __init__(self, f: Map, z0: Tensor, round: Map | None = None, record: bool = False) -> None:
+    def __init__(self, f: Map, z0: Tensor, round: Map | None = None, record: bool = False, looks: bool = True) -> None:
         self.dtype, self.shape, self.device = z0.dtype, z0.shape, z0.device
         self.inner = inner_dtype(z0.dtype)
         self.autocast = autocast_dtype(z0.device.type)
@@ -75,7 +76,7 @@ class Evaluator:
         self._whole = self._mapped = f
         self._present: Tensor | None = None
         self._f = self._called(f)
-        self._derivatives: Derivatives | None = Derivatives() if record else None
+        self._derivatives: Derivatives | None = Derivatives(looks) if record else None
         self._asked: tuple[Tensor | None] | None = (None,) if record else None
 
     def __call__(self, z: Tensor) -> Tensor:
