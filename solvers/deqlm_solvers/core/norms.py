@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from deqlm_solvers.core.at_hand import at_hand
 from deqlm_solvers.core.kinds import in_transform
 
 __all__ = ["NORMS", "lengths", "max_norms", "rms_norms", "row_norms"]
@@ -55,9 +56,9 @@ def lengths(t: Tensor) -> Tensor:
         5.0
     """
     if t.dtype == torch.float32 and t.dim() > 1 and math.prod(t.shape[1:]) >= LONG and _unseen(t):
-        if t.device.type == "cpu":
+        if at_hand(t):
             return _in_blocks(t)
-        if t.dim() == 2 and t.shape[1] >= APART:
+        if t.device.type != "cpu" and t.dim() == 2 and t.shape[1] >= APART:
             return torch.stack(torch._foreach_norm(t.unbind(0), 2, dtype=torch.float64))  # type: ignore[arg-type]
     return torch.linalg.vector_norm(t, dim=-1, dtype=torch.float64)
 
