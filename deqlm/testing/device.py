@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deqlm_solvers.loop.loop import ENGINES
+
 __all__ = ["HostReadError", "SimulatedDevice"]
 
 READS = {
@@ -27,6 +29,8 @@ ASKED = {Tensor.tolist: "tolist", Tensor.numpy: "numpy", Tensor.cpu: "cpu", Tens
 FREE = {"aten::detach", "aten::alias", "aten::lift_fresh", "aten::_unsafe_view", "aten::empty", "aten::empty_like"}
 FREE |= {"aten::empty_strided", "aten::new_empty", "aten::new_empty_strided", "aten::_reshape_alias"}
 """Operations without a kernel."""
+LOOKUPS = {"aten::index_select", "aten::gather", "aten::embedding", "aten::index"}
+"""Operations that read of their first tensor no more than they return."""
 PACKAGES = ("deqlm", "deqlm_solvers")
 
 
@@ -37,9 +41,10 @@ class HostReadError(RuntimeError):
 class SimulatedDevice(TorchDispatchMode):
     """Counts on CPU tensors what an accelerator would do inside a ``with`` block.
 
-    Kernels that compute in C++ on the CPU are left alone by what watches operations, so what is counted is the way of
-    torch operations, which an accelerator takes. What operators do inside is not seen by a dispatch mode; the float64
-    copy that ``vector_norm(dtype=float64)`` makes of another dtype is known and counted, as two kernels.
+    What is compiled for the CPU is left out, the engines of solves included, so that what is counted is the way of
+    torch operations, which an accelerator takes. States of generators lie on the host, and to compare them is no read.
+    What operators do inside is not seen by a dispatch mode; the float64 copy that ``vector_norm(dtype=float64)`` makes
+    of another dtype is known and counted, as a kernel of its own.
 
     Args:
         forbid: raise `HostReadError` at a read instead of counting it.
@@ -55,7 +60,7 @@ class SimulatedDevice(TorchDispatchMode):
         ...     t = torch.ones(4).mul(2).add_(1)
         ...     found = bool((t > 2).all())
         >>> device.kernels, device.bytes, device.reads.total()
-        (5, 69, 1)
+        (5, 105, 1)
     """
 
     def __init__(self, *, forbid: bool = False, numbers: int = 0) -> None:
@@ -72,6 +77,8 @@ class SimulatedDevice(TorchDispatchMode):
         return self.launches.total()
 
     def __enter__(self) -> SimulatedDevice:
+        self._engines = dict(ENGINES)
+        ENGINES.clear()
         self._methods.__enter__()
         super().__enter__()
         return self
@@ -79,6 +86,7 @@ class SimulatedDevice(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._methods.__exit__(*error)
+        ENGINES.update(self._engines)
 
     def read(self, what: str) -> None:
         """Take down a read by the host, or refuse it."""
@@ -90,7 +98,7 @@ class SimulatedDevice(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name
-        if name in READS or (name.startswith("aten::index") and _by_mask(args)):
+        if (name in READS and not _of_generators(name, args)) or (name.startswith("aten::index") and _by_mask(args)):
             self.read(name.removeprefix("aten::"))
         out = func(*args, **kwargs)
         if name == "aten::_to_copy" and _leaves_device(args, out):
@@ -102,7 +110,8 @@ class SimulatedDevice(TorchDispatchMode):
     def _launched(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         given, made = list(_tensors((args, kwargs))), list(_tensors(out))
         self.launches[name] += 1
-        for t in {id(t): t for t in (*given, *made)}.values():
+        read = [*made, *given[1:]] if name in LOOKUPS else given
+        for t in (*{id(t): t for t in read}.values(), *made):
             self.bytes += self._bytes(t)
         wide = kwargs.get("dtype")
         if name == "aten::linalg_vector_norm" and wide is not None and wide != given[0].dtype:
@@ -133,6 +142,10 @@ def _by_mask(args: Any) -> bool:
     """Say whether an index is a mask, so that the shape of the result depends on numbers."""
     indices = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
     return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+
+
+def _of_generators(name: str, args: Any) -> bool:
+    return name == "aten::equal" and args[0].dtype == torch.uint8
 
 
 def _leaves_device(args: Any, out: Any) -> bool:
