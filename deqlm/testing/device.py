@@ -167,7 +167,7 @@ def _place() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name.split(".")[0] in PACKAGES and name != __name__:
+        if name.split(".")[0] in PACKAGES and not name.startswith("deqlm.testing."):
             return f"{name}.{frame.f_code.co_qualname}"
         frame = frame.f_back
     return "elsewhere"

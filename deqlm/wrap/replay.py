@@ -40,10 +40,13 @@ class Replay:
         layer: what is evaluated.
         device: of the state, whose generator is watched beside those of the CPU and of the module's parts.
         module: whose buffers are watched; None is the layer, or the modules that it reads where it is a function.
+        still: the layer is known to draw nothing and to move no buffer, so that nothing is watched.
     """
 
-    def __init__(self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None) -> None:
-        self.layer = layer
+    def __init__(
+        self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None, *, still: bool = False
+    ) -> None:
+        self.layer, self.still = layer, still
         self.evaluated = False
         self.sealed = False
         self.noisy = False
@@ -51,7 +54,7 @@ class Replay:
         if module is None:
             module = layer if isinstance(layer, nn.Module) else reached(layer)
         self.module = module
-        self.devices = accelerators(module, device, unseen=not seen)
+        self.devices = [] if still else accelerators(module, device, unseen=not seen)
         self.start = generator_states(self.devices)
         self.buffers: list[Buffer] = []
         self._each: list[Buffer] = []
@@ -69,6 +72,8 @@ class Replay:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the layer."""
+        if self.still:
+            return self.layer(*args, **kwargs)
         if self.sealed:
             return self._reproduce(args, kwargs)
         if self.evaluated:
