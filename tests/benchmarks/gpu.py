@@ -4,8 +4,8 @@
     python tests/benchmarks/gpu.py --dry-run          # prints the forecasts, needs no GPU
     python tests/benchmarks/gpu.py --rehearse         # runs every part at tiny sizes on the CPU; no number of it counts
 
-Correctness comes first, and a difference from the CPU ends the run. Times are medians; where a forecast was made before,
-it stands beside them.
+Correctness comes first, and a difference from the CPU ends the run. Times are medians; where a forecast was made, it
+stands beside them.
 """
 
 from __future__ import annotations
