@@ -40,13 +40,20 @@ class Replay:
         layer: what is evaluated.
         device: of the state, whose generator is watched beside those of the CPU and of the module's parts.
         module: whose buffers are watched; None is the layer, or the modules that it reads where it is a function.
+        hint: noted on an error of the first evaluation, such as what the layer may not bear.
         still: the layer is known to draw nothing and to move no buffer, so that nothing is watched.
     """
 
     def __init__(
-        self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None, *, still: bool = False
+        self,
+        layer: Callable[..., Any],
+        device: torch.device,
+        module: nn.Module | None = None,
+        hint: str = "",
+        *,
+        still: bool = False,
     ) -> None:
-        self.layer, self.still = layer, still
+        self.layer, self.hint, self.still = layer, hint, still
         self.evaluated = False
         self.sealed = False
         self.noisy = False
@@ -65,7 +72,9 @@ class Replay:
         self._outer = open_call()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self.hint and not self.evaluated and isinstance(error, Exception) and not isinstance(error, TypeError):
+            error.add_note(self.hint)
         close_call(self._outer)
         self.seal()
         self._turn.end()
