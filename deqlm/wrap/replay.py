@@ -54,7 +54,7 @@ class Replay:
         still: bool = False,
     ) -> None:
         self.layer, self.hint, self.still = layer, hint, still
-        self.evaluated = False
+        self.evaluated = still
         self.sealed = False
         self.noisy = False
         seen = module is not None or isinstance(layer, nn.Module)
