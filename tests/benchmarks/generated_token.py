@@ -1,6 +1,6 @@
 """A generated token against its bare evaluations, with the weights of the call before and with weights made anew.
 
-    python tests/benchmarks/generated_token.py                  # writes docs/records/generated_token.json
+python tests/benchmarks/generated_token.py                  # writes docs/records/generated_token.json
 """
 
 from __future__ import annotations

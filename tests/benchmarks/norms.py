@@ -1,6 +1,6 @@
 """Lengths of long float32 rows in two stages against a float64 copy: docs/records/norms.json.
 
-    python tests/benchmarks/norms.py
+python tests/benchmarks/norms.py
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ class Method(Protocol):
 
     differentiates: ClassVar[bool]
     steps_evaluate: ClassVar[bool]
+    asks_host: ClassVar[bool]
 
     def init(self, z: Tensor) -> Any: ...
 

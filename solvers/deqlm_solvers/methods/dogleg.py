@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,6 +63,8 @@ class Dogleg(DenseSolver):
 
     def vector_bytes(self, size: int) -> int:
         return 8 * size + 12 * 8
+
+    asks_host: ClassVar[bool] = True
 
     def init(self, z: Tensor) -> DoglegState:
         column = torch.zeros(z.shape[0], 1, dtype=torch.float64, device=z.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ class LevenbergMarquardt(DenseSolver):
     """
 
     mu: float = 0.01
+
+    asks_host: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -60,6 +61,8 @@ class Newton(DenseSolver):
     """
 
     damping: float = 0.5
+
+    asks_host: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

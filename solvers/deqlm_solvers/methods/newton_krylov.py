@@ -73,6 +73,8 @@ class NewtonKrylov(StepSolver):
     guarantees: ClassVar[frozenset[str]] = frozenset({"known_answers", "rows", "check_every", "half"})
     differentiates: ClassVar[bool] = True
 
+    asks_host: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         whole("krylov", self.krylov, 1)
         whole("restarts", self.restarts, 0)
