@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -24,7 +23,7 @@ from deqlm.wrap.captured import Captured
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
-from deqlm.wrap.inject import Add, make_inject
+from deqlm.wrap.inject import Add, make_inject, passes_on
 from deqlm.wrap.memory_cap import OnCap
 from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.part import part_of
@@ -218,7 +217,7 @@ class DEQ(Equilibrium):
         """
         how, method = self.settings(solver, stop, gradient)
         refuse_collective(self.layer, how, method)
-        failures = replace(self.failures, layer=self.layer, ask="deqlm.diagnose(deq, x)", then=on_backward)
+        failures = self.failures.of_call(on_backward, layer=self.layer, ask="deqlm.diagnose(deq, x)")
         if self.graph and not torch.is_grad_enabled():
             require(states is None and on_evaluation is None, "graph", True, "False with states or on_evaluation")
             sol = solve_by_graph(self, (x, args, kwargs, start, token_mask), how, method)
@@ -233,7 +232,7 @@ class DEQ(Equilibrium):
             else:
                 more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
                 sol = solve_rows(rowmap, how, method, failures, **more)
-        self.last = sol.without_state()
+        self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z
 
     if TYPE_CHECKING:  # that of nn.Module takes and returns anything
@@ -339,9 +338,7 @@ class DEQ(Equilibrium):
         first = first_tensor(x)
         if first is None:
             raise TypeError(f"x must be a tensor or a tree of tensors, got {type(x).__name__}")
-        inject = Replay(self.inject, first.device, still=still)
-        with inject:
-            u = inject(x)
+        inject, u = self._injected(x, first.device, still)
         name = "start" if self.start is not None else "x" if u is x else "inject(x)"
         z0 = self._start(u, name)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims, name)
@@ -355,10 +352,18 @@ class DEQ(Equilibrium):
 
         made = RowMap(
             *(rows, partial(self.inject.join, layer), (x, args, kwargs), prepare, (u, args, kwargs)),
-            fixed=lambda: inject.noisy or layer.noisy,
+            fixed=lambda: layer.noisy or (isinstance(inject, Replay) and inject.noisy),
             owner=self.layer,
         )
         return made, layer
+
+    def _injected(self, x: Any, device: torch.device, still: bool = False) -> tuple[Callable[[Any], Any], Any]:
+        """Return what makes u of x, and u."""
+        if passes_on(self.inject):
+            return self.inject, x
+        inject = Replay(self.inject, device, still=still)
+        with inject:
+            return inject, inject(x)
 
     def _start(self, u: Any, name: str) -> Any:
         start = self.start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -68,5 +69,6 @@ def solve_by_graph(deq: Any, call: tuple[Any, Any, Any, Any, Tensor | None], how
 
 def _parts(sol: Solution) -> dict[str, Any]:
     """Return a solution as a tree of tensors, and as it is for what has none."""
-    rows = {name: value for name, value in vars(sol).items() if name != "z" and isinstance(value, Tensor)}
+    told = {field.name: getattr(sol, field.name) for field in fields(sol) if field.name != "z"}
+    rows = {name: value for name, value in told.items() if isinstance(value, Tensor)}
     return {"solution": sol, "z": sol.z, "rows": rows}

@@ -30,6 +30,7 @@ from deqlm_solvers import (
 )
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.methods.deer.grid import Grid
 from deqlm_solvers.methods.dense import DenseSolver
 
@@ -121,11 +122,11 @@ class Implicit(Gradient):
         if isinstance(self.solve, Solve):
             return self.solve
         if isinstance(forward, DenseSolver):
-            return Solve(Newton(), AUTO)
+            return DENSE
         if isinstance(forward, Deer):
             return Solve(Deer(structure=forward.structure), AUTO)
         products = isinstance(forward, StepSolver) and forward.differentiates
-        return Solve(NewtonKrylov(), AUTO) if products else Solve(Anderson(), AUTO)
+        return PRODUCTS if products else STEPS
 
     def graphs(self, stop: Stop) -> int:
         return 2 if self.second_order else 1
@@ -165,10 +166,10 @@ class Implicit(Gradient):
             stop = how.stop if by is None else by.solve.stop
             grid = Grid.of(layout, stop, source.shape[1], how.solver.structure)
         return System(
-            how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
+            how=_resolved(how, computed),
             rescue=self.solve == "auto",
             failed=self.failed,
-            layout=Layout(leaves=layout.leaves, batch_dims=layout.batch_dims, token_mask=layout.token_mask),
+            layout=Layout(layout.leaves, layout.batch_dims, token_mask=layout.token_mask),
             held=f.held if isinstance(f, RowMap) else None,
             narrow=computed == torch.float16,
             fz=fz,
@@ -179,6 +180,20 @@ class Implicit(Gradient):
 
 
 AUTO = Stop(max_iter=200, rtol="auto")
+DENSE, PRODUCTS, STEPS = Solve(Newton(), AUTO), Solve(NewtonKrylov(), AUTO), Solve(Anderson(), AUTO)
+
+
+def _resolved(how: Solve, computed: torch.dtype) -> Solve:
+    """Return the solve of a cotangent with a number for ``rtol="auto"``, by what f computes in."""
+    if how.stop.rtol != "auto":
+        return how
+    made = _RESOLVED.get((id(how), computed))
+    if made is None:
+        made = _RESOLVED.keep((how,), Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)), computed)
+    return made
+
+
+_RESOLVED: Kept[Solve] = Kept()
 
 
 def _check(solve: Solve) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -92,8 +92,7 @@ class Replay:
         buffers = watch(self.module)
         out = self.layer(*args, **kwargs)
         self.evaluated = True
-        after = generator_states(self.devices)
-        self.noisy = not all(torch.equal(a, b) for a, b in zip(self.start, after, strict=True))
+        self.noisy = _differ(self.start, generator_states(self.devices))
         self.buffers = moved(buffers, self.module)
         if self.buffers:
             once = _makers_of_weights(self.module)
@@ -133,3 +132,11 @@ def _makers_of_weights(module: nn.Module | None) -> set[int]:
     """Return the ids of the modules that make weights once for all evaluations."""
     lists = () if module is None else (part for part in module.modules() if isinstance(part, ParametrizationList))
     return {id(part) for made in lists if parametrize._cache_enabled or made_once(made) for part in made.modules()}
+
+
+def _differ(before: list[Tensor], after: list[Tensor]) -> bool:
+    return not torch.equal(before[0], after[0]) or any(map(_unequal, before[1:], after[1:]))
+
+
+def _unequal(a: Tensor, b: Tensor) -> bool:
+    return not torch.equal(a, b)
