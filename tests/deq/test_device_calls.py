@@ -14,7 +14,7 @@ from deqlm.testing.device import SimulatedDevice
 from models.families import VOCAB, contract, make
 
 BUDGET = Stop(max_iter=4, rtol=0)
-TESTED = "RowTracker._look"
+TESTED = "RowTracker.record"
 TOGETHER = {"RowTracker.apart", "RowTracker._take_up_lost"}
 STATUS, DROPPED, COMMIT, PADDING = "apply_policy", "Failures.bad_rows", "ChunkEvaluator.commit", "LMCache.check_next"
 
