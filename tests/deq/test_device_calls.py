@@ -16,7 +16,8 @@ from models.families import VOCAB, contract, make
 BUDGET = Stop(max_iter=4, rtol=0)
 TESTED = "RowTracker.record"
 TOGETHER = {"RowTracker.apart", "RowTracker._take_up_lost"}
-STATUS, DROPPED, COMMIT, PADDING = "apply_policy", "Failures.bad_rows", "ChunkEvaluator.commit", "LMCache.check_next"
+STATUS, DROPPED = "Solution.worst", "Solution.worst"
+COMMIT, PADDING = "ChunkEvaluator.commit", "LMCache.check_next"
 
 
 def places(device: SimulatedDevice) -> Counter[str]:
