@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm.gradients.along import Along, Inverse
 from deqlm_solvers import Cost, Deer, Layout, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
+from deqlm_solvers.core.at_hand import at_hand
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.core.norms import lengths
@@ -342,7 +343,7 @@ class _Scaled:
 
 def _in_middle(g: Tensor, narrow: bool) -> Tensor | None:
     """Return ||g|| of rows where all lie in a range that needs no scaling, none is zero and to look costs no sync."""
-    if narrow or g.device.type != "cpu" or not g.numel():
+    if narrow or not at_hand(g) or not g.numel():
         return None
     norm = _norm(g)
     least, most = (each.item() for each in torch.aminmax(norm))
