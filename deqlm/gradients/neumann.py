@@ -9,6 +9,7 @@ from deqlm.gradients.base import register_gradient
 from deqlm.gradients.one_graph import Linearised, OneGraph
 from deqlm_solvers import Adjoint, Cost, Map, options
 from deqlm_solvers.core.checks import number, whole
+from deqlm_solvers.core.norms import lengths
 
 __all__ = ["Neumann"]
 
@@ -86,4 +87,4 @@ class Neumann(OneGraph):
 
 
 def _length(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+    return lengths(t)

@@ -13,6 +13,7 @@ from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Map, Stop, options
 from deqlm_solvers.core.checks import number, require, whole
 from deqlm_solvers.core.dtypes import inner_dtype
+from deqlm_solvers.core.norms import lengths
 
 __all__ = ["Phantom"]
 
@@ -94,4 +95,4 @@ class Phantom(Steps):
 
 
 def _length(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t.detach(), dim=1, dtype=torch.float64)
+    return lengths(t.detach())

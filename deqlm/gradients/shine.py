@@ -13,6 +13,7 @@ from deqlm.wrap.rows import RowMap
 from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Adjoint, Cost, Layout, Map, NewtonKrylov, Solution, Solve, Status, Stop, options
 from deqlm_solvers.core.checks import require, whole
+from deqlm_solvers.core.norms import lengths
 
 __all__ = ["Shine"]
 
@@ -105,4 +106,4 @@ class Shine(OneGraph):
 
 
 def _length(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+    return lengths(t)

@@ -232,7 +232,7 @@ class ImplicitLM(nn.Module):
         if not isinstance(stop, Stop | Mapping | None):
             raise TypeError(f"stop must be a Stop, got {type(stop).__name__}")
         before = self._before(e, mask, cache)
-        context = self.backbone.open(e, mask, offset=before.length, committed=before.committed)
+        context = self.backbone.open(e, mask, offset=before.length, committed=before.committed, kept=before.kept)
         how = MODES.make(self.mode if mode is None else mode)
         if self.backbone.implicit:
             state, solution, layers = self._solved(e, context, before, how, given_solve, start, use_cache, on_failure)
@@ -243,7 +243,7 @@ class ImplicitLM(nn.Module):
                 require(given is None, name, given, "None for an explicit model, which solves nothing")
             states, layers = self._explicit(e, context, before, how, output_states)
             state, solution = states[-1], None
-        after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask)
+        after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask, context.kept)
         logits = self._logits(state, logits_to_keep)
         loss = label_loss(logits, labels, mask, label_count, self.labels if label_kind is None else label_kind)
         return LMOutput(logits, loss, solution, state, after, states if output_states else None)

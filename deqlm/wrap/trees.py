@@ -13,6 +13,7 @@ from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.kinds import require_state
 
 __all__ = [
+    "apart_from_tensors",
     "describe",
     "first_tensor",
     "in_order",
@@ -127,6 +128,12 @@ def tensors(tree: Any) -> list[Tensor]:
     if isinstance(tree, Tensor):
         return [tree]
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def apart_from_tensors(tree: Any) -> Any:
+    """Return what a tree is beside its tensors: its structure, and its other leaves; to be compared by equality."""
+    leaves, structure = tree_flatten(tree)
+    return str(structure), tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
 
 def first_tensor(tree: Any) -> Tensor | None:
