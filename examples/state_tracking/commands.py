@@ -17,6 +17,7 @@ from examples.state_tracking import full as hours
 from examples.state_tracking import generated, report, small
 from examples.state_tracking import paper as authors
 from examples.state_tracking.automata import collapse as falling
+from examples.state_tracking.automata import sessions
 from examples.state_tracking.automata import table as automata_table
 from examples.state_tracking.automata.recipe import MODELS
 from examples.state_tracking.automata.tasks import CONTRACTS, TABLE, contract
@@ -119,6 +120,15 @@ def automata(args: Namespace) -> None:
     print("\naccuracy of the last token, per cent: mean over seeds (each seed)")
     print(automata_table.describe(data))
     tell([out / "automata.json"])
+
+
+def traces(args: Namespace) -> None:
+    print(contract(sessions.TASK).line())
+    out = args.out / "quick" if args.quick else args.out
+    data = sessions.compare(out, seeds=args.seeds, workers=args.workers, progress=args.progress, quick=args.quick)
+    print("\nvalues that are named rightly where they are printed, per cent")
+    print(sessions.describe(data))
+    tell([out / "traces.json"])
 
 
 def collapse(args: Namespace) -> None:

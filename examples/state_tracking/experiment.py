@@ -10,6 +10,7 @@ import torch
 
 from deqlm.models import ImplicitLM
 from deqlm.reporting.environment import environment
+from deqlm.sequence.modes import Chunked
 from examples.loop import train
 from examples.loop.results import RESULT, known_result, read_json, write_json
 from examples.state_tracking.data import word_problem
@@ -98,4 +99,7 @@ def load(folder: Path, *, device: str = "cpu") -> tuple[Recipe, ImplicitLM]:
 def _initial(recipe: Recipe) -> ImplicitLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
-        return recipe.model.make()
+        model = recipe.model.make()
+    if recipe.chunk is not None:
+        model.mode = Chunked(recipe.chunk)
+    return model

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from deqlm_solvers.core.checks import whole
+from examples.loop import LoopOptions
 from examples.loop.results import write_json
 from examples.state_tracking.data import word_problem
+from examples.state_tracking.forgetting import ForgettingMamba2Options
 from examples.state_tracking.jobs import run_jobs
-from examples.state_tracking.recipe import Recipe
-from examples.state_tracking.recipes import general, implicit, tests
+from examples.state_tracking.recipe import Recipe, by_length
+from examples.state_tracking.recipes import implicit, tests
 
 __all__ = ["CONTRACT", "PROBLEMS", "groups", "recipe_of"]
 
 PROBLEMS = ("A5:2", "A5:6", "A5:12", "S5:4", "S5:8", "S5:32")
 TRAINED = 40
+LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, TRAINED)
 TESTED = (40, 64, 128, 256)
 
 CONTRACT = {
@@ -31,8 +34,8 @@ CONTRACT = {
 """What the results are results of; stored with them."""
 
 
-def recipe_of(name: str, *, seed: int = 0, steps: int = 4000) -> Recipe:
-    """Return the training of one implicit Mamba2 layer of width 64 on a set of generators.
+def recipe_of(name: str, *, seed: int = 0, steps: int = 3500) -> Recipe:
+    """Return the training of one implicit Mamba2 layer of width 64, which must forget, on a set of generators.
 
     Args:
         name: of a word problem with generators, such as "S5:32".
@@ -45,20 +48,23 @@ def recipe_of(name: str, *, seed: int = 0, steps: int = 4000) -> Recipe:
     problem = word_problem(name)
     if problem.generators is None:
         raise ValueError(f'problems must have a number of generators, as in "{name}:4", got {name!r}')
-    made = general(
-        name,
-        model=implicit(name, width=64),
-        label="implicit, 1 layer, width 64",
+    loop = LoopOptions(
         steps=steps,
-        length=TRAINED,
-        tokens=1024,
-        max_iter=64,
-        until=(0.9, 0.9, 0.9, 0.97, 0.97),
+        curriculum=by_length(LENGTHS, tokens=1024, until=0.95, max_iter=56, spare=2),
+        lr=3e-3,
         seed=seed,
+        log_every=25,
         checkpoint_every=100,
     )
-    # which settings are good was learnt on all elements of A5 and S5, on other sequences
-    return made.replace(tests=tests(TESTED, seed=1))
+    return Recipe(
+        label="implicit, 1 layer, width 64, forgetting",
+        problem=name,
+        model=implicit(name, width=64, mixer=ForgettingMamba2Options()),
+        loop=loop,
+        # which settings are good was learnt on all elements of A5 and S5, on other sequences
+        tests=tests(TESTED, seed=1),
+        chunk=8,
+    )
 
 
 def groups(
@@ -66,7 +72,7 @@ def groups(
     out: Path,
     *,
     seeds: int = 1,
-    steps: int = 4000,
+    steps: int = 3500,
     workers: int = 2,
     progress: bool | None = None,
 ) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from deqlm.reporting import page
 from examples.loop.results import read_json
 from examples.state_tracking import report
+from examples.state_tracking.automata import sessions
 from examples.state_tracking.automata import table as automata_table
 from examples.state_tracking.automata.collapse import describe as describe_collapse
 from examples.state_tracking.automata.recipe import OURS
@@ -22,7 +23,7 @@ __all__ = ["DOCS", "blocks", "copy_records", "illustrate", "redraw"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDS = Path("records/state_tracking")
-ALONE = ("automata", "collapse", "schedule", "groups")
+ALONE = ("automata", "traces", "collapse", "schedule", "groups")
 """Commands whose one result lies in the folder and the file of their name."""
 
 LONGEST = 256
@@ -79,7 +80,7 @@ def blocks(docs: Path = DOCS) -> dict[str, str]:
     for part in PARTS:
         data = records.get(f"cpu-{part}")
         made[f"cpu-{part}"] = _part(part, data) if data else _missing(f"cpu --only {part}")
-    tables = (_automata, _collapse, _schedule, _groups)
+    tables = (_automata, _traces, _collapse, _schedule, _groups)
     for name, draw in zip(ALONE, tables, strict=True):
         made[name] = draw(records[name]) if name in records else _missing(name)
     full = {name.removeprefix("full-"): data for name, data in records.items() if name.startswith("full-")}
@@ -169,6 +170,13 @@ def _automata(data: Data) -> str:
     ours = f"The {count} trainings of the implicit layer took {spent / 60:.1f} CPU minutes in all."
     table = automata_table.describe(data, markdown=True)
     return "\n\n".join(["\n".join(lines), table, f"{ours} {_machine(data['results'][0])}"])
+
+
+def _traces(data: Data) -> str:
+    rates = ", ".join(f"{row['label']} at {row['lr']:g}: {100 * (row['mean'] or 0):.1f}" for row in data["search"])
+    line = f"{automata_table.contract(sessions.TASK).line()}."
+    table = sessions.describe(data, markdown=True)
+    return f"{line}\n\n{table}\n\nOn validation, in a third of the time: {rates}. {_machine(data['results'][0])}"
 
 
 def _collapse(data: Data) -> str:

@@ -72,6 +72,8 @@ class Recipe(Options):
         start: a token of its own stands before every sequence, and is not counted in its length. An implicit
             transformer with rotary positions needs it: attention over equal tokens returns their one value, so without
             it "x x x" is answered as "x" is.
+        chunk: tokens that a training solve takes at a time where it takes fewer evaluations so; the gradient is that of
+            all tokens. None solves all of them at once.
 
     Raises:
         ValueError, TypeError: a value that breaks its rule, or a model without a row for every token.
@@ -84,6 +86,7 @@ class Recipe(Options):
     tests: tuple[Test, ...]
     watched: tuple[tuple[int, float], ...] = ()
     start: bool = False
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("model", LMOptions), ("loop", LoopOptions)):
@@ -94,6 +97,9 @@ class Recipe(Options):
         object.__setattr__(self, "tests", made)
         object.__setattr__(self, "watched", tuple((int(length), float(p)) for length, p in self.watched))
         require(isinstance(self.start, bool), "start", self.start, "True or False")
+        if self.chunk is not None:
+            whole("chunk", self.chunk, 1)
+            require(self.model.implicit, "chunk", self.chunk, "None for an explicit model, which solves nothing")
         tokens = len(word_problem(self.problem)) + self.start
         what = f"the tokens of {self.problem}" + " and a start token" * self.start
         require(self.model.rows >= tokens, "vocab_size", self.model.rows, f">= {tokens}, {what}")
@@ -125,6 +131,7 @@ def by_length(
     phantom: int = 6,
     damping: float = 1.0,
     start: bool = False,
+    spare: int = 0,
 ) -> Curriculum:
     """Return stages of growing length, each until the running accuracy of the last token is above ``until``.
 
@@ -142,6 +149,7 @@ def by_length(
         phantom: its phantom steps.
         damping: of these.
         start: a start token takes part, so that unrolled stages have one evaluation more.
+        spare: evaluations that unrolled stages have beside one per token, so that what they learn is a fixed point.
 
     Raises:
         ValueError: a number of ``until`` that is not that of the stages but the last.
@@ -155,7 +163,7 @@ def by_length(
         phase = None
         if max_iter is not None:
             solved = free(max_iter=max_iter, phantom=phantom, damping=damping)
-            phase = solved if last or length > unroll else warm_up(iterations=length + start, damping=1.0)
+            phase = solved if last or length > unroll else warm_up(iterations=length + start + spare, damping=1.0)
         limit = None if last else most
         rows = max(1, tokens // length)
         stages.append(Stage(length=length, rows=rows, p=p, until=accuracy, steps=limit, phase=phase))
