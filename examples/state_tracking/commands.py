@@ -11,6 +11,7 @@ import torch
 
 from deqlm.models import ImplicitLM
 from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
+from examples.loop.device import usable
 from examples.loop.results import write_json
 from examples.state_tracking import demo as minute
 from examples.state_tracking import full as hours
@@ -178,7 +179,7 @@ def paper(args: Namespace) -> None:
             _try_out(recipe, args)
             continue
         folder = authors.folder_of(recipe, args.out / args.experiment)
-        result = run(recipe, folder, device=args.device, progress=args.progress)
+        result = run(recipe, folder, device=usable(args.device), progress=args.progress)
         print(report.accuracy_table([result], metric="last10"))
         tell([folder / "result.json"])
 
@@ -208,7 +209,7 @@ def train(args: Namespace) -> None:
     settings = {name: getattr(args, name) for name in GENERAL}
     recipe = general(args.problem, model=model, label=label, **settings, start=attends, checkpoint_every=100)
     folder = args.out / f"{args.problem}-{label.replace(', ', '-').replace(' ', '')}-{args.seed}"
-    result = run(recipe, folder, device=args.device, progress=args.progress)
+    result = run(recipe, folder, device=usable(args.device), progress=args.progress)
     print(report.accuracy_table([result]))
     pictures = drawn(lambda: _accuracy_picture(result, folder))
     tell([folder / "result.json", *pictures])

@@ -8,6 +8,7 @@ from typing import Any
 
 from deqlm_solvers.core.checks import whole
 from examples.loop import LoopOptions
+from examples.loop.command import distinct
 from examples.loop.results import write_json
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.forgetting import ForgettingMamba2Options
@@ -87,6 +88,7 @@ def groups(
         progress: as for `run_jobs`.
     """
     whole("seeds", seeds, 1)
+    distinct("problems", problems)
     recipes = [recipe_of(name, seed=seed, steps=steps) for name in problems for seed in range(seeds)]
     jobs = [(recipe, out / f"{recipe.problem.replace(':', '-')}-{recipe.loop.seed}") for recipe in recipes]
     data = {"contract": CONTRACT, "results": run_jobs(jobs, workers=workers, progress=progress)}

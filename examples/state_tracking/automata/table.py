@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 from deqlm_solvers.core.checks import require, suggest, whole
+from examples.loop.command import distinct
 from examples.loop.results import read_json, write_json
 from examples.state_tracking.automata.experiment import run
 from examples.state_tracking.automata.recipe import MODELS, AutomatonRecipe, baseline, implicit
@@ -70,6 +71,8 @@ def tabulate(
         ValueError: seeds below 1, or a model whose rate was never searched for.
     """
     whole("seeds", seeds, 1)
+    for name, given in (("tasks", tasks), ("models", models)):
+        distinct(name, given)
     for task in tasks:
         contract(task)
     rates = {label: _rate(label) for label in models}
@@ -153,6 +156,7 @@ def search(
         ValueError: no model.
         KeyError: an unknown one.
     """
+    distinct("models", models)
     require(len(models) > 0, "models", tuple(models), f"some of {', '.join(MODELS)}")
     cases = [(label, lr, start) for label in models for lr in TRIED for start in (True, False)]
     jobs = [

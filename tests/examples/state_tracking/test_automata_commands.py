@@ -57,6 +57,8 @@ def test_the_table_prints_its_contracts_and_the_published_means(tmp_path, capsys
     [
         (["--tasks", "party"], "unknown task 'party'"),
         (["--models", "LTSM"], "unknown model 'LTSM': did you mean 'LSTM'"),
+        (["--tasks", "parity", "parity"], "tasks must be all different, got ['parity', 'parity']"),
+        (["--models", "LSTM", "LSTM"], "models must be all different"),
         (["--seeds", "0"], "seeds must be a whole number >= 1, got 0"),
         (["--search"], "models must be some of LSTM, PD-SSM"),
         (["--search", "--models", "GRU"], "unknown model 'GRU'"),
@@ -205,6 +207,8 @@ def test_a_group_without_generators_is_named(tmp_path, capsys):
     for name, message in (("S5", "must have a number of generators"), ("S5:500", "in 1..119, got 500")):
         assert main(["groups", "--problems", name, "--out", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
+    assert main(["groups", "--problems", "S5:4", "S5:4", "--out", str(tmp_path)]) == 2
+    assert "problems must be all different, got ['S5:4', 'S5:4']" in capsys.readouterr().err
     recipe = generated.recipe_of("S5:32", seed=2)
     assert (recipe.length, recipe.loop.seed, recipe.problem) == (40, 2, "S5:32")
     assert [t.length for t in recipe.tests] == [40, 64, 128, 256]
