@@ -75,7 +75,7 @@ def draw_page(docs: Path = DOCS) -> Path:
 
 
 def illustrate(docs: Path = DOCS) -> list[Path]:
-    """Draw the pictures of the page, and that of the README, as SVG or GIF into docs/assets; return those that have a record.
+    """Draw the pictures of the page, and that of the README, into docs/assets; return those that have a record.
 
     Raises:
         ImportError: matplotlib is missing.

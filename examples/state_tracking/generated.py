@@ -20,6 +20,7 @@ __all__ = ["CONTRACT", "PROBLEMS", "groups", "recipe_of"]
 
 PROBLEMS = ("A5:2", "A5:6", "A5:12", "S5:4", "S5:8", "S5:32")
 TRAINED = 40
+CHUNK = 8
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, TRAINED)
 TESTED = (40, 64, 128, 256)
 
@@ -35,7 +36,7 @@ CONTRACT = {
 """What the results are results of; stored with them."""
 
 
-def recipe_of(name: str, *, seed: int = 0, steps: int = 3500) -> Recipe:
+def recipe_of(name: str, *, seed: int = 0, steps: int = 2600) -> Recipe:
     """Return the training of one implicit Mamba2 layer of width 64, which must forget, on a set of generators.
 
     Args:
@@ -51,7 +52,7 @@ def recipe_of(name: str, *, seed: int = 0, steps: int = 3500) -> Recipe:
         raise ValueError(f'problems must have a number of generators, as in "{name}:4", got {name!r}')
     loop = LoopOptions(
         steps=steps,
-        curriculum=by_length(LENGTHS, tokens=1024, until=0.95, max_iter=56, spare=2),
+        curriculum=by_length(LENGTHS, tokens=1024, until=0.95, max_iter=2 * CHUNK + 2, spare=2),
         lr=3e-3,
         seed=seed,
         log_every=25,
@@ -64,7 +65,7 @@ def recipe_of(name: str, *, seed: int = 0, steps: int = 3500) -> Recipe:
         loop=loop,
         # which settings are good was learnt on all elements of A5 and S5, on other sequences
         tests=tests(TESTED, seed=1),
-        chunk=8,
+        chunk=CHUNK,
     )
 
 
@@ -73,7 +74,7 @@ def groups(
     out: Path,
     *,
     seeds: int = 1,
-    steps: int = 3500,
+    steps: int = 2600,
     workers: int = 2,
     progress: bool | None = None,
 ) -> dict[str, Any]:

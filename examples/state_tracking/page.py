@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deqlm.reporting import page
+from examples.graph import report as graph
 from examples.loop.results import read_json
 from examples.state_tracking import report
 from examples.state_tracking.automata import sessions
@@ -18,6 +19,7 @@ from examples.state_tracking.automata.collapse import describe as describe_colla
 from examples.state_tracking.automata.recipe import OURS
 from examples.state_tracking.full import TRAINED
 from examples.state_tracking.small import PARTS
+from examples.vision import report as vision
 
 __all__ = ["DOCS", "blocks", "copy_records", "illustrate", "redraw"]
 
@@ -25,6 +27,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDS = Path("records/state_tracking")
 ALONE = ("automata", "traces", "collapse", "schedule", "groups")
 """Commands whose one result lies in the folder and the file of their name."""
+
+STORIES = {"graph": graph.block, "vision": vision.block}
+"""Examples of one run a seed, whose records stand beside the folder of these."""
 
 LONGEST = 256
 """Tokens up to which a record keeps what was measured at every position."""
@@ -83,6 +88,7 @@ def blocks(docs: Path = DOCS) -> dict[str, str]:
     tables = (_automata, _traces, _collapse, _schedule, _groups)
     for name, draw in zip(ALONE, tables, strict=True):
         made[name] = draw(records[name]) if name in records else _missing(name)
+    made |= {name: _story(name, docs / f"records/{name}.json") for name in STORIES}
     full = {name.removeprefix("full-"): data for name, data in records.items() if name.startswith("full-")}
     made["full"] = "\n\n".join(_full(group, data) for group, data in full.items()) if full else _missing("full")
     return made
@@ -120,6 +126,7 @@ def illustrate(docs: Path = DOCS) -> list[Path]:
             plots.collapse(records["collapse"]["results"], here / "state_tracking_collapse")
         if "schedule" in records:
             plots.schedules(records["schedule"]["table"], here / "state_tracking_schedule")
+        _stories(docs / "records", here)
         (docs / "assets").mkdir(exist_ok=True)
         for path in sorted(here.glob("*.svg")):
             written.append(docs / "assets" / path.name)
@@ -133,6 +140,21 @@ def _records(docs: Path) -> dict[str, Data]:
 
 def _missing(command: str) -> str:
     return f"No record yet: `python -m examples.state_tracking {command}`."
+
+
+def _story(name: str, path: Path) -> str:
+    return STORIES[name](read_json(path)) if path.exists() else f"No record yet: `python -m examples.{name}`."
+
+
+def _stories(records: Path, folder: Path) -> None:
+    """Draw the first seed of the examples of one run a seed."""
+    if (records / "graph.json").exists():
+        first = read_json(records / "graph.json")["runs"][0]
+        for path in graph.draw(first["runs"], first["settings"]["longest"], folder):
+            path.rename(folder / f"graph{path.suffix}")
+    if (records / "vision.json").exists():
+        for path in vision.draw(read_json(records / "vision.json")["runs"][0]["runs"], folder):
+            path.rename(folder / f"vision{path.suffix}")
 
 
 def _demos(group: str, demos: Sequence[Data]) -> str:
