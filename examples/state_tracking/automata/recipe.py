@@ -29,13 +29,14 @@ UNROLLED = 12
 
 SMALL = {"width": 32, "lr": 5e-3, "steps": 900, "hop": 1, "more": 2, "until": 0.98}
 LARGE = {"width": 64, "lr": 3e-3, "steps": 1300, "hop": 2, "more": 4, "until": 0.97, "chunk": UNROLLED}
+TRACES = {"width": 64, "lr": 3e-3, "steps": 500, "hop": 3, "more": 5, "until": 0.95, "chunk": UNROLLED}
 SETTINGS: dict[str, dict[str, Any]] = {
     "cycle_navigation": SMALL,
     "even_pairs": SMALL,
     "modular_arithmetic": LARGE,
     "parity": SMALL,
     "modular_arithmetic_brackets": LARGE,
-    "repl_traces": LARGE,
+    "repl_traces": TRACES,
 }
 """What differs between the tasks: width, highest rate, the steps over which it would decay to zero; tokens per
 evaluation of an unrolled solve, as many as one step of the automaton reads, and how many more evaluations; the accuracy
