@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     )
     groups.add_argument("--problems", nargs="+", default=list(commands.GENERATED), metavar="GROUP:COUNT")
     groups.add_argument("--seeds", type=int, default=1, help="how many (default %(default)s)")
-    groups.add_argument("--steps", type=int, default=2600, help="of each training (default %(default)s)")
+    groups.add_argument("--steps", type=int, help="of each training (default: 1000 to 6000, by problem)")
     add_workers(groups)
 
     paper = add_command(names, "paper", commands.paper, "the authors' experiments at their size, on one GPU", out=OUT)

@@ -69,6 +69,8 @@ def test_the_demo_prints_a_table_and_boards_and_draws(small, tmp_path, capsys):
     assert [result["label"] for result in results] == ["tiny", "once"]
     names = {path.stem for path in (tmp_path / "0").glob("*.svg")}
     assert names in ({"accuracy", "boards", "breadth", "calibration", "difficulty"}, set())
+    moving = [path.read_bytes()[:3] for path in (tmp_path / "0").glob("boards.gif")]
+    assert moving == [b"GIF"] * bool(names)
 
 
 @pytest.mark.parametrize("argv", [["six", "--seeds", "0", "1"], ["maze"]])
