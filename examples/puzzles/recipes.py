@@ -26,9 +26,9 @@ def demo(seed: int = 0, *, steps: int = 1300) -> list[Recipe]:
     ]
 
 
-def six(seed: int = 0, *, steps: int = 3000) -> Recipe:
-    """Return the training on 6x6; half of its steps look at states that up to 32 evaluations lie before."""
-    return recipe(SIX, label=IMPLICIT, steps=steps, shape=Shape(most=16, ahead=32), seed=seed, checkpoint_every=200)
+def six(seed: int = 0, *, steps: int = 2000) -> Recipe:
+    """Return the training on 6x6."""
+    return recipe(SIX, label=IMPLICIT, steps=steps, shape=Shape(most=16), seed=seed, checkpoint_every=200)
 
 
 def maze(side: int = 5, seed: int = 0, *, steps: int = 1000) -> Recipe:
