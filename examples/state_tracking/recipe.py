@@ -12,6 +12,7 @@ from deqlm.training import Curriculum, Stage, free, warm_up
 from deqlm_solvers import Options, options
 from deqlm_solvers.core.checks import number, require, whole
 from examples.loop import LoopOptions
+from examples.state_tracking import forgetting  # noqa: F401  registers a mixer that recipes name
 from examples.state_tracking.data import word_problem
 
 __all__ = ["Recipe", "Test", "by_length"]
