@@ -35,8 +35,6 @@ class Shape(Options):
         layers: with weights of their own, one after another; 1 is a layer that is used again and again.
         least: fewest evaluations of a training step, >= 1.
         most: most evaluations of a training step; their number is drawn anew for each.
-        ahead: most evaluations that half of the training steps make before these, without a gradient, so that states
-            far along the way are learnt from as well; 0 makes none.
         start: "random" starts every solve at a point of its own, "zero" at zero.
 
     Raises:
@@ -49,7 +47,6 @@ class Shape(Options):
     layers: int = 1
     least: int = 4
     most: int = 12
-    ahead: int = 0
     start: Literal["random", "zero"] = "random"
 
     def __post_init__(self) -> None:
@@ -57,10 +54,9 @@ class Shape(Options):
             whole(name, getattr(self, name), 1)
         require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width={self.width}")
         whole("most", self.most, self.least)
-        whole("ahead", self.ahead, 0)
         require(self.start in ("random", "zero"), "start", self.start, "'random' or 'zero'")
-        once = self.layers == 1 or (self.least, self.most, self.ahead, self.start) == (1, 1, 0, "zero")
-        require(once, "layers", self.layers, "1, but with least=1, most=1, ahead=0 and start='zero'")
+        once = self.layers == 1 or (self.least, self.most, self.start) == (1, 1, "zero")
+        require(once, "layers", self.layers, "1, but with least=1, most=1 and start='zero'")
 
 
 class Output(NamedTuple):
@@ -129,7 +125,7 @@ class PuzzleModel(nn.Module):
             cells: tokens, (B, cells) int64.
             labels: classes, (B, cells) int64; -100 does not count.
             mask: None; every cell of a puzzle counts.
-            stop: when the solve ends; None draws a number of evaluations as in training, and how many come before.
+            stop: when the solve ends; None draws a number of evaluations as in training.
             start: (B, cells, width); None is `start`.
 
         Raises:
@@ -138,23 +134,12 @@ class PuzzleModel(nn.Module):
         require(mask is None, "mask", mask, "None")
         require(cells.shape[1:] == self.places.shape[:1], "cells", tuple(cells.shape), f"(B, {len(self.places)})")
         u = self.inject(cells)
-        last = self._drawn(self.shape.least, self.shape.most) if stop is None else stop
-        z = self.start(u) if start is None else start
-        if stop is None and self.shape.ahead:
-            z = self._gone_ahead(u, z)
-        self.deq.solve = self.deq.solve.replace(stop=last)
-        z, solution = self.deq(u, start=z, with_stats=True)
+        self.deq.solve = self.deq.solve.replace(stop=self._drawn() if stop is None else stop)
+        z, solution = self.deq(u, start=self.start(u) if start is None else start, with_stats=True)
         logits = self.head(z)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         return Output(loss, logits, solution, z)
 
-    @torch.no_grad()
-    def _gone_ahead(self, u: Tensor, z: Tensor) -> Tensor:
-        if torch.rand(()) < 0.5:
-            return z
-        self.deq.solve = self.deq.solve.replace(stop=self._drawn(1, self.shape.ahead))
-        return self.deq(u, start=z)
-
-    @staticmethod
-    def _drawn(least: int, most: int) -> Stop:
-        return Stop(max_iter=int(torch.randint(least, most + 1, ())), rtol=0)
+    def _drawn(self) -> Stop:
+        evaluations = int(torch.randint(self.shape.least, self.shape.most + 1, ()))
+        return Stop(max_iter=evaluations, rtol=0)

@@ -51,22 +51,6 @@ def test_a_training_step_draws_its_evaluations():
     assert counts == {2, 3, 4, 5}
 
 
-def test_half_of_the_steps_go_ahead_without_a_gradient():
-    model = made(least=1, most=1, ahead=4)
-    cells, answers = draw()
-    z = torch.randn(3, 16, 8)
-    behind = [model(cells, stop=Stop(max_iter=k, rtol=0), start=z).state for k in (1, 2, 3, 4, 5)]
-    states = [model(cells, labels=answers, start=z).state for _ in range(40)]
-    found = [next(k for k, state in enumerate(behind) if torch.equal(state, one)) for one in states]
-    assert set(found) == {0, 1, 2, 3, 4}
-    assert 10 <= found.count(0) <= 30
-    last = next(state for state, k in zip(states, found, strict=True) if k == 4)
-    (by_one,) = torch.autograd.grad(last.sum(), model.deq.layer[1].weight, retain_graph=True)
-    short = model(cells, stop=Stop(max_iter=1, rtol=0), start=behind[3].detach()).state
-    (expected,) = torch.autograd.grad(short.sum(), model.deq.layer[1].weight)
-    torch.testing.assert_close(by_one, expected)
-
-
 def test_the_loss_reaches_every_parameter():
     model = made()
     cells, answers = draw()
@@ -99,8 +83,6 @@ def test_several_layers_stand_one_after_another():
         {"least": 5, "most": 4},
         {"start": "one"},
         {"layers": 2},
-        {"layers": 2, "least": 1, "most": 1, "start": "zero", "ahead": 1},
-        {"ahead": -1},
         {"hidden": -1},
         {"most": -3},
     ],
