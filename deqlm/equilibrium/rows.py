@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Cost, Layout, Map, Solution, Solve, Stop
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.kinds import require_state
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["solve_rows"]
@@ -36,16 +38,18 @@ def solve_rows(
     cap: MemoryCap | None = None,
     tokens: int | None = None,
     watch: Watch | None = None,
+    together: Processes | None = None,
 ) -> Solution:
     """Solve a packed map from its own start and unpack the solution; see `deqlm.solve`.
 
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
-    ``watch`` is what the call looks at on the way.
+    ``watch`` is what the call looks at on the way, ``together`` are the processes that solve in step.
     """
     if in_forward_mode():
         with without_tangents():
-            more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
-            sol = solve_rows(f, how, gradient, failures, **more)  # type: ignore[arg-type]
+            more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens}
+            more |= {"watch": watch, "together": together}
+            sol = solve_rows(f, how, gradient, failures, **more)
         by = SolvedBy(how, Layout(leaves=f.rows.row_shapes, batch_dims=f.rows.batch_dims))
         return with_tangent(sol, f, by, gradient, failures)
     rows = f.rows
@@ -58,6 +62,7 @@ def solve_rows(
         scale=_scale(scale, rows),
         token_mask=None if token_mask is None else _token_mask(token_mask, rows),
         round=rows.round if len(set(rows.dtypes)) > 1 else None,
+        together=together,
     )
     if cap is not None:
         how, gradient = cap.apply(how, gradient.for_solve(how), rows, layout)

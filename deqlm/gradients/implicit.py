@@ -52,7 +52,8 @@ class Implicit(Gradient):
             linear system is LU, with GMRES it is GMRES. "auto" goes by the forward solver: LU after `Newton` and
             `Dogleg`, GMRES after `NewtonKrylov`, else Anderson, each with ``Stop(max_iter=200, rtol="auto")``, where
             "auto" is 1e-6, or 4 eps of the dtype that f computes in; rows that fail are solved again by GMRES, and
-            `Adjoint.picked` says which. A solve that is given stays as it is.
+            `Adjoint.picked` says which. After a solve with ``Stop(collective=True)`` it is Anderson's with that, and
+            nothing is solved again. A solve that is given stays as it is.
         second_order: make second derivatives right, at the price of one more evaluation of f in the graph and a second
             backward solve. Without it a second derivative raises, but for one in the incoming gradient alone.
         failed: what a row gets whose backward solve does not converge: "keep" (the w that it has come to, zero where it
@@ -94,20 +95,26 @@ class Implicit(Gradient):
         _check(self.solve)  # type: ignore[arg-type]
 
     def for_solve(self, solve: Solve) -> Implicit:
-        return self if self.solve != "auto" else self.replace(solve=self.backward(solve.solver))
+        return self if self.solve != "auto" else self.replace(solve=self._after(solve))
 
-    def backward(self, forward: Solver | None = None) -> Solve:
+    def backward(self, forward: Solver | None = None, *, collective: bool = False) -> Solve:
         """Return the solve of a cotangent.
 
         Args:
             forward: solver of the point, by which "auto" goes; None is any but Newton's.
+            collective: "auto" ends in all processes together.
         """
         if isinstance(self.solve, Solve):
             return self.solve
+        if collective:
+            return Solve(Anderson(), IN_STEP)
         if isinstance(forward, DenseSolver):
             return Solve(Newton(), AUTO)
         products = isinstance(forward, StepSolver) and forward.differentiates
         return Solve(NewtonKrylov(), AUTO) if products else Solve(Anderson(), AUTO)
+
+    def _after(self, solve: Solve) -> Solve:
+        return self.backward(solve.solver, collective=solve.stop.collective)
 
     def graphs(self, stop: Stop) -> int:
         return 2 if self.second_order else 1
@@ -141,12 +148,18 @@ class Implicit(Gradient):
         by = f.solved_by if isinstance(f, RowMap) else None
         layout = Layout() if by is None else by.layout
         computed = evaluated_dtype(source)
-        how = self.backward(None if by is None else by.solve.solver)
+        how = self.backward() if by is None else self._after(by.solve)
         return System(
             how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
-            rescue=self.solve == "auto",
+            # GMRES makes as many products as the rows of one process need
+            rescue=self.solve == "auto" and not how.stop.collective,
             failed=self.failed,
-            layout=Layout(leaves=layout.leaves, batch_dims=layout.batch_dims, token_mask=layout.token_mask),
+            layout=Layout(
+                leaves=layout.leaves,
+                batch_dims=layout.batch_dims,
+                token_mask=layout.token_mask,
+                together=layout.together,
+            ),
             held=f.held if isinstance(f, RowMap) else None,
             narrow=computed == torch.float16,
             fz=fz,
@@ -156,6 +169,7 @@ class Implicit(Gradient):
 
 
 AUTO = Stop(max_iter=200, rtol="auto")
+IN_STEP = AUTO.replace(collective=True)
 
 
 def _check(solve: Solve) -> None:

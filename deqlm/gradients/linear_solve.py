@@ -64,7 +64,7 @@ def solve_cotangent(how: Solve, system: LinearSystem, *, rescue: bool) -> Soluti
         evaluations.
     """
     sol = _attempt(how, system).replace(picked=None, choices=())
-    if not bool(sol.failed.any()):
+    if not _anywhere(sol.failed, system.layout):
         return sol
     sol = sol if system.narrow else _in_range(how, system, sol)
     return _rescued(how, system, sol) if rescue else sol
@@ -76,10 +76,16 @@ def _in_range(how: Solve, system: LinearSystem, sol: Solution) -> Solution:
     float16 inside f overflows at cotangents that float32 holds.
     """
     lost = sol.status == int(Status.NONFINITE)
-    if not bool(lost.any()):
+    if not _anywhere(lost, system.layout):
         return sol
     again = _attempt(how, replace(system, narrow=True))
     return _merged(sol, again, lost).replace(cost=sol.cost + again.cost)
+
+
+def _anywhere(rows: Tensor, layout: Layout) -> bool:
+    """Say whether one of ``rows`` (B,) is True, here or in a process that must make the same products."""
+    here = bool(rows.any())
+    return here if layout.together is None else layout.together.any(here, rows.device)
 
 
 def _attempt(how: Solve, system: LinearSystem) -> Solution:
@@ -152,7 +158,7 @@ def _by_steps(solve: Solve, system: LinearSystem) -> Solution:
     g = scaled.g
     layout = system.layout
     if stop.per == "row":
-        layout = Layout(atol_scale=scaled.unit)
+        layout = Layout(atol_scale=scaled.unit, together=layout.together)
         if not stop.is_budget:
             stop = stop.replace(rtol=0.0, atol=stop.rtol)
     sol = Solve(solver, stop)(lambda w: system.product(w) + g, g, layout)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, in_use
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
-from deqlm.gradients.collective import refuse_collective
+from deqlm.gradients.collective import processes_in_step
 from deqlm.layers import Context, fold_weight_norm_
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
@@ -291,7 +291,7 @@ class ImplicitLM(nn.Module):
         how = how if rule is how.stop else Solve(how.solver, rule)
         if grad:
             method.check(how)
-        refuse_collective(self.backbone, how, method)
+        together = processes_in_step(self.backbone, how, method)
         mode = mode.for_model(how.stop, grad)
         # without grad, a solver that takes derivatives takes them by the state
         context = context if grad else replace(context, constant=True)
@@ -324,6 +324,7 @@ class ImplicitLM(nn.Module):
             commit=use_cache or not grad,
             token_mask=context.mask if how.stop.per == "token" else None,
             owner=self,
+            together=together,
         )
         replay.seal()
         self.last = sol.without_state()

@@ -63,7 +63,8 @@ class ChunkedSolve:
         before = self.cache
         short = how.stop.replace(max_iter=min(how.stop.max_iter, self.tries))
         whole = self._along([(0, self.shape[1])], Solve(how.solver, short), z0, layout)
-        if bool(whole.converged.all()):
+        done = bool(whole.converged.all())
+        if done if layout.together is None else not layout.together.any(not done, z0.device):
             return whole
         self.cache = before
         self.outputs.clear()

@@ -13,6 +13,7 @@ from torch import Tensor
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.native_rule import NativeRule, Update
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -62,10 +63,11 @@ class NativeBackend(Backend):
         "norm": lambda norm: norm in ("l2", "rms") or type(norm) is tuple,
         "per": lambda per: per in ("row", "token", "leaf"),
         "keep": lambda keep: keep == "best",
+        "collective": lambda collective: isinstance(collective, bool),
         "compact": lambda compact: compact in (True, False, "at_once"),
     }
     knows_layout: ClassVar[Knows] = dict.fromkeys(
-        ("leaves", "batch_dims", "scale", "token_mask", "atol_scale", "round", "first"), anything
+        ("leaves", "batch_dims", "scale", "token_mask", "atol_scale", "round", "first", "together"), anything
     )
 
     @classmethod
@@ -103,6 +105,7 @@ class NativeBackend(Backend):
             solve.group_root = ctypes.addressof(_ONE)
         else:
             self.keep = _groups(solve, stop, self.criterion)
+        self.together = (layout.together or Processes()) if stop.collective else None
         self.first = None if layout.first is None else layout.first.contiguous()
         solve.first = _pointer(self.first)
         self.best_z = None if solve.budget else torch.empty_like(z)
@@ -146,7 +149,11 @@ class NativeBackend(Backend):
         if last and not budget:
             return z, False
         looks = self._looks(k, tests)
-        return z_next, bool(budget) or not looks or active > 0
+        return z_next, bool(budget) or not looks or self._goes_on(active > 0)
+
+    def _goes_on(self, here: bool) -> bool:
+        """Say whether this process, or with ``Stop(collective=True)`` any other one, has rows that are not done."""
+        return here if self.together is None else self.together.any(here, CPU)
 
     def _passes_on(self, k: int, fz: Tensor) -> bool:
         """Say whether f(z) itself is the next point: a plain step of rows that all go on, with nothing to test.

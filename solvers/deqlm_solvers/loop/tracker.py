@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Layout
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -44,6 +45,7 @@ class Tracker(ABC):
     def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
         self.stop = stop
         self.criterion = Criterion(stop, layout, z)
+        self.together = (layout.together or Processes()) if stop.collective else None
         self.trace: list[Tensor] = []
 
     @abstractmethod
@@ -166,8 +168,12 @@ class RowTracker(Tracker):
             return False
         self.count = int(self.active.sum())
         if self.count > self.spare:
-            return False
-        return bool(self.count) or not self._take_up_lost(k)
+            return self._all_done(False)
+        return self._all_done(bool(self.count) or not self._take_up_lost(k))
+
+    def _all_done(self, here: bool) -> bool:
+        """Say whether this process, and with ``Stop(collective=True)`` every other one, is done."""
+        return here if self.together is None else not self.together.any(not here, self.active.device)
 
     def _note_halfway(self, tested: Tensor) -> None:
         """Keep the residuals of each row's first test in the second half of ``max_iter``."""
@@ -366,7 +372,8 @@ class BestMapTracker(Tracker):
             self.trace.append(reading.residual)
         self.relative = torch.where(self.over, self.relative, relative)
         self.evaluations = self.evaluations + ~self.over
-        self.over = (self.relative < self.stop.rtol).all()
+        failing = (~(self.relative < self.stop.rtol)).sum()
+        self.over = (failing if self.together is None else self.together.total(failing)) == 0
         every = self.stop.check_every
         return every > 0 and (k + 1) % every == 0 and bool(self.over)
 
