@@ -6,10 +6,12 @@ from deqlm.models.cost import ModelCost, model_cost
 from deqlm.models.lm import ImplicitLM, LMOutput
 from deqlm.models.options import MIXERS, AttentionOptions, LMOptions, Mamba2Options, MixerOptions
 from deqlm.models.presets import PRESETS, preset
+from deqlm.models.recipes import RECIPES, Recipe, RecipePhase, recipe
 
 __all__ = [
     "MIXERS",
     "PRESETS",
+    "RECIPES",
     "AttentionOptions",
     "Backbone",
     "ImplicitLM",
@@ -19,6 +21,9 @@ __all__ = [
     "Mamba2Options",
     "MixerOptions",
     "ModelCost",
+    "Recipe",
+    "RecipePhase",
     "model_cost",
     "preset",
+    "recipe",
 ]

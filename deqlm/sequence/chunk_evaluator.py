@@ -15,6 +15,7 @@ from deqlm.wrap.trees import map_tensors, tensors
 from deqlm_solvers import Layout
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.cost import Count
+from deqlm_solvers.core.processes import Processes
 
 __all__ = ["ChunkEvaluator", "ChunkMap", "NoiseError", "first_is_batch", "layout_of", "refuse_noise", "some_rows"]
 
@@ -97,14 +98,15 @@ class ChunkEvaluator:
             self.last = (z.clone(), y, cache)
         return y.reshape(z.shape)
 
-    def commit(self, z: Tensor) -> tuple[Tensor, Any]:
+    def commit(self, z: Tensor, together: Processes | None = None) -> tuple[Tensor, Any]:
         """Return f at ``z`` (B, l N), in the shape of the state, and the cache with these tokens.
 
-        Rows that are done stay where they are, so the last evaluation is often at ``z`` already.
+        Rows that are done stay where they are, so the last evaluation is often at ``z`` already; where processes are
+        in step (``together``), it is taken if it is so in all of them.
         """
-        if self.last is not None and torch.equal(self.last[0], z):
-            return self.last[1:]
-        return self._evaluate(z)
+        last = self.last if self.last is not None and torch.equal(self.last[0], z) else None
+        again = last is None if together is None else together.any(last is None, z.device)
+        return self._evaluate(z) if again or last is None else last[1:]
 
     def narrow(self, rows: Tensor) -> ChunkEvaluator | None:
         """Return the map on ``rows`` (K,) alone; see `deqlm_solvers.loop.subset.SubsetMap`."""

@@ -88,7 +88,7 @@ def test_two_processes_with_a_budget_find_what_one_does(tmp_path: Path) -> None:
         alone(ids, labels=ids, stop=BUDGET).loss.backward()
         with torch.no_grad():
             logits = alone(ids, stop=BUDGET).logits
-            together = alone(ids, stop=TOGETHER).logits
+            together = {mode: alone(ids, stop=TOGETHER, mode=mode).logits for mode in ("auto", "sequential")}
         for rank in (0, 1):
             got, gradients, refused, by_mode = torch.load(tmp_path / f"rank{rank}.pt")[family]
             torch.testing.assert_close(got, logits[2 * rank : 2 * rank + 2], rtol=1e-9, atol=1e-12)
@@ -97,4 +97,4 @@ def test_two_processes_with_a_budget_find_what_one_does(tmp_path: Path) -> None:
             assert "Wrap or shard the whole module" in refused
             assert "or use a budget" in refused
             for mode, here in by_mode.items():
-                torch.testing.assert_close(here, together[2 * rank : 2 * rank + 2], rtol=1e-6, atol=1e-7, msg=mode)
+                torch.testing.assert_close(here, together[mode][2 * rank : 2 * rank + 2], rtol=1e-6, atol=1e-7, msg=mode)
