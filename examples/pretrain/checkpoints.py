@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from deqlm.training import CheckpointError, get_random_state, set_random_state, write_atomically
@@ -30,6 +31,8 @@ __all__ = ["Checkpoints"]
 
 NAME = re.compile(r"step-(\d{8,})")
 BOOK = "training.json"
+ERRORS = (Exception, CheckpointException)
+"""What can be raised: torch's own error, which holds those of all processes, is no ``Exception``."""
 
 
 class Checkpoints:
@@ -72,8 +75,10 @@ class Checkpoints:
         try:
             with _alone_is_fine():
                 dcp.load(state, storage_reader=dcp.FileSystemReader(path))
-        except Exception as error:  # of many types
-            raise CheckpointError(f"{path} is damaged: {error}; remove it to go on from the one before") from error
+        except ERRORS as error:
+            raise CheckpointError(
+                f"{path} is damaged: {_why(error)}; remove it to go on from the one before"
+            ) from error
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         mine = path / f"random-{self.world.rank}.pt"
         if book["processes"] == self.world.size and mine.exists():
@@ -102,7 +107,7 @@ class Checkpoints:
             held = {"model": _copied(weights), "optimizer": _copied(moments)}
             with _alone_is_fine():
                 future = dcp.async_save(held, storage_writer=dcp.FileSystemWriter(part), process_group=self._group)
-        except Exception as error:
+        except ERRORS as error:
             raise self._failed(part, error) from error
         self._pending = future, part
 
@@ -117,7 +122,7 @@ class Checkpoints:
         (future, part), self._pending = self._pending, None
         try:
             future.result()
-        except Exception as error:  # torch gives those of all processes in one of its own
+        except ERRORS as error:
             raise self._failed(part, error) from error
         path = part.with_suffix("")
         if self.world.first:
@@ -134,10 +139,10 @@ class Checkpoints:
         found = [p for p in self.folder.iterdir() if NAME.fullmatch(p.name)] if self.folder.is_dir() else []
         return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
-    def _failed(self, part: Path, error: Exception) -> OSError:
+    def _failed(self, part: Path, error: BaseException) -> OSError:
         shutil.rmtree(part, ignore_errors=True)
         kept = "nothing was saved before" if self.saved is None else f"the last checkpoint is {self.saved}"
-        return OSError(f"could not write the checkpoint {part.with_suffix('')}: {error}; {kept}")
+        return OSError(f"could not write the checkpoint {part.with_suffix('')}: {_why(error)}; {kept}")
 
 
 @contextmanager
@@ -146,6 +151,14 @@ def _alone_is_fine() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*assuming the intent is to (save|load) in a single process")
         yield
+
+
+def _why(error: BaseException) -> str:
+    """Return the first error of any process, in one line."""
+    if isinstance(error, CheckpointException):
+        first = next(iter(error.failures.values()))[0]
+        return f"{type(first).__name__}: {first}"
+    return str(error) or type(error).__name__
 
 
 def _copied(value: Any) -> Any:

@@ -213,6 +213,7 @@ class PackedStream(IterableDataset[Tensor]):
         if self._readers not in (None, readers):
             raise CorpusError(f"a stream of {self._readers} readers must go on with as many, got {readers}")
         self._readers = readers
+        yield from self._cut(self._left, self._document)
         for index, text in enumerate(documents(self.source)):
             if index < self._document or index % readers != reader:
                 continue

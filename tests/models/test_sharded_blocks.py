@@ -97,4 +97,5 @@ def test_two_processes_with_a_budget_find_what_one_does(tmp_path: Path) -> None:
             assert "Wrap or shard the whole module" in refused
             assert "or use a budget" in refused
             for mode, here in by_mode.items():
-                torch.testing.assert_close(here, together[mode][2 * rank : 2 * rank + 2], rtol=1e-6, atol=1e-7, msg=mode)
+                want = together[mode][2 * rank : 2 * rank + 2]
+                torch.testing.assert_close(here, want, rtol=1e-6, atol=1e-7, msg=mode)
