@@ -78,6 +78,10 @@ def export(model: ImplicitLM, settings: Settings, folder: Any, state: dict[str, 
     saved = kind(made)
     saved.lm.load_state_dict(state)
     saved.save_pretrained(folder)
+    if settings.tokenizer == "bytes":
+        from examples.pretrain.byte_words import byte_words
+
+        byte_words().save_pretrained(folder)
 
 
 def _recomputed(block: nn.Module, *args: Any) -> Any:
