@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deqlm.cli.errors import UserError, user_input
-from deqlm.models import PRESETS, RECIPES, LMOptions, Recipe, recipe
-from deqlm.models.planning import GPUS, Plan, plan_training
+from deqlm.models import GPUS, PRESETS, RECIPES, LMOptions, Plan, Recipe, plan_training, recipe
 from deqlm_solvers.core.checks import suggest
 
 __all__ = ["add", "run"]

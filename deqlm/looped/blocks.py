@@ -96,9 +96,10 @@ def loop(
     if width is None:
         width = getattr(getattr(model, "config", None), "hidden_size", None)
         require(width is not None, "width", width, "given for a model without config.hidden_size")
-    like = next((p for block in blocks for p in block.parameters()), torch.empty(0))
+    like = next((p for block in blocks for p in block.parameters()), None)
+    place = {} if like is None else {"dtype": like.dtype, "device": like.device}
     given = {"solver": solver, "stop": stop, "gradient": gradient, **options}
-    made = LoopedBlocks(blocks, Gated(width, gate, like), **given)
+    made = LoopedBlocks(blocks, Gated(width, gate, **place), **given)
     found[first] = made
     for index in range(first + 1, end):
         found[index] = Passed(blocks[index - first])
@@ -132,7 +133,7 @@ class LoopedBlocks(nn.Module):
         deq: the `DEQ`; its ``solve`` and ``gradient`` can be replaced at any time, as phases of training do.
 
     Examples:
-        >>> looped = LoopedBlocks([nn.Tanh()], Gated(4, 0.5, torch.zeros(1)), stop=ONCE, gradient="unrolled")
+        >>> looped = LoopedBlocks([nn.Tanh()], Gated(4, 0.5), stop=ONCE, gradient="unrolled")
         >>> looped(torch.zeros(1, 2, 4)).shape
         torch.Size([1, 2, 4])
     """
@@ -185,14 +186,17 @@ class Gated(Inject):
     Args:
         width: D.
         gate: g of all channels at first.
-        like: whose dtype and device the gate has.
+        dtype: of the gate.
+        device: likewise.
     """
 
-    def __init__(self, width: int, gate: float, like: Tensor) -> None:
+    def __init__(
+        self, width: int, gate: float, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> None:
         super().__init__()
         whole("width", width, 1)
         logit = math.log(gate / (1 - gate))
-        self.gate = nn.Parameter(torch.full((width,), logit, dtype=like.dtype, device=like.device))
+        self.gate = nn.Parameter(torch.full((width,), logit, dtype=dtype, device=device))
 
     def join(self, layer: Any, z: Any, u: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return layer(u + self.gate.sigmoid() * (z - u), *args, **kwargs)

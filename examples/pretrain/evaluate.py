@@ -1,7 +1,7 @@
 """Evaluate a pretrained model: longer texts, other modes, more evaluations, and the tasks of lm-eval.
 
 python -m examples.pretrain.evaluate runs/pretrain/cpu-demo/model --lengths 64 128 256
-python -m examples.pretrain.evaluate MODEL --tasks lambada_openai hellaswag piqa arc_easy arc_challenge winogrande openbookqa
+python -m examples.pretrain.evaluate MODEL --tasks paper        (LAMBADA, HellaSwag, PIQA, ARC, WinoGrande, OpenBookQA)
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def evaluate(model: Any, tokenizer: Any, arguments: argparse.Namespace, folder: 
         if tokenizer is None:
             raise ValueError(f"{folder} has no tokenizer, which lm-eval needs: tokenizer.save_pretrained(folder)")
         include = Path(arguments.include) if arguments.include else None
-        result["tasks"] = score_tasks(model, tokenizer, arguments.tasks, batch=arguments.batch, include=include)
+        tasks = [name for task in arguments.tasks for name in (PAPER if task == "paper" else [task])]
+        result["tasks"] = score_tasks(model, tokenizer, tasks, batch=arguments.batch, include=include)
         print(json.dumps(result["tasks"], indent=1))
         return result
     words = make_tokenizer(arguments.tokenizer, vocabulary, arguments.end)
@@ -178,9 +179,9 @@ def evaluate(model: Any, tokenizer: Any, arguments: argparse.Namespace, folder: 
     modes = list(arguments.modes) if lm.backbone.implicit else ["simultaneous"]
     result["lengths"] = lengths(lm, shards, arguments.lengths, modes, arguments.tokens)
     for row in result["lengths"]:
-        spent = (
-            f"{row['evaluations']:8.1f} evaluations, {row['converged']:.0%} converged" if "evaluations" in row else ""
-        )
+        spent = ""
+        if "evaluations" in row:
+            spent = f"{row['evaluations']:8.1f} evaluations, {row['converged']:.0%} converged"
         print(f"length {row['length']:6}  {row['mode']:12}  perplexity {row['perplexity']:9.3f}  {spent}")
     if lm.backbone.implicit:
         first = arguments.lengths[0]
@@ -203,16 +204,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="DIR", help="that a training exported, or model.save_pretrained wrote")
-    parser.add_argument(
-        "--source", metavar="TEXT", help="see examples.pretrain.documents; default: Python's help pages"
-    )
+    parser.add_argument("--source", metavar="TEXT", help="default: Python's help pages")
     parser.add_argument("--tokenizer", default="bytes", metavar="FILE")
     parser.add_argument("--end", default="<|endoftext|>", help="the token behind a document")
     parser.add_argument("--data", default="runs/pretrain/data", metavar="DIR", help="of the tokenised corpora")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384], metavar="L")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=(*MODES, "auto", "frontier"))
     parser.add_argument("--tokens", type=int, default=16384, metavar="N", help="per length (default 16384)")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"of lm-eval; those of the paper: {' '.join(PAPER)}")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"of lm-eval; 'paper' is {' '.join(PAPER)}")
     parser.add_argument("--include", metavar="DIR", help="of tasks of your own")
     parser.add_argument("--batch", type=int, default=8, metavar="B", help="texts at once for lm-eval (default 8)")
     return parser

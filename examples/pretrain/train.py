@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from deqlm.models import ImplicitLM, model_cost
-from deqlm.models.planning import GPUS, train_flops
+from deqlm.models import GPUS, ImplicitLM, model_cost
+from deqlm.models.planning import train_flops
 from deqlm.reporting.progress import Progress
 from deqlm.training import CheckpointError, random_state_kept
 from examples.loop.guard import Watchman

@@ -167,13 +167,8 @@ class RowTracker(Tracker):
         if not self.schedule.looks:
             return False
         self.count = int(self.active.sum())
-        if self.count > self.spare:
-            return self._all_done(False)
-        return self._all_done(bool(self.count) or not self._take_up_lost(k))
-
-    def _all_done(self, here: bool) -> bool:
-        """Say whether this process, and with ``Stop(collective=True)`` every other one, is done."""
-        return here if self.together is None else not self.together.any(not here, self.active.device)
+        done = self.count <= self.spare and (bool(self.count) or not self._take_up_lost(k))
+        return done if self.together is None else not self.together.any(not done, self.active.device)
 
     def _note_halfway(self, tested: Tensor) -> None:
         """Keep the residuals of each row's first test in the second half of ``max_iter``."""
