@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import deqlm
-from deqlm.cli import compare, diagnose, env, generate, gradients, info, plan, solvers
+from deqlm.cli import compare, diagnose, env, generate, gradients, info, new, plan, solvers
 from deqlm.cli.errors import Parser, UserError
 from deqlm_solvers.core.checks import suggest
 
@@ -16,7 +16,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     **{"compare": compare, "diagnose": diagnose, "env": env, "generate": generate},
-    **{"gradients": gradients, "info": info, "plan": plan, "solvers": solvers},
+    **{"gradients": gradients, "info": info, "new": new, "plan": plan, "solvers": solvers},
 }
 
 EPILOG = """\
@@ -28,6 +28,7 @@ examples:
   deqlm info                                     the models of the paper, and what a token costs
   deqlm plan mamba2-1.3b --gpu h200 --count 32   memory and days of a pretraining
   deqlm solvers                                  what there is to compare
+  deqlm new solver heavy_ball                    a package with a solver of your own
   deqlm COMMAND --help                           more on one command
 """
 
