@@ -29,6 +29,7 @@ def load_looped(folder: str | Path, **options: Any) -> Any:
         ValueError: a model that is not looped.
 
     Examples:
+        >>> import deqlm
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
         >>> model = deqlm.loop(LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes)), layers=(1, 2))

@@ -96,6 +96,7 @@ def loop(
     if width is None:
         width = getattr(getattr(model, "config", None), "hidden_size", None)
         require(width is not None, "width", width, "given for a model without config.hidden_size")
+    assert width is not None
     like = next((p for block in blocks for p in block.parameters()), None)
     place = {} if like is None else {"dtype": like.dtype, "device": like.device}
     given = {"solver": solver, "stop": stop, "gradient": gradient, **options}
@@ -133,7 +134,7 @@ class LoopedBlocks(nn.Module):
         deq: the `DEQ`; its ``solve`` and ``gradient`` can be replaced at any time, as phases of training do.
 
     Examples:
-        >>> looped = LoopedBlocks([nn.Tanh()], Gated(4, 0.5), stop=ONCE, gradient="unrolled")
+        >>> looped = LoopedBlocks([nn.Tanh()], Gated(4, 0.5), solver="fixed_point", stop=ONCE)
         >>> looped(torch.zeros(1, 2, 4)).shape
         torch.Size([1, 2, 4])
     """

@@ -1,6 +1,7 @@
 """Implicit and explicit twins on a text: equal parameters, then equal tokens and equal time.
 
-python -m tests.benchmarks.language_twins --text FILE --steps 600 --seeds 0 1 2 --out docs/records/language_twins.json
+python -m tests.benchmarks.language_twins --text FILE --steps 1200 --seeds 0 1 2 --out docs/records/language_twins.json
+python -m tests.benchmarks.language_twins --draw docs/assets
 
 The explicit model is wider, or has wider MLPs, by the parameters that the implicit one has for its injection. It is
 trained twice: with the steps of the implicit one, and with the CPU seconds of the implicit one, its rate decaying to
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from deqlm.reporting import style
 from deqlm.reporting.environment import environment
 from examples.language_model.corpus import Corpus, byte_tokenizer, read_text
 from examples.language_model.families import FAMILIES, LENGTH, ROWS, Family
@@ -64,6 +66,37 @@ def run(name: str, corpus: Corpus, seed: int, steps: int, *, implicit: bool) -> 
     }
 
 
+def draw(record: dict[str, Any], folder: Path) -> Path:
+    """Draw held-out bits per byte against tokens and CPU seconds, a line per run; return the file."""
+    looks = {"implicit": "-", "explicit, equal tokens": "--", "explicit, equal time": ":"}
+    with style.steady():
+        made, panels = style.panels(4, 2, (3.4, 2.4), 0.5)
+        for row, name in enumerate(FAMILIES):
+            for column, (axis, label) in enumerate((("tokens", "tokens, thousands"), ("cpu_seconds", "CPU seconds"))):
+                panel = panels[2 * row + column]
+                panel.set_title(name)
+                panel.set_xlabel(label)
+                panel.set_ylabel("bits per byte")
+                for key, run in record["runs"].items():
+                    family, kind, _ = key.split("/")
+                    if family == name:
+                        color = style.PALETTE[list(looks).index(kind)]
+                        xs = [
+                            point["step"] * ROWS * LENGTH / 1e3 if axis == "tokens" else point[axis]
+                            for point in run["curve"]
+                        ]
+                        ys = [point["bits_per_byte"] for point in run["curve"]]
+                        panel.plot(xs, ys, looks[kind], color=color, linewidth=1.2)
+                panel.set_ylim(2.4, 4.2)
+        keys = [
+            style.key(k, color=c, linestyle=dash) for (k, dash), c in zip(looks.items(), style.PALETTE, strict=False)
+        ]
+        style.legend_below(made, keys, 3, 0.3)
+        path, png = style.write(made, folder, "language_twins")
+        png.unlink()
+    return path
+
+
 def main() -> None:
     """Make what the record does not have yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +105,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=["mamba2", "llama"])
     parser.add_argument("--out", type=Path, default=Path("docs/records/language_twins.json"))
+    parser.add_argument("--draw", type=Path, metavar="DIR", help="draw the record instead of adding to it")
     args = parser.parse_args()
+    if args.draw is not None:
+        print(draw(read_json(args.out), args.draw))
+        return
     torch.set_num_threads(1)
     text = read_text(args.text)
     about = {

@@ -85,6 +85,7 @@ def test_a_stream_goes_on_where_it_was(tmp_path, readers):
     assert tokens - 8 * readers < 8 * len(seen) <= tokens
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_workers_of_a_stream_go_on_too(tmp_path):
     loader = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata").StatefulDataLoader
     source = jsonl(tmp_path, [f"document {n} " * (n % 7) for n in range(40)])
