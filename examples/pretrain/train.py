@@ -9,6 +9,7 @@ A training that was stopped goes on when the same command is given again.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -26,7 +27,7 @@ from deqlm.models import GPUS, ImplicitLM, model_cost
 from deqlm.models.planning import train_flops
 from deqlm.reporting.progress import Progress
 from deqlm.training import CheckpointError, random_state_kept
-from examples.loop.guard import Watchman
+from examples.loop.guard import Fall, Watchman
 from examples.loop.train import TrainingError
 from examples.pretrain.checkpoints import Checkpoints
 from examples.pretrain.data import IGNORED, PackedStream, Shards, Windows, labels_of, prepare, shards_folder
@@ -166,7 +167,8 @@ class Training:
         self.watchman.observe(0, loss, record["converged"])
         if (fall := self.watchman.judge(self.step + 1, self._weights)) is not None:
             assert self.watchman.refuge is not None
-            kept = self.watchman.refuge["weights"]
+            # the optimizer goes on in the tensors that it is given
+            kept = copy.deepcopy(self.watchman.refuge["weights"])
             self.model.load_state_dict(kept["model"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self._say(fall.line())
@@ -234,8 +236,6 @@ class Training:
         self.step, self.seconds = state["step"], state["seconds"]
         self.feed.go_on(state["feed"])
         if self.watchman is not None and state["guard"] is not None:
-            from examples.loop.guard import Fall
-
             self.watchman.falls = [Fall(*fall) for fall in state["guard"]["falls"]]
 
     def _export(self) -> None:

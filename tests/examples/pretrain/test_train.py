@@ -83,6 +83,33 @@ def test_a_loss_that_is_not_finite_stops_and_saves(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, weights(again), strict=True))
 
 
+def test_a_guard_brings_the_best_weights_back(tmp_path):
+    made = stopped_at(training(tmp_path, settings(guard={"window": 1}, checkpoint_every=5)), 2)
+    best = [w.clone() for w in weights(made)]
+    plain = made.called
+
+    def broken(*args, **kwargs):
+        out = plain(*args, **kwargs)
+        return SimpleNamespace(loss=out.loss * torch.nan, solution=out.solution)
+
+    made.called = broken
+    made._step()
+    (fall,) = made.watchman.falls
+    assert fall.best_step in (1, 2)
+    if fall.best_step == 2:
+        assert all(torch.equal(a, b) for a, b in zip(best, weights(made), strict=True))
+    made.called = plain
+    assert made._step()["lr"] == pytest.approx(made.schedule.at(3) * made.watchman.guard.factor)
+    stopped_at(made, 5)
+    assert training(tmp_path, settings(guard={"window": 1}, checkpoint_every=5)).watchman.falls == [fall]
+
+
+def test_an_explicit_model_has_no_phases(tmp_path):
+    made = training(tmp_path, settings(2, model={"implicit": False, "best_f": False}, phases=[]))
+    assert math.isfinite(made.run()["loss"])
+    assert {line["phase"] for line in lines(tmp_path) if line["kind"] == "train"} == {0}
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     import torch.distributed.checkpoint as dcp
 
