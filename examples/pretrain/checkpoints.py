@@ -49,6 +49,10 @@ class Checkpoints:
         self.folder, self.experiment, self.world, self.keep = folder, experiment, world, keep
         self.saved: Path | None = None
         self._pending: tuple[Any, Path] | None = None
+        if world.first:
+            # what a kill left half written
+            for part in folder.glob("step-*.part"):
+                shutil.rmtree(part, ignore_errors=True)
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
 
     def newest(self) -> Path | None:
