@@ -56,6 +56,7 @@ class ChunkEvaluator:
         count: shared by the maps of a call.
         known: what of a cache was taken to be per row in maps whose rows were found not to mix, likewise.
         whole: whether it is the map of all rows, which alone can be committed.
+        together: processes that solve in step, or None.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ChunkEvaluator:
         known: set[tuple[bool, ...]],
         *,
         whole: bool = True,
+        together: Processes | None = None,
     ) -> None:
         self.chunk = chunk
         self.cache = cache
@@ -74,6 +76,7 @@ class ChunkEvaluator:
         self.whole = whole
         self.count = count
         self.known = known
+        self.together = together
         self.last: tuple[Tensor, Tensor, Any] | None = None
 
     @property
@@ -98,14 +101,14 @@ class ChunkEvaluator:
             self.last = (z.clone(), y, cache)
         return y.reshape(z.shape)
 
-    def commit(self, z: Tensor, together: Processes | None = None) -> tuple[Tensor, Any]:
+    def commit(self, z: Tensor) -> tuple[Tensor, Any]:
         """Return f at ``z`` (B, l N), in the shape of the state, and the cache with these tokens.
 
         Rows that are done stay where they are, so the last evaluation is often at ``z`` already; where processes are
-        in step (``together``), it is taken if it is so in all of them.
+        in step, it is taken if it is so in all of them.
         """
         last = self.last if self.last is not None and torch.equal(self.last[0], z) else None
-        again = last is None if together is None else together.any(last is None, z.device)
+        again = last is None if self.together is None else self.together.any(last is None, z.device)
         return self._evaluate(z) if again or last is None else last[1:]
 
     def narrow(self, rows: Tensor) -> ChunkEvaluator | None:
