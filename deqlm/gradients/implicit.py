@@ -14,9 +14,23 @@ from deqlm.gradients.refused import refusing
 from deqlm.wrap.graph import begin, depends, reaches_leaf
 from deqlm.wrap.left_behind import left_by
 from deqlm.wrap.rows import RowMap
-from deqlm_solvers import Adjoint, Anderson, Layout, Map, Newton, NewtonKrylov, Solve, Solver, StepSolver, Stop, options
+from deqlm_solvers import (
+    Adjoint,
+    Anderson,
+    Deer,
+    Layout,
+    Map,
+    Newton,
+    NewtonKrylov,
+    Solve,
+    Solver,
+    StepSolver,
+    Stop,
+    options,
+)
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.methods.deer.grid import Grid
 from deqlm_solvers.methods.dense import DenseSolver
 
 __all__ = ["Implicit"]
@@ -49,9 +63,11 @@ class Implicit(Gradient):
 
     Args:
         solve: solver and `Stop` of the backward solve (an object or a dict); ``atol`` must be 0. Newton's method on a
-            linear system is LU, with GMRES it is GMRES. "auto" goes by the forward solver: LU after `Newton` and
-            `Dogleg`, GMRES after `NewtonKrylov`, else Anderson, each with ``Stop(max_iter=200, rtol="auto")``, where
-            "auto" is 1e-6, or 4 eps of the dtype that f computes in; rows that fail are solved again by GMRES, and
+            linear system is LU, with GMRES it is GMRES, along a sequence (`Deer`) it is one scan from the last token to
+            the first, exact for maps whose token t sees no others than itself and token t - 1, and refused on others.
+            "auto" goes by the forward solver: LU after `Newton` and `Dogleg`, GMRES after `NewtonKrylov`, the scan
+            after `Deer` where it is exact, else Anderson, each with ``Stop(max_iter=200, rtol="auto")``, where "auto"
+            is 1e-6, or 4 eps of the dtype that f computes in; rows that fail are solved again by GMRES, and
             `Adjoint.picked` says which. After a solve with ``Stop(collective=True)`` it is Anderson's with that, and
             nothing is solved again. A solve that is given stays as it is.
         second_order: make second derivatives right, at the price of one more evaluation of f in the graph and a second
@@ -110,6 +126,8 @@ class Implicit(Gradient):
             return Solve(Anderson(), IN_STEP)
         if isinstance(forward, DenseSolver):
             return Solve(Newton(), AUTO)
+        if isinstance(forward, Deer):
+            return Solve(Deer(structure=forward.structure), AUTO)
         products = isinstance(forward, StepSolver) and forward.differentiates
         return Solve(NewtonKrylov(), AUTO) if products else Solve(Anderson(), AUTO)
 
@@ -149,6 +167,10 @@ class Implicit(Gradient):
         layout = Layout() if by is None else by.layout
         computed = evaluated_dtype(source)
         how = self.backward() if by is None else self._after(by.solve)
+        grid = None
+        if isinstance(how.solver, Deer):
+            stop = how.stop if by is None else by.solve.stop
+            grid = Grid.of(layout, stop, source.shape[1], how.solver.structure)
         return System(
             how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
             # GMRES makes as many products as the rows of one process need
@@ -165,6 +187,7 @@ class Implicit(Gradient):
             fz=fz,
             source=source,
             adjoint=adjoint,
+            grid=grid,
         )
 
 
@@ -181,6 +204,9 @@ def _check(solve: Solve) -> None:
     require(stop.criterion is None, "solve.stop.criterion", stop.criterion, "None: a cotangent is no state")
     require(stop.share == 1, "solve.stop.share", stop.share, "1: every row needs its gradient")
     require(stop.norm == "l2", "solve.stop.norm", stop.norm, "'l2', the norm of the tolerance rtol ||g||")
+    if isinstance(solver, Deer):
+        plain = solver == Deer(structure=solver.structure)
+        require(plain, "solve.solver", solver, "a Deer with no option but structure: the scan has its blocks from J^T")
     if stop.per == "row" and not stop.is_budget:
         require("atol" in solver.honours, "solve.solver", solver.name, "a solver that honours Stop(atol=...)")
 

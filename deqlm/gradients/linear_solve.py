@@ -1,4 +1,4 @@
-"""Solves w = A w + g on rows for products with A: by the steps of a solver, by LU, or by GMRES."""
+"""Solves w = A w + g on rows for products with A: by the steps of a solver, by LU, by a scan, or by GMRES."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deqlm_solvers import Cost, Layout, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
+from deqlm.gradients.along import Along, Inverse
+from deqlm_solvers import Cost, Deer, Layout, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.linalg.gmres import BatchedGMRES
@@ -33,12 +34,14 @@ class LinearSystem:
         g: right-hand side, finite.
         layout: what rows stand for.
         narrow: whether products are computed in float16, whose range is small.
+        along: A as a map along a sequence, for a scan; None where it is none.
     """
 
     product: Map
     g: Tensor
     layout: Layout
     narrow: bool = False
+    along: Along | None = None
 
     def matrix(self) -> Tensor:
         """Return A of every row, (B, N, N), by N products, where rows do not depend on each other."""
@@ -54,8 +57,8 @@ def solve_cotangent(how: Solve, system: LinearSystem, *, rescue: bool) -> Soluti
     """Solve to the tolerance rtol ||g|| of each row, or rtol ||A w + g|| of each token or leaf.
 
     Args:
-        how: solver and stop. Newton's method on a linear system is LU, with GMRES it is GMRES: those solvers stand for
-            the two here.
+        how: solver and stop. Newton's method on a linear system is LU, with GMRES it is GMRES, along a sequence it is a
+            scan: those solvers stand for the three here.
         system: to solve.
         rescue: rows that do not converge are solved again by GMRES.
 
@@ -94,6 +97,8 @@ def _attempt(how: Solve, system: LinearSystem) -> Solution:
         return _by_lu(stop, system)
     if isinstance(solver, NewtonKrylov):
         return _by_gmres(stop, system, solver.krylov)
+    if isinstance(solver, Deer) and system.along is not None:
+        return _by_scan(stop, system, system.along)
     steps = isinstance(solver, StepSolver) or stop.per != "row"
     return _by_steps(how, system) if steps else _in_units(how, system)
 
@@ -189,6 +194,54 @@ def _by_lu(stop: Stop, system: LinearSystem) -> Solution:
     # what the dtype of the products can resolve of I - A; the w of a singular one is no answer
     floor = 64 * torch.finfo(scaled.g.dtype).eps * torch.linalg.matrix_norm(matrix) * _norm(w)
     return scaled.judge(stop, w, r, steps, products + 1, torch.minimum(floor, LOST * scaled.unit))
+
+
+def _by_scan(stop: Stop, system: LinearSystem, along: Along) -> Solution:
+    """Solve by a scan along the sequence, in float64, and correct while that helps; products tell the true residual.
+
+    One scan is exact where the blocks are A. Blocks that are only its diagonal are refined by further scans, and where
+    those do not arrive, replaced by full ones.
+    """
+    scaled = _Scaled.of(system)
+    g = scaled.g.double()
+    at = _Refined(w=torch.zeros_like(g), r=g, norm=_norm(g), goal=torch.zeros_like(scaled.unit), spent=1)
+    tried: Along | None = along
+    open_rows = torch.ones_like(at.norm, dtype=torch.bool)
+    while tried is not None:
+        at = _refined(stop, scaled, tried.inverse(), at, open_rows)
+        open_rows = at.norm > at.goal
+        tried = tried.dense() if bool(open_rows.any()) else None
+    steps = torch.full_like(at.norm, at.spent, dtype=torch.int64)
+    return scaled.judge(stop, at.w.to(scaled.g.dtype), at.r.to(scaled.g.dtype), steps, at.spent, at.goal)
+
+
+@dataclass(frozen=True, eq=False)
+class _Refined:
+    """Where a solve by scans stands: w and its residual r (B, N), ||r|| and what it must reach (B,), products."""
+
+    w: Tensor
+    r: Tensor
+    norm: Tensor
+    goal: Tensor
+    spent: int
+
+
+def _refined(stop: Stop, scaled: _Scaled, inverse: Inverse, at: _Refined, rows: Tensor) -> _Refined:
+    """Correct the ``rows`` (B,) by scans while each halves their residual and they have not arrived."""
+    w, r, norm, goal, spent = at.w, at.r, at.norm, at.goal, at.spent + inverse.products
+    first, limit, g = spent, stop.max_iter, scaled.g.double()
+    while bool(rows.any()) and (spent == first or spent < limit):
+        new = w + inverse(r)
+        left = scaled.product(new.to(scaled.g.dtype)).double() + g - new
+        spent, after = spent + 1, _norm(left)
+        # what the dtype of the products can resolve of I - A
+        floor = 64 * torch.finfo(scaled.g.dtype).eps * (1 + inverse.size) * _norm(new)
+        goal = torch.where(rows, torch.minimum(floor, LOST * scaled.unit).maximum(stop.rtol * scaled.unit), goal)
+        better = rows & ((after < norm) | ~after.isfinite())
+        w, r = torch.where(better[:, None], new, w), torch.where(better[:, None], left, r)
+        rows = better & (after > goal) & (after < 0.5 * norm)
+        norm = torch.where(better, after, norm)
+    return _Refined(w, r, norm, goal, spent)
 
 
 def _joined(stop: Stop, system: LinearSystem) -> Solution:
