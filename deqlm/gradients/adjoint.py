@@ -60,12 +60,12 @@ class System:
         refuse_transforms(g)
         warn_below_floor(self.how.stop, g.dtype)
         rhs = g if self.held is None else torch.where(self.held.masked, 0.0, g)
-        lost = ~rhs.isfinite().all(1)
+        lost = None if g.device.type == "cpu" and bool(rhs.isfinite().all()) else ~rhs.isfinite().all(1)
         product = self._plain() if plain else self._transposed
         how, along = self._along(product, rhs, plain=plain)
         system = LinearSystem(
             product=product,
-            g=torch.where(lost[:, None], 0.0, rhs),
+            g=rhs if lost is None else torch.where(lost[:, None], 0.0, rhs),
             layout=self.layout,
             narrow=self.narrow or g.dtype == torch.float16,
             along=along,
@@ -92,20 +92,23 @@ class System:
             )
         return Solve(Anderson(), self.how.stop), None
 
-    def _answer(self, g: Tensor, sol: Solution, lost: Tensor, *, plain: bool, correction: bool) -> Tensor:
+    def _answer(self, g: Tensor, sol: Solution, lost: Tensor | None, *, plain: bool, correction: bool) -> Tensor:
         w = sol.z
-        if self.failed != "keep":
+        if sol.worst() <= int(Status.BUDGET):
+            pass  # there is none to mend
+        elif self.failed != "keep":
             w = torch.where(sol.failed[:, None], g if self.failed == "one_step" else 0.0, w)
         elif self.adjoint.failed_grad != "keep":
             w = torch.where(sol.status[:, None] >= BAD, 0.0, w)
-        sol = sol.replace(
-            status=sol.status.masked_fill(lost, int(Status.NONFINITE)),
-            residual=sol.residual.masked_fill(lost, torch.inf),
-        )
+        if lost is not None:
+            sol = sol.replace(
+                status=sol.status.masked_fill(lost, int(Status.NONFINITE)),
+                residual=sol.residual.masked_fill(lost, torch.inf),
+            )
         products = sol.cost.evaluations + sol.cost.jvps
         cost = Cost(jvps=products) if plain else Cost(vjps=products)
         self.adjoint.record(sol, cost, report=not correction)
-        w = w.masked_fill(lost[:, None], torch.nan)
+        w = w if lost is None else w.masked_fill(lost[:, None], torch.nan)
         return w if self.held is None else torch.where(self.held.masked, g, w)
 
     def _transposed(self, w: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from deqlm_solvers import (
 )
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.methods.deer.grid import Grid
 from deqlm_solvers.methods.dense import DenseSolver
 
@@ -125,11 +126,11 @@ class Implicit(Gradient):
         if collective:
             return Solve(Anderson(), IN_STEP)
         if isinstance(forward, DenseSolver):
-            return Solve(Newton(), AUTO)
+            return DENSE
         if isinstance(forward, Deer):
             return Solve(Deer(structure=forward.structure), AUTO)
         products = isinstance(forward, StepSolver) and forward.differentiates
-        return Solve(NewtonKrylov(), AUTO) if products else Solve(Anderson(), AUTO)
+        return PRODUCTS if products else STEPS
 
     def _after(self, solve: Solve) -> Solve:
         return self.backward(solve.solver, collective=solve.stop.collective)
@@ -172,7 +173,7 @@ class Implicit(Gradient):
             stop = how.stop if by is None else by.solve.stop
             grid = Grid.of(layout, stop, source.shape[1], how.solver.structure)
         return System(
-            how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
+            how=_resolved(how, computed),
             # GMRES makes as many products as the rows of one process need
             rescue=self.solve == "auto" and not how.stop.collective,
             failed=self.failed,
@@ -193,6 +194,20 @@ class Implicit(Gradient):
 
 AUTO = Stop(max_iter=200, rtol="auto")
 IN_STEP = AUTO.replace(collective=True)
+DENSE, PRODUCTS, STEPS = Solve(Newton(), AUTO), Solve(NewtonKrylov(), AUTO), Solve(Anderson(), AUTO)
+
+
+def _resolved(how: Solve, computed: torch.dtype) -> Solve:
+    """Return the solve of a cotangent with a number for ``rtol="auto"``, by what f computes in."""
+    if how.stop.rtol != "auto":
+        return how
+    made = _RESOLVED.get((id(how), computed))
+    if made is None:
+        made = _RESOLVED.keep((how,), Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)), computed)
+    return made
+
+
+_RESOLVED: Kept[Solve] = Kept()
 
 
 def _check(solve: Solve) -> None:

@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqlm.wrap.graph import keep_buffers
+
 __all__ = ["pull_back", "pull_back_many"]
+
+GIVEN_AWAY = (
+    "a part of the layer was compiled, with gradients, before this solve met it, so that its backward gives its "
+    "buffers away and can run once, where the adjoint solve needs it many times. Set "
+    "torch._functorch.config.donated_buffer = False before it is compiled, or let the solve be the first to "
+    "evaluate it with gradients"
+)
 
 _engine: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
 
@@ -27,6 +36,17 @@ def pull_back(out: Tensor, source: Tensor, w: Tensor) -> Tensor | None:
     Returns:
         Shape of ``source``, or None where ``out`` does not depend on it.
     """
+    try:
+        return _product(out, source, w)
+    except RuntimeError as error:
+        if "donated" not in str(error):
+            raise
+        if not keep_buffers(out):
+            raise RuntimeError(GIVEN_AWAY) from error
+    return _product(out, source, w)
+
+
+def _product(out: Tensor, source: Tensor, w: Tensor) -> Tensor | None:
     if _engine is None:
         return torch.autograd.grad(out, source, w, retain_graph=True, allow_unused=True)[0]
     keep_graph, create_graph = True, False
