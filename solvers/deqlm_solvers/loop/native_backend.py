@@ -194,11 +194,9 @@ class NativeBackend(Backend):
         if last and not budget:
             return z, False
         looks = self._looks(k, tests)
-        return z_next, budget or not looks or self._goes_on(active > 0)
-
-    def _goes_on(self, here: bool) -> bool:
-        """Say whether this process, or with ``Stop(collective=True)`` any other one, has rows that are not done."""
-        return here if self.together is None else self.together.any(here, CPU)
+        if not looks or self.together is None:
+            return z_next, budget or not looks or active > 0
+        return z_next, self.together.any(active > 0, CPU)
 
     def _passes_on(self, k: int, fz: Tensor) -> bool:
         """Say whether f(z) itself is the next point: a plain step of rows that all go on, with nothing to test.
