@@ -74,9 +74,9 @@ def answers(deq: DEQ, x: Tensor, processes: int) -> dict[str, Any]:
         plain, again = deq(x, with_stats=True)
     return {
         "y": y.detach(),
-        "plain": plain,
-        "steps": again.steps,
-        "status": again.status,
+        "plain": plain.clone(),
+        "steps": again.steps.clone(),
+        "status": again.status.clone(),
         "evaluations": again.cost.evaluations,
         "gradients": gradients,
     }
