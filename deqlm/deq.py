@@ -22,6 +22,8 @@ from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
 from deqlm.wrap.inject import Add, make_inject, passes_on
+from deqlm.wrap.keywords import refuse_peer_names
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import OnCap
 from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.part import part_of
@@ -197,8 +199,8 @@ class DEQ(Equilibrium):
                 how gradients reach them.
             on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an
                 error in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
-            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`; methods that solve
-                nothing never call).
+            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`, `Neumann`, `Shine`
+                that refines; with grad, refused beside methods that solve nothing in backward).
             **kwargs: further keywords of the layer, such as masks.
 
         Returns:
@@ -210,6 +212,8 @@ class DEQ(Equilibrium):
             RuntimeError: parts of the layer talk to other processes, which would not make equally many evaluations; or
                 the call is recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
+        if kwargs:
+            refuse_peer_names(self.layer, kwargs)
         how, method = self.settings(solver, stop, gradient)
         together = processes_in_step(self.layer, how, method, self.process_group.group)
         rowmap, layer = self.on_rows(x, args, kwargs, start)
@@ -294,7 +298,8 @@ class DEQ(Equilibrium):
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
         call = CausalCall(self.layer, self.inject, rowmap.prepared, shapes[0], rowmap.rows.device)
         several = not self.mode.one_solve(shapes[0][1])
-        call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
+        if not transformed():  # where values decide nothing
+            call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
         how = how.replace(stop=per_token(how.stop))
         if not several:
             more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from deqlm.gradients.base import Steps, register_gradient
+from deqlm.gradients.transformable import Point
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Map, Stop, options
 from deqlm_solvers.core.checks import number, require, whole
@@ -63,11 +65,19 @@ class Phantom(Steps):
     def graphs(self, stop: Stop) -> int:
         return 1 if self.checkpoint else self.steps
 
+    def transform(self, at: Point) -> Tensor:
+        if self.checkpoint and at.differentiated:
+            raise RuntimeError(
+                "gradient 'phantom' with checkpoint=True cannot be transformed by torch.func, which knows no "
+                "activation checkpointing; use checkpoint=False"
+            )
+        return super().transform(at)
+
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         inner, dtype = inner_dtype(z.dtype), z.dtype
         point = z.to(inner)
         lengths = []
-        again = self.checkpoint and torch.is_grad_enabled()
+        again = self.checkpoint and torch.is_grad_enabled() and not transformed()
         if again and isinstance(f, RowMap):
             f.settle(z)
         for step in range(self.steps):

@@ -12,7 +12,7 @@ from deqlm.gradients.one_graph import Linearised, OneGraph
 from deqlm.wrap.rows import RowMap
 from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Adjoint, Cost, Layout, Map, NewtonKrylov, Solution, Solve, Status, Stop, options
-from deqlm_solvers.core.checks import whole
+from deqlm_solvers.core.checks import require, whole
 
 __all__ = ["Shine"]
 
@@ -70,6 +70,13 @@ class Shine(OneGraph):
 
     def _refinement(self) -> Solve:
         return Solve(NewtonKrylov(krylov=self.refine), Stop(max_iter=self.refine, rtol=RTOL))
+
+    def check(self, solve: Solve) -> None:
+        rule = "True or False with gradient 'shine', which watches all rows"
+        require(solve.stop.compact != "at_once", "compact", solve.stop.compact, rule)
+
+    def reports(self) -> bool:
+        return self.refine > 0
 
     def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
         watched = Watched(f, self.memory)

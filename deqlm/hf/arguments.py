@@ -12,7 +12,7 @@ from deqlm.hf.cache import DecodeCache
 from deqlm.models import LMCache
 from deqlm.models.inputs import require_tensor
 from deqlm_solvers import Stop
-from deqlm_solvers.core.checks import require, suggest
+from deqlm_solvers.core.checks import explain, require
 
 __all__ = ["check_kinds", "check_positions", "one_cache", "one_stop", "real_tokens", "refuse_unknown"]
 
@@ -184,4 +184,4 @@ def refuse_unknown(model: str, unknown: Mapping[str, Any], known: Iterable[str])
             continue
         if name in PACKED:
             raise ValueError(f"{name} must be None, because texts cannot be packed into one row: {UNPACKED}")
-        raise TypeError(f"{model} got an unknown argument {name!r}: {suggest(name, known)}")
+        raise TypeError(f"{model} got an unknown argument {name!r}: {explain(name, known)}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqlm.wrap.levels import bare, outside, transformed
 from deqlm_solvers.core.checks import require, whole
 
 __all__ = ["check_count", "check_mask", "embedded", "require_tensor", "targets", "tokens", "vocabulary", "wanted"]
@@ -32,9 +33,7 @@ def tokens(ids: Any, size: int) -> Tensor:
     require(ok, "ids", f"{ids.dtype} {tuple(ids.shape)}", "whole numbers of shape (B, L)")
     require(ids.shape[1] >= 1, "the length of ids", ids.shape[1], ">= 1")
     ids = ids.long()
-    if ids.numel():
-        low, high = torch.stack(torch.aminmax(ids)).tolist()
-        require(low >= 0 and high < size, "ids", f"{low} to {high}", f"from 0 to {size - 1}")
+    _require_range("ids", ids, size)
     return ids
 
 
@@ -87,11 +86,20 @@ def targets(labels: Any, shape: torch.Size, size: int, *, shifted: bool) -> Tens
     if shifted:
         require(labels.shape[1] > 1, "the length of shifted labels", labels.shape[1], "> 1: the first is not used")
     labels = labels.long()
-    real = labels[labels != -100]
-    if real.numel():
-        low, high = torch.stack(torch.aminmax(real)).tolist()
-        require(low >= 0 and high < size, "labels", f"{low} to {high}", f"-100 or from 0 to {size - 1}")
+    _require_range("labels", labels, size, also="-100 or ")
     return labels
+
+
+def _require_range(name: str, values: Tensor, size: int, also: str = "") -> None:
+    """Raise unless whole numbers are in [0, size), or -100 where ``also`` says so; one read of the device."""
+    if not torch.compiler.is_dynamo_compiling() and transformed():
+        with outside():
+            return _require_range(name, bare(values), size, also)
+    counted = values[values != -100] if also else values
+    if counted.numel():
+        low, high = torch.stack(torch.aminmax(counted)).tolist()
+        require(low >= 0 and high < size, name, f"{low} to {high}", f"{also}from 0 to {size - 1}")
+    return None
 
 
 def check_count(count: Any) -> None:
