@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 
+from deqlm.compiled.refused import NotCompiled
+from deqlm.compiled.settings import GivenCompile
 from deqlm.equilibrium.module import Equilibrium
 from deqlm.equilibrium.rows import solve_rows
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop
@@ -81,6 +83,8 @@ class DEQ(Equilibrium):
         memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
             such as "2GiB", or None for no limit. Forecast before the solve; the layer's own memory is not in it.
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
+        compile: True, a `Compile` or a dict of its fields: solve and adjoint are compiled at the first call, which
+            takes a while, and run without an interpreter from then on; see `deqlm.compile`.
 
     Raises:
         ValueError, TypeError, KeyError: an option that is unknown, out of range, or would be ignored.
@@ -116,6 +120,7 @@ class DEQ(Equilibrium):
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
+        compile: GivenCompile = None,
     ) -> None:
         if not callable(layer):
             raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
@@ -129,6 +134,7 @@ class DEQ(Equilibrium):
             failed_grad=failed_grad,
             memory_cap=memory_cap,
             on_cap=on_cap,
+            compile=compile,
         )
         # two frames up: __init__ is wrapped
         warn_of_hidden("layer", layer, stacklevel=3)
@@ -208,6 +214,7 @@ class DEQ(Equilibrium):
                 sol = self._by_chunks(rowmap, how, method, failures, token_mask, watch)
             else:
                 more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+                more["compiler"] = self.compiler
                 sol = solve_rows(rowmap, how, method, failures, **more)
         self.last = sol.without_state()
         return (sol.z, sol) if with_stats else sol.z
@@ -284,7 +291,10 @@ class DEQ(Equilibrium):
         how = how.replace(stop=per_token(how.stop))
         if not several:
             more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+            more["compiler"] = self.compiler
             return solve_rows(rowmap, how, gradient, failures, **more)
+        if self.compiler is not None and not self.compiler.refused:
+            self.compiler.refuse(NotCompiled(f"mode={self.mode} solves chunk by chunk; 'simultaneous' is compiled"))
         require(watch is None, "mode", self.mode, "'simultaneous' with states or on_evaluation, which see all tokens")
         return solve_chunks(
             *(rowmap, call.chunk, self.mode, how, gradient, failures),
@@ -326,6 +336,7 @@ class DEQ(Equilibrium):
             fixed=lambda: inject.noisy or layer.noisy,
             owner=self.layer,
         )
+        made.bare, made.replay = partial(self.inject.join, self.layer), layer
         return made, layer
 
     def _start(self, u: Any, name: str) -> Any:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 
+from deqlm.compiled.compiler import Compiler
+from deqlm.compiled.settings import Compile, GivenCompile
 from deqlm.equilibrium.call import solve_map
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, check_evaluation, in_use, make_solve
 from deqlm.equilibrium.watch import OnEvaluation, States, Watch
@@ -56,6 +58,8 @@ class Equilibrium(nn.Module):
         memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
             such as "2GiB", or None for no limit. Forecast before the solve; the map's own memory is not in it.
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
+        compile: True, a `Compile` or a dict of its fields: solve and adjoint are compiled at the first call, which
+            takes a while, and run without an interpreter from then on; see `deqlm.compile`.
 
     Attributes:
         last: `Solution` of the last call without its state: statuses, steps, residuals, cost, and ``adjoint`` once
@@ -92,6 +96,7 @@ class Equilibrium(nn.Module):
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
+        compile: GivenCompile = None,
     ) -> None:
         super().__init__()
         self.solve = make_solve(solver, stop, AUTO)
@@ -100,6 +105,8 @@ class Equilibrium(nn.Module):
         self.evaluation = check_evaluation(evaluation, self.gradient)
         self.failures = Failures(on_failure, failed_grad)
         self.cap = MemoryCap.of(memory_cap, on_cap)
+        settings = Compile.of(compile)
+        self.compiler = None if settings is None else Compiler(settings)
         if batch_dims is not None:
             whole("batch_dims", batch_dims, 0)
         self.batch_dims = batch_dims
@@ -159,7 +166,7 @@ class Equilibrium(nn.Module):
         how, method = self.settings(solver, stop, gradient)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
         more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": self.cap}
-        more["watch"] = Watch.of(states, on_evaluation)
+        more["watch"], more["compiler"] = Watch.of(states, on_evaluation), self.compiler
         sol = solve_map(f, rows, args, kwargs, how, method, replace(self.failures, then=on_backward), **more)
         self.last = sol.without_state()
         return (sol.z, sol) if with_stats else sol.z

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from deqlm.compiled.compiler import Compiler
+from deqlm.compiled.maps import CompiledMap
+from deqlm.compiled.refused import NotCompiled
 from deqlm.equilibrium.watch import Watch
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.forward_mode import in_forward_mode, with_tangent, without_tangents
@@ -36,12 +39,21 @@ def solve_rows(
     cap: MemoryCap | None = None,
     tokens: int | None = None,
     watch: Watch | None = None,
+    compiler: Compiler | None = None,
 ) -> Solution:
     """Solve a packed map from its own start and unpack the solution; see `deqlm.solve`.
 
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
-    ``watch`` is what the call looks at on the way.
+    ``watch`` is what the call looks at on the way. ``compiler`` makes programs of the solve, if it can.
     """
+    if compiler is not None and not compiler.refused:
+        more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
+        try:
+            if watch is not None:
+                raise NotCompiled("states and on_evaluation look at every evaluation")
+            return solve_rows(compiler.over(f, how, gradient), how, gradient, failures, **more)  # type: ignore[arg-type]
+        except NotCompiled as error:
+            compiler.refuse(error)
     if in_forward_mode():
         with without_tangents():
             more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
@@ -76,7 +88,7 @@ def solve_rows(
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = gradient.plain(how, _inferring(f), z0, layout, failures)
+            sol = gradient.plain(how, f if isinstance(f, CompiledMap) else _inferring(f), z0, layout, failures)
         failures.report(sol, how.stop)
     else:
         sol = gradient.plain(how, f, z0, layout, failures)

@@ -33,6 +33,7 @@ class System:
         fz: f at the point, (B, N), with its graph.
         source: the point, where that graph starts.
         adjoint: report to fill in.
+        product: w -> J^T w on rows, by what is no graph of autograd; None differentiates ``fz``.
     """
 
     how: Solve
@@ -44,6 +45,7 @@ class System:
     fz: Tensor
     source: Tensor
     adjoint: Adjoint
+    product: Map | None = None
 
     def invert(self, g: Tensor, *, plain: bool = False, correction: bool = False) -> Tensor:
         """Solve for ``g`` (B, N); rows that fail badly get zero, rows whose g is not finite get NaN.
@@ -58,7 +60,7 @@ class System:
         rhs = g if self.held is None else torch.where(self.held.masked, 0.0, g)
         lost = ~rhs.isfinite().all(1)
         system = LinearSystem(
-            product=self._plain() if plain else self._transposed,
+            product=self._plain() if plain else self.product or self._transposed,
             g=torch.where(lost[:, None], 0.0, rhs),
             layout=self.layout,
             narrow=self.narrow or g.dtype == torch.float16,

@@ -79,18 +79,21 @@ def test_held_tokens_scales_and_half_precision():
     z0 = torch.linspace(-1, 1, 60).reshape(5, 12)
     stop = Stop(rtol=1e-4, per="token", compact=False)
     # a program holds what is masked itself
-    held = InProgram(lambda z: torch.where(mask.repeat_interleave(3, 1), z, contraction(z)))
+    held = InProgram(lambda z: torch.where(mask.repeat_interleave(3, 1), contraction(z), z))
     want, got = Solve("anderson", stop)(contraction, z0, layout), Solve("anderson", stop)(held, z0, layout)
-    assert torch.equal(want.steps, got.steps) and torch.equal(want.token_steps, got.token_steps)
+    assert torch.equal(want.steps, got.steps)
+    assert torch.equal(want.token_steps, got.token_steps)
     scaled = Layout(scale=torch.arange(5, dtype=torch.float64))
     plain = Stop(rtol=1e-4, compact=False)
     want, got = Solve(stop=plain)(contraction, z0, scaled), Solve(stop=plain)(InProgram(contraction), z0, scaled)
-    assert torch.equal(want.z, got.z) and torch.equal(want.steps, got.steps)
+    assert torch.equal(want.z, got.z)
+    assert torch.equal(want.steps, got.steps)
     half = z0.bfloat16()
     loose = Stop(rtol=0.05, compact=False)
     want = Solve(stop=loose)(contraction, half)
     got = Solve(stop=loose)(InProgram(lambda z: contraction(z.bfloat16()).float()), half)
-    assert got.z.dtype == torch.bfloat16 and torch.equal(want.steps, got.steps)
+    assert got.z.dtype == torch.bfloat16
+    assert torch.equal(want.steps, got.steps)
 
 
 @pytest.mark.parametrize(

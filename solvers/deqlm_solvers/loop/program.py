@@ -34,7 +34,8 @@ def program_declines(method: Any, stop: Stop, layout: Layout, z: Tensor) -> str:
     """Return why a compiled program cannot run this solve from ``z`` (B, N); empty where it can."""
     rule = getattr(method, "native_rule", None)
     if rule is None or rule() is None:
-        return f"solver {getattr(method, 'name', method)!r} has no compiled step; 'fixed_point', 'anderson' and 'broyden' have"
+        name = getattr(method, "name", method)
+        return f"solver {name!r} has no compiled step; 'fixed_point', 'anderson' and 'broyden' have"
     if getattr(method, "impl", "auto") == "torch":
         return "impl='torch' asks for steps of torch operations"
     if stop.trace:

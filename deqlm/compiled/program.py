@@ -1,0 +1,129 @@
+"""A function that torch compiles when it is first called, with what that took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deqlm.compiled.refused import NotCompiled, by_compiler, reason_of
+from deqlm.compiled.settings import Compile
+from deqlm.compiled.traced import own_code
+from deqlm.reporting.progress import Progress
+
+__all__ = ["Compiled", "Program"]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One compilation.
+
+    Attributes:
+        part: what was compiled: "loop", "steps", "tie" or "adjoint".
+        seconds: wall time.
+        cached: whether machine code was found in torch's cache on disk, for all of it.
+    """
+
+    part: str
+    seconds: float
+    cached: bool
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.seconds:.1f} s, {'from the cache' if self.cached else 'compiled'}"
+
+
+class Program:
+    """A compiled function; each call may compile once more, for new shapes or for a layer that was changed.
+
+    Args:
+        part: name in reports.
+        function: what is compiled.
+        settings: how.
+        log: where compilations are noted.
+        backend: what makes a graph into something to call; None is inductor with its C++ wrapper, or torch's own
+            operations, by the settings.
+    """
+
+    def __init__(
+        self,
+        part: str,
+        function: Callable[..., Any],
+        settings: Compile,
+        log: list[Compiled],
+        backend: Callable[..., Any] | None = None,
+    ) -> None:
+        self.part, self.settings, self.log = part, settings, log
+        self.made = backend or (eager_backend if settings.loop == "python" else inductor_backend)
+        self.compiling = self.cached = False
+        self.function = torch.compile(
+            own_code(function), fullgraph=True, dynamic=settings.dynamic, backend=self._backend
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it.
+
+        Raises:
+            NotCompiled: torch's compiler cannot take it.
+        """
+        self.compiling, start = False, time.perf_counter()
+        try:
+            result = self.function(*args)
+        except Exception as error:
+            if not by_compiler(error):
+                raise
+            raise NotCompiled(reason_of(error)) from error
+        if self.compiling:
+            self.log.append(Compiled(self.part, time.perf_counter() - start, self.cached))
+        return result
+
+    def _backend(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        from torch._dynamo.utils import counters
+
+        before = {name: counters["inductor"][name] for name in (HIT, MISS)}
+        self.compiling = True
+        with _bar(self.part, self.settings):
+            made = self.made(graph, inputs)
+        hits, misses = (counters["inductor"][name] - before[name] for name in (HIT, MISS))
+        self.cached = hits > 0 and not misses
+        return made
+
+
+HIT, MISS = "fxgraph_cache_hit", "fxgraph_cache_miss"
+
+
+def inductor_backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """Make machine code of a graph; a loop in it then runs without an interpreter."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(graph, inputs, config_patches={"cpp_wrapper": True})
+
+
+def eager_backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """Run a graph by torch's own operations."""
+    return graph.forward
+
+
+@contextmanager
+def _bar(part: str, settings: Compile) -> Iterator[None]:
+    bar = Progress(1, False if settings.loop == "python" else settings.progress, name="deqlm.compile", unit="program")
+    bar.reach(0, f"compiling the {part}, once; cached on disk")
+    try:
+        yield
+    finally:
+        bar.close()
+
+
+def inductor_function(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """Make machine code of a functional graph of core operations, called with a list."""
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    return compile_fx_inner(graph, inputs, cpp_wrapper=True, is_inference=True)
+
+
+def eager_function(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """Run such a graph by torch's own operations."""
+    return lambda given: graph(*given)

@@ -1,0 +1,69 @@
+"""What cannot be compiled, said before or after the compiler has looked at it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from deqlm.wrap.replay import Replay
+
+__all__ = ["NotCompiled", "by_compiler", "hooked", "reason_of", "what_moves"]
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class NotCompiled(RuntimeError):
+    """A solve that cannot be made one program; the message names what stands against it, and what to do."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"this solve cannot be compiled: {why}; leave compile off, or give on_refuse='eager'")
+        self.why = why
+
+
+def hooked(module: nn.Module) -> str:
+    """Return which part of ``module`` has a hook, in words; empty where none has."""
+    for name, part in module.named_modules():
+        if any(getattr(part, kind) for kind in HOOKS):
+            return f"{name or 'the layer'} has a hook, which would run once and not at every evaluation"
+    return ""
+
+
+def what_moves(replay: Replay) -> str:
+    """Return what an evaluation changes, in words: random numbers that it draws, or buffers; empty for nothing."""
+    if replay.noisy:
+        noisy = [name for name, part in _modules(replay) if part.training and _draws(part)]
+        return f"f draws random numbers{_of(noisy)}: call eval(), or set the dropout to 0"
+    if replay.buffers:
+        named = {id(part): name for name, part in _modules(replay)}
+        names = [f"{named.get(id(buffer.owner), '')}.{buffer.name}".lstrip(".") for buffer in replay.buffers]
+        return f"f moves buffers{_of(names)}: call eval()"
+    return ""
+
+
+def by_compiler(error: BaseException) -> bool:
+    """Say whether torch's compiler raised ``error``, of code that it cannot take; asked without loading it."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch"))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the compiler's own reason in one line, with the line of the user's code where it tells one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
+    where = [line for line in lines if line.startswith('File "')]
+    first = lines[0] if lines else type(error).__name__
+    text = first if not told else f"{first}: {told[-1]}"
+    return f"{text.rstrip('.')} ({where[-1]})" if where else text.rstrip(".")
+
+
+def _modules(replay: Replay) -> list[tuple[str, nn.Module]]:
+    return [] if replay.module is None else list(replay.module.named_modules())
+
+
+def _draws(part: nn.Module) -> bool:
+    rate: Any = getattr(part, "p", getattr(part, "dropout", 0.0))
+    return isinstance(part, nn.modules.dropout._DropoutNd) or (type(rate) is float and rate > 0)
+
+
+def _of(names: list[str]) -> str:
+    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
