@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 
-from deqlm.compiled.refused import NotCompiled
+from deqlm.compiled.refused import NotCompiledError
 from deqlm.compiled.settings import GivenCompile
 from deqlm.equilibrium.module import Equilibrium
 from deqlm.equilibrium.rows import solve_rows
@@ -294,7 +294,9 @@ class DEQ(Equilibrium):
             more["compiler"] = self.compiler
             return solve_rows(rowmap, how, gradient, failures, **more)
         if self.compiler is not None and not self.compiler.refused:
-            self.compiler.refuse(NotCompiled(f"mode={self.mode} solves chunk by chunk; 'simultaneous' is compiled"))
+            self.compiler.refuse(
+                NotCompiledError(f"mode={self.mode} solves chunk by chunk; 'simultaneous' is compiled")
+            )
         require(watch is None, "mode", self.mode, "'simultaneous' with states or on_evaluation, which see all tokens")
         return solve_chunks(
             *(rowmap, call.chunk, self.mode, how, gradient, failures),

@@ -44,12 +44,12 @@ def derive(graph: fx.GraphModule, inputs: list[Any], point: int, make: Callable[
         point: which one is z, a dense tensor that requires grad.
         make: compiles a functional graph for inputs.
     """
-    from torch._dynamo.utils import detect_fake_mode
     from torch._functorch.aot_autograd import aot_export_joint_simple
     from torch._functorch.partitioners import default_partition
+    from torch._guards import detect_fake_mode
     from torch._inductor.decomposition import select_decomp_table
 
-    joint = aot_export_joint_simple(
+    joint: Any = aot_export_joint_simple(
         lambda *args: tuple(graph(*args)), tuple(inputs), trace_joint=True, decompositions=select_decomp_table()
     )
     # whatever an adjoint's step needs is saved: it takes the step many times
@@ -62,20 +62,19 @@ def derive(graph: fx.GraphModule, inputs: list[Any], point: int, make: Callable[
         *values, w = given
         return backward(*(w if place < 0 else values[place] for place in order))
 
-    def loop(drive: Tensor, g: Tensor, w: Tensor, *values: Any) -> Tensor:
-        return _loop(lambda w, values: pull(*values, w)[point], drive, g, w, values)
+    def loop(drive: Tensor, g: Tensor, w: Tensor, *values: Any) -> tuple[Tensor]:
+        return (_loop(lambda w, values: pull(*values, w)[point], drive, g, w, values),)
 
-    mode = detect_fake_mode(inputs)
-    given, fakes = (
-        [node.meta["val"] for node in nodes] for nodes in (forward.graph.find_nodes(op="placeholder"), saved)
-    )
+    mode: Any = detect_fake_mode(inputs)
+    given, fakes = (_values(nodes) for nodes in (forward.graph.find_nodes(op="placeholder"), saved))
     with mode:
-        w = torch.empty_like(first.meta["val"], memory_format=torch.contiguous_format)
+        # two, since what is one tensor to the tracer is one input
+        g, w = (torch.empty_like(first.meta["val"], memory_format=torch.contiguous_format) for _ in range(2))
         drive = torch.zeros(7, dtype=torch.int64, device="cpu")
     return Derived(
         evaluate=make(forward, given),
         pull=make(_traced(pull, mode, [*fakes, w]), [*fakes, w]),
-        loop=make(_traced(loop, mode, [drive, w, w, *fakes]), [drive, w, w, *fakes]),
+        loop=make(_traced(loop, mode, [drive, g, w, *fakes]), [drive, g, w, *fakes]),
         point=point,
     )
 
@@ -85,9 +84,11 @@ def _outputs(graph: fx.GraphModule) -> list[fx.Node]:
     return list(output.args[0])
 
 
-def _loop(
-    product: Callable[..., Tensor | None], drive: Tensor, g: Tensor, w: Tensor, values: tuple[Any, ...]
-) -> Tensor:
+def _values(nodes: list[fx.Node]) -> list[Any]:
+    return [node.meta["val"] for node in nodes]
+
+
+def _loop(product: Callable[..., Tensor | None], drive: Tensor, g: Tensor, w: Tensor, values: Any) -> Tensor:
     from torch._higher_order_ops.while_loop import while_loop_op
 
     def goes_on(w: Tensor, more: Tensor, *_: Any) -> Tensor:
@@ -100,7 +101,8 @@ def _loop(
         return w, more
 
     # what a step reads must be told, lest it is taken for a constant
-    return while_loop_op(goes_on, once, (w, drive.new_ones(())), (drive, g, *values))[0]
+    carried: Any = (w, drive.new_ones(()))
+    return while_loop_op(goes_on, once, carried, (drive, g, *values))[0]
 
 
 def _traced(function: Callable[..., Any], mode: Any, inputs: list[Any]) -> fx.GraphModule:

@@ -10,7 +10,7 @@ from torch import nn
 
 from deqlm.compiled.maps import CompiledMap, Programs
 from deqlm.compiled.program import Compiled
-from deqlm.compiled.refused import NotCompiled, hooked, what_moves
+from deqlm.compiled.refused import NotCompiledError, hooked, what_moves
 from deqlm.compiled.settings import Compile
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.forward_mode import in_forward_mode
@@ -56,15 +56,15 @@ class Compiler:
         """Return the map whose solves are programs.
 
         Raises:
-            NotCompiled: with the reason.
+            NotCompiledError: with the reason.
         """
         if self._programs is None:
             self._programs = Programs(self.settings)
         if why := self._declines(f, how, gradient):
-            raise NotCompiled(why)
+            raise NotCompiledError(why)
         return CompiledMap.of(f, self._programs, in_steps=not isinstance(gradient, Implicit))
 
-    def refuse(self, error: NotCompiled) -> None:
+    def refuse(self, error: NotCompiledError) -> None:
         """Take note that a call cannot be compiled: raise ``error``, or say it once and never try again."""
         if self.settings.on_refuse == "error":
             raise error

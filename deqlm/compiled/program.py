@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deqlm.compiled.refused import NotCompiled, by_compiler, reason_of
+from deqlm.compiled.refused import NotCompiledError, by_compiler, reason_of
 from deqlm.compiled.settings import Compile
 from deqlm.compiled.traced import own_code
 from deqlm.reporting.progress import Progress
@@ -67,7 +67,7 @@ class Program:
         """Call it.
 
         Raises:
-            NotCompiled: torch's compiler cannot take it.
+            NotCompiledError: torch's compiler cannot take it.
         """
         self.compiling, start = False, time.perf_counter()
         try:
@@ -75,7 +75,7 @@ class Program:
         except Exception as error:
             if not by_compiler(error):
                 raise
-            raise NotCompiled(reason_of(error)) from error
+            raise NotCompiledError(reason_of(error)) from error
         if self.compiling:
             self.log.append(Compiled(self.part, time.perf_counter() - start, self.cached))
         return result

@@ -8,12 +8,12 @@ from torch import nn
 
 from deqlm.wrap.replay import Replay
 
-__all__ = ["NotCompiled", "by_compiler", "hooked", "reason_of", "what_moves"]
+__all__ = ["NotCompiledError", "by_compiler", "hooked", "reason_of", "what_moves"]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class NotCompiled(RuntimeError):
+class NotCompiledError(RuntimeError):
     """A solve that cannot be made one program; the message names what stands against it, and what to do."""
 
     def __init__(self, why: str) -> None:
@@ -51,6 +51,7 @@ def reason_of(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
     where = [line for line in lines if line.startswith('File "')]
+    lines = [line for line in lines if not line.startswith("backend=")]
     first = lines[0] if lines else type(error).__name__
     text = first if not told else f"{first}: {told[-1]}"
     return f"{text.rstrip('.')} ({where[-1]})" if where else text.rstrip(".")

@@ -15,7 +15,7 @@ class Compile(Options):
     """Settings of `deqlm.compile` and of ``DEQ(compile=...)``.
 
     Args:
-        on_refuse: what to do about a solve that cannot be one program: "error" (`NotCompiled`, with the reason), or
+        on_refuse: what to do about a solve that cannot be one program: "error" (`NotCompiledError`, with the reason), or
             "eager" (solve as without compiling, and say why in one warning).
         dynamic: True compiles for every batch size and length at once; None for the first ones met, and once more, for
             all, when others come; False for each anew.

@@ -76,8 +76,7 @@ class _Affine:
         """Return the last point of a solve from ``w`` (B, N); see `deqlm_solvers.loop.program`."""
         product = self.product
         given = [drive, self.g.reshape(product.shape).contiguous(), w.reshape(product.shape), *product.saved]
-        last = product.derived.loop(given)
-        return (last[0] if isinstance(last, list | tuple) else last).reshape(w.shape)
+        return product.derived.loop(given)[0].reshape(w.shape)
 
 
 class _Tied(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from deqlm.compiled.compiler import Compiler
 from deqlm.compiled.maps import CompiledMap
-from deqlm.compiled.refused import NotCompiled
+from deqlm.compiled.refused import NotCompiledError
 from deqlm.equilibrium.watch import Watch
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.forward_mode import in_forward_mode, with_tangent, without_tangents
@@ -50,9 +50,9 @@ def solve_rows(
         more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
         try:
             if watch is not None:
-                raise NotCompiled("states and on_evaluation look at every evaluation")
+                raise NotCompiledError("states and on_evaluation look at every evaluation")
             return solve_rows(compiler.over(f, how, gradient), how, gradient, failures, **more)  # type: ignore[arg-type]
-        except NotCompiled as error:
+        except NotCompiledError as error:
             compiler.refuse(error)
     if in_forward_mode():
         with without_tangents():
