@@ -106,7 +106,8 @@ def _loop(product: Callable[..., Tensor | None], drive: Tensor, g: Tensor, w: Te
 
 
 def _traced(function: Callable[..., Any], mode: Any, inputs: list[Any]) -> fx.GraphModule:
+    from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with mode, torch.no_grad():
-        return make_fx(function)(*inputs)
+        return make_fx(function, decomposition_table=select_decomp_table())(*inputs)

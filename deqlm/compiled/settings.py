@@ -15,8 +15,8 @@ class Compile(Options):
     """Settings of `deqlm.compile` and of ``DEQ(compile=...)``.
 
     Args:
-        on_refuse: what to do about a solve that cannot be one program: "error" (`NotCompiledError`, with the reason), or
-            "eager" (solve as without compiling, and say why in one warning).
+        on_refuse: what to do about a solve that cannot be one program: "error" (`NotCompiledError`, with the reason),
+            or "eager" (solve as without compiling, and say why in one warning).
         dynamic: True compiles for every batch size and length at once; None for the first ones met, and once more, for
             all, when others come; False for each anew.
         loop: "inductor" makes machine code, which takes some ten seconds to a minute, once; "python" runs the captured

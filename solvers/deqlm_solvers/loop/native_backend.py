@@ -24,7 +24,7 @@ from deqlm_solvers.loop.method import Method
 from deqlm_solvers.loop.runaway import share_left
 from deqlm_solvers.native.library import load
 
-__all__ = ["NativeBackend", "native_bytes"]
+__all__ = ["NativeBackend", "NativeSolve", "described", "native_bytes"]
 
 TEST, LAST = 1, 2
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ _MADE = ("token_steps", "workspace")
 _OWN = ("row", "restart_z", "restart_r", "ring_s", "ring_y", "direction", "scratch", "gram", "gram2", "systems", "sums")
 
 
-class _Solve(ctypes.Structure):
+class NativeSolve(ctypes.Structure):
     """The struct ``Solve`` of state.h."""
 
     _fields_ = [
@@ -91,7 +91,7 @@ class NativeBackend(Backend):
         self.functions = library.functions
         self._advance, self._finish, self._settle, self._review, open_, bytes_ = _compiled(self.functions, z.dtype)
         key = (native, stop, self.rows, self.unknowns, z.dtype, eps, torch.get_num_threads())
-        solve = _Solve.from_buffer_copy(_described(*key))
+        solve = NativeSolve.from_buffer_copy(described(*key))
         self.solve, self.pointer = solve, ctypes.addressof(solve)
         # what the library reads by itself needs no criterion, unless its residuals are kept step by step
         given = (layout.scale, layout.atol_scale, layout.token_mask)
@@ -300,20 +300,24 @@ def _compiled(functions: Any, dtype: torch.dtype) -> list[Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _described(
+def described(
     native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, eps: float, threads: int
 ) -> bytes:
     library = load().library
-    assert library is None or library.functions.struct_bytes() == ctypes.sizeof(_Solve), "state.h and _Solve differ"
+    assert library is None or library.functions.struct_bytes() == ctypes.sizeof(NativeSolve), (
+        "state.h and NativeSolve differ"
+    )
     solve = _describe(native, stop, rows, unknowns, dtype, threads)
     solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
     return bytes(solve)
 
 
-def _describe(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> _Solve:
+def _describe(
+    native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int
+) -> NativeSolve:
     double = dtype == torch.float64
     ridge = native.ridge if native.ridge is not None else (1e-12 if double else 1e-6)
-    solve = _Solve()
+    solve = NativeSolve()
     solve.rows, solve.unknowns, solve.pairs, solve.rule = rows, unknowns, native.pairs, native.rule
     solve.line_search, solve.automatic, solve.budget = native.line_search, stop.test_every == "auto", stop.is_budget
     solve.max_iter, solve.patience = stop.max_iter, -1 if stop.patience is None else stop.patience
@@ -324,7 +328,7 @@ def _describe(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: t
     return solve
 
 
-def _groups(solve: _Solve, stop: Stop, rule: Criterion) -> list[Any]:
+def _groups(solve: NativeSolve, stop: Stop, rule: Criterion) -> list[Any]:
     """Describe how unknowns fall into tokens or leaves; return what the struct points to, to be kept alive."""
     solve.token = stop.per == "token"
     axis = rule.token_axis if solve.token else 0

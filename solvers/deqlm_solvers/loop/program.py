@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost, Count
+from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.criterion import warn_below_floor
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.method import Method
-from deqlm_solvers.loop.native_backend import NativeBackend
+from deqlm_solvers.loop.native_backend import NativeBackend, NativeSolve, described
 from deqlm_solvers.native.operators import load_operators
 
-__all__ = ["Drive", "program_declines", "run_program"]
+__all__ = ["Drive", "Recipe", "program_declines", "recipe", "run_program"]
 
 
 class Drive(ctypes.Structure):
@@ -28,6 +29,12 @@ class Drive(ctypes.Structure):
         ("solve", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("k", "every", "check_every", "looked", "reviews", "evaluations")),
     ]
+
+
+class Recipe(ctypes.Structure):
+    """The struct ``Recipe`` of whole.h: what is known of a solve before its point is."""
+
+    _fields_ = [("solve", NativeSolve), *((name, ctypes.c_int64) for name in ("every", "check_every", "rms"))]
 
 
 def program_declines(method: Any, stop: Stop, layout: Layout, z: Tensor) -> str:
@@ -78,3 +85,23 @@ def run_program(method: Method, f: Any, z0: Tensor, stop: Stop, layout: Layout) 
             z = z.to(z0.dtype).to(evaluator.inner)
         sol = backend.finish(z, Cost(evaluations, rows))
     return sol if sol.z.dtype == z0.dtype else sol.replace(z=sol.z.to(z0.dtype))
+
+
+def recipe(method: Method, stop: Stop, z: Tensor) -> Tensor:
+    """Return what ``torch.ops.deqlm.open`` must know of a solve beside the point that it starts from.
+
+    Args:
+        method: the update rule, with a native rule.
+        stop: the stopping rule, with tokens along dimension 1 if any, and no weights.
+        z: a start, in the shape of the state; that of others differs in the number of rows alone.
+    """
+    unknowns = z[0].numel()
+    native = method.fitted(unknowns, stop.max_iter).native_rule()
+    assert native is not None
+    eps = torch.finfo(z.dtype).eps
+    inner = inner_dtype(z.dtype)
+    solve = NativeSolve.from_buffer_copy(described(native, stop, z.shape[0], unknowns, inner, eps, 1))
+    solve.token = stop.per == "token"
+    made = Recipe(solve, 0 if stop.is_budget or stop.test_every == "auto" else stop.test_every, stop.check_every)
+    made.rms = stop.norm == "rms"
+    return torch.frombuffer(bytearray(bytes(made)), dtype=torch.int64).clone()

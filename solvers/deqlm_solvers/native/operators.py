@@ -26,7 +26,10 @@ def load_operators() -> Outcome:
     outcome = build(SOURCE, _link_flags())
     if outcome.library is not None:
         outcome.library.functions.drive_bytes.restype = ctypes.c_int64
+        outcome.library.functions.recipe_bytes.restype = ctypes.c_int64
         torch.library.register_fake("deqlm::advance", _advance_shapes)
+        torch.library.register_fake("deqlm::open", _open_shapes)
+        torch.library.register_fake("deqlm::finish", _finish_shapes)
     return outcome
 
 
@@ -40,3 +43,14 @@ def _link_flags() -> tuple[str, ...]:
 
 def _advance_shapes(drive: Tensor, z: Tensor, fz: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(z, memory_format=torch.contiguous_format), drive.new_empty(())
+
+
+def _open_shapes(z: Tensor, recipe: Tensor) -> Tensor:
+    return recipe.new_empty(7)
+
+
+def _finish_shapes(drive: Tensor, last: Tensor, start: Tensor) -> tuple[Tensor, ...]:
+    rows = last.shape[0]
+    z = torch.empty_like(last, memory_format=torch.contiguous_format)
+    real = last.new_empty(rows, dtype=torch.float64)
+    return z, real, torch.empty_like(real), drive.new_empty(rows), drive.new_empty(rows, dtype=torch.int8)

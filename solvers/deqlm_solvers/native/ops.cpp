@@ -3,6 +3,7 @@
 // Only torch's C interface is used, declared here, so that it is built without torch's headers and fits its next version.
 
 #include <stdexcept>
+#include <type_traits>
 
 #include "step.cpp"
 
@@ -20,9 +21,11 @@ int32_t aoti_torch_get_strides(Handle, int64_t**);
 int32_t aoti_torch_get_dtype(Handle, int32_t*);
 int32_t aoti_torch_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t, Handle*);
 int32_t aoti_torch_delete_tensor_object(Handle);
+int32_t aoti_torch__reinterpret_tensor(Handle, int64_t, const int64_t*, const int64_t*, int64_t, Handle*);
 int32_t aoti_torch_dtype_float32();
 int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_int64();
+int32_t aoti_torch_dtype_int8();
 int32_t aoti_torch_device_type_cpu();
 int32_t aoti_torch_library_init_fragment(const char*, const char*, uint32_t, LibraryHandle*);
 int32_t aoti_torch_library_init_impl(const char*, const char*, const char*, uint32_t, LibraryHandle*);
@@ -35,7 +38,14 @@ struct Drive {
     int64_t k, every, check_every, looked, reviews, evaluations;
 };
 
+}  // extern "C"
+
+#include "whole.h"
+
+extern "C" {
+
 int64_t drive_bytes() { return sizeof(Drive); }
+int64_t recipe_bytes() { return sizeof(Recipe); }
 
 }  // extern "C"
 
@@ -123,21 +133,73 @@ bool turn(Drive& d, const T* z, const T* fz, T* z_next) {
     return false;
 }
 
+// The sizes and the kind of a tensor.
+struct Shape {
+    int64_t dim = 0, *sizes = nullptr;
+    int32_t dtype = 0;
+    explicit Shape(Handle tensor) {
+        aoti_torch_get_dim(tensor, &dim), aoti_torch_get_sizes(tensor, &sizes), aoti_torch_get_dtype(tensor, &dtype);
+    }
+    bool narrow() const { return dtype == aoti_torch_dtype_float32(); }
+};
+
+uint64_t given(Handle made) { return reinterpret_cast<uint64_t>(made); }
+
 // advance(drive, z, fz) -> (next point, whether to go on), of points in any shape with the rows first. Who is called owns
 // the arguments.
 void advance_operator(uint64_t* stack, uint64_t, uint64_t) {
     const Owned drive(stack[0]), z(stack[1]), fz(stack[2]);
     Drive& d = *numbers<Drive>(drive.handle, true);
-    int64_t dim = 0, *sizes = nullptr;
-    int32_t dtype = 0;
-    aoti_torch_get_dim(z.handle, &dim), aoti_torch_get_sizes(z.handle, &sizes), aoti_torch_get_dtype(z.handle, &dtype);
-    Handle next = empty(dim, sizes, dtype), more = empty(0, nullptr, aoti_torch_dtype_int64());
+    const Shape shape(z.handle);
+    Handle next = empty(shape.dim, shape.sizes, shape.dtype), more = empty(0, nullptr, aoti_torch_dtype_int64());
     int64_t& goes_on = *numbers<int64_t>(more, true);
-    if (dtype == aoti_torch_dtype_float32())
+    if (shape.narrow())
         goes_on = turn<float>(d, numbers<float>(z.handle, true), numbers<float>(fz.handle, true), numbers<float>(next, true));
     else
         goes_on = turn<double>(d, numbers<double>(z.handle, true), numbers<double>(fz.handle, true), numbers<double>(next, true));
-    stack[0] = reinterpret_cast<uint64_t>(next), stack[1] = reinterpret_cast<uint64_t>(more);
+    stack[0] = given(next), stack[1] = given(more);
+}
+
+// open(z, recipe) -> drive, whose memory goes on behind what it shows of itself.
+void open_operator(uint64_t* stack, uint64_t, uint64_t) {
+    const Owned z(stack[0]), recipe(stack[1]);
+    const Recipe& r = *numbers<Recipe>(recipe.handle, true);
+    const Shape shape(z.handle);
+    const int64_t bytes = shape.narrow() ? whole_bytes<float>(r, shape.sizes, shape.dim) : whole_bytes<double>(r, shape.sizes, shape.dim);
+    const int64_t words = (bytes + 128) / 8, shown = sizeof(Drive) / 8, one = 1;
+    const Owned whole(given(empty(1, &words, aoti_torch_dtype_int64())));
+    int64_t* base = numbers<int64_t>(whole.handle, true);
+    int64_t skipped = 0;
+    while (reinterpret_cast<uintptr_t>(base + skipped) % 64) ++skipped;
+    char* at = reinterpret_cast<char*>(base + skipped);
+    if (shape.narrow()) open_whole<float>(r, shape.sizes, shape.dim, numbers<float>(z.handle, true), at);
+    else open_whole<double>(r, shape.sizes, shape.dim, numbers<double>(z.handle, true), at);
+    Handle drive = nullptr;
+    aoti_torch__reinterpret_tensor(whole.handle, 1, &shown, &one, skipped, &drive);
+    stack[0] = given(drive);
+}
+
+// finish(drive, last, start) -> (z, residual, relative, steps, status)
+void finish_operator(uint64_t* stack, uint64_t, uint64_t) {
+    const Owned drive(stack[0]), last(stack[1]), start(stack[2]);
+    Drive& d = *numbers<Drive>(drive.handle, true);
+    const Shape shape(last.handle);
+    const int64_t rows = shape.sizes[0], two = 3 * rows;
+    Handle z = empty(shape.dim, shape.sizes, shape.dtype), steps = empty(1, &rows, aoti_torch_dtype_int64());
+    Handle residual = empty(1, &rows, aoti_torch_dtype_float64()), relative = empty(1, &rows, aoti_torch_dtype_float64());
+    Handle status = empty(1, &rows, aoti_torch_dtype_int8());
+    const Owned spare(given(empty(1, &two, aoti_torch_dtype_float64())));
+    double* first = numbers<double>(spare.handle, true);
+    uint8_t* ran_away = reinterpret_cast<uint8_t*>(first + 2 * rows);
+    auto end = [&](auto* type) {
+        typedef typename std::remove_pointer<decltype(type)>::type T;
+        finish_whole<T>(d, numbers<T>(last.handle, true), numbers<T>(start.handle, true), numbers<T>(z, true),
+                        numbers<double>(residual, true), numbers<double>(relative, true), numbers<int64_t>(steps, true),
+                        numbers<int8_t>(status, true), first, ran_away);
+    };
+    if (shape.narrow()) end(static_cast<float*>(nullptr));
+    else end(static_cast<double*>(nullptr));
+    stack[0] = given(z), stack[1] = given(residual), stack[2] = given(relative), stack[3] = given(steps), stack[4] = given(status);
 }
 
 struct Registration {
@@ -145,8 +207,12 @@ struct Registration {
         LibraryHandle names = nullptr, cpu = nullptr;
         aoti_torch_library_init_fragment("deqlm", __FILE__, __LINE__, &names);
         aoti_torch_library_def(names, "advance(Tensor drive, Tensor z, Tensor fz) -> (Tensor, Tensor)");
+        aoti_torch_library_def(names, "open(Tensor z, Tensor recipe) -> Tensor");
+        aoti_torch_library_def(names, "finish(Tensor drive, Tensor last, Tensor start) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
         aoti_torch_library_init_impl("deqlm", "CPU", __FILE__, __LINE__, &cpu);
         aoti_torch_library_impl(cpu, "advance", advance_operator);
+        aoti_torch_library_impl(cpu, "open", open_operator);
+        aoti_torch_library_impl(cpu, "finish", finish_operator);
     }
 } registration;
 
