@@ -1,6 +1,10 @@
 """Implicit (deep-equilibrium) models in PyTorch: wrap any layer, choose a solver and a gradient, see what happened."""
 
 from deqlm._version import __version__
+from deqlm.compiled.package import ExportedSolve
+from deqlm.compiled.program import Compiled
+from deqlm.compiled.refused import NotCompiledError
+from deqlm.compiled.settings import Compile
 from deqlm.deq import DEQ
 from deqlm.diagnostics import (
     Diagnosis,
@@ -28,6 +32,7 @@ from deqlm.gradients import (
     Unrolled,
     register_gradient,
 )
+from deqlm.programs import CompiledSolve, compile, export, load_exported
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
@@ -83,6 +88,9 @@ __all__ = [
     "Bracket",
     "Broyden",
     "Chunked",
+    "Compile",
+    "Compiled",
+    "CompiledSolve",
     "ConvergenceError",
     "ConvergenceWarning",
     "Cost",
@@ -91,6 +99,7 @@ __all__ = [
     "Diagnosis",
     "Dogleg",
     "Equilibrium",
+    "ExportedSolve",
     "Fallback",
     "FixedPoint",
     "Forecast",
@@ -106,6 +115,7 @@ __all__ = [
     "Neumann",
     "Newton",
     "NewtonKrylov",
+    "NotCompiledError",
     "OneStep",
     "Phantom",
     "PseudoTransient",
@@ -127,10 +137,13 @@ __all__ = [
     "Unrolled",
     "__version__",
     "audit_gradient",
+    "compile",
     "diagnose",
+    "export",
     "fixed_point_correction",
     "forecast_memory",
     "forecast_solve",
+    "load_exported",
     "monitor",
     "once_per_call_",
     "options",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ class Program:
         """
         self.compiling, start = False, time.perf_counter()
         try:
-            result = self.function(*args)
+            with warnings.catch_warnings():
+                # torch's compiler asks every input for its gradient, and torch warns of asking
+                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+                result = self.function(*args)
         except Exception as error:
             if not by_compiler(error):
                 raise
@@ -83,16 +87,16 @@ class Program:
     def _backend(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         from torch._dynamo.utils import counters
 
-        before = {name: counters["inductor"][name] for name in (HIT, MISS)}
+        before = {name: counters["inductor"][name] for name in CACHE}
         self.compiling = True
         with _bar(self.part, self.settings):
             made = self.made(graph, inputs)
-        hits, misses = (counters["inductor"][name] - before[name] for name in (HIT, MISS))
-        self.cached = hits > 0 and not misses
+        hits, *others = (counters["inductor"][name] - before[name] for name in CACHE)
+        self.cached = hits > 0 and not any(others)
         return made
 
 
-HIT, MISS = "fxgraph_cache_hit", "fxgraph_cache_miss"
+CACHE = ("fxgraph_cache_hit", "fxgraph_cache_miss", "fxgraph_cache_bypass")
 
 
 def inductor_backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:

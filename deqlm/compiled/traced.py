@@ -56,8 +56,9 @@ def solve_loop(
         return more > 0
 
     def once(z: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
-        fz = evaluate(f, inputs, z.to(dtype), held)
-        z, more = torch.ops.deqlm.advance(drive, z, fz.to(z.dtype).contiguous())
+        point = z.to(dtype)
+        fz = evaluate(f, inputs, point, held)
+        z, more = torch.ops.deqlm.advance(drive, point.to(z.dtype), fz.to(z.dtype).contiguous())
         return z, more
 
     return while_loop(goes_on, once, (z, drive.new_ones(())))[0]  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ __all__ = ["WholeSolve"]
 
 
 class WholeSolve(nn.Module):
-    """x, *args -> (value, status, steps, residual), without grad.
+    """x, *args -> (value, status, steps, residual, relative), without grad.
 
     Args:
         layer: what is solved.
@@ -31,12 +31,12 @@ class WholeSolve(nn.Module):
         self.layer, self.inject, self.start = layer, inject, start
         self.register_buffer("recipe", recipe)
 
-    def forward(self, x: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Solve; status, steps and residual have one entry per row."""
+    def forward(self, x: Any, *args: Any) -> tuple[Tensor, ...]:
+        """Solve; all but the value have one entry per row, as in `Solution`."""
         u = self.inject(x)
         z0 = self.start(u)
         begun = z0.to(inner_dtype(z0.dtype)).contiguous()
         drive = torch.ops.deqlm.open(begun, self.recipe)
         last = solve_loop(partial(self.inject.join, self.layer), (u, args, {}), begun, drive, None, z0.dtype)
-        z, residual, _, steps, status = torch.ops.deqlm.finish(drive, last, begun)
-        return z.to(z0.dtype), status, steps, residual
+        z, residual, relative, steps, status = torch.ops.deqlm.finish(drive, last, begun)
+        return z.to(z0.dtype), status, steps, residual, relative

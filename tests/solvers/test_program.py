@@ -14,8 +14,8 @@ TOKENS = Layout(leaves=((4, 3),))
 class InProgram:
     """A map whose loop asks the operator, as a compiled program does."""
 
-    def __init__(self, f):
-        self.f = f
+    def __init__(self, f, grid=torch.float32):
+        self.f, self.grid = f, grid
 
     def __call__(self, z):
         raise AssertionError("the loop of Python was taken")
@@ -23,6 +23,7 @@ class InProgram:
     def program(self, z, drive):
         more = True
         while more:
+            z = z.to(self.grid).float()
             z, go = torch.ops.deqlm.advance(drive, z, self.f(z))
             more = bool(go)
         return z
@@ -91,7 +92,7 @@ def test_held_tokens_scales_and_half_precision():
     half = z0.bfloat16()
     loose = Stop(rtol=0.05, compact=False)
     want = Solve(stop=loose)(contraction, half)
-    got = Solve(stop=loose)(InProgram(lambda z: contraction(z.bfloat16()).float()), half)
+    got = Solve(stop=loose)(InProgram(lambda z: contraction(z.bfloat16()).float(), torch.bfloat16), half)
     assert got.z.dtype == torch.bfloat16
     assert torch.equal(want.steps, got.steps)
 
