@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from deqlm.compiled.settings import Compile
 from deqlm.compiled.whole import WholeSolve
 from deqlm.deq import DEQ
 from deqlm.equilibrium.module import Equilibrium
-from deqlm_solvers import Stop
+from deqlm_solvers import StepSolver, Stop
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.loop.program import recipe
 
@@ -184,7 +184,8 @@ def _whole(deq: DEQ, x: Any, args: tuple[Any, ...]) -> tuple[Any, nn.Module]:
     state = rowmap.rows.unpack(rowmap.rows.z0)
     if why := _not_exported(deq, how.stop, state):
         raise NotCompiledError(why)
-    return how, WholeSolve(deq.layer, deq.inject, lambda u: deq._start(u, "x"), recipe(how.solver, how.stop, state))
+    told = recipe(cast(StepSolver, how.solver), how.stop, state)
+    return how, WholeSolve(cast(nn.Module, deq.layer), deq.inject, lambda u: deq._start(u, "x"), told)
 
 
 def _not_exported(deq: DEQ, stop: Stop, state: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""A compiled solve is the eager one, and what it cannot be is refused: the captured map run by torch's own operations."""
+"""A compiled solve is the eager one, and what cannot be one is refused; captured maps run by torch's operations."""
 
 import copy
 import pickle
@@ -146,7 +146,7 @@ def test_an_adjoint_that_needs_help_gets_it(x):
     eager = DEQ(Turns(), on_failure="ignore", stop=Stop(max_iter=60))
     compiled = deqlm.compile(eager, loop="python")
     (g,) = torch.autograd.grad(eager(x).sum(), x)
-    y, sol = compiled(x, with_stats=True)
+    y = compiled(x)
     (h,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(g, h, rtol=1e-4, atol=1e-4)
 
@@ -179,9 +179,8 @@ def test_a_compiled_module_has_the_same_keys_and_can_be_copied_and_pickled(cell,
 def test_maps_are_compiled_too(cell, x):
     made = deqlm.compile(lambda z, u: cell(z + u), loop="python", solver="fixed_point")
     y, sol = made(torch.zeros(4, 6), x, with_stats=True)
-    want = deqlm.solve(
-        lambda z, u: cell(z + u), torch.zeros(4, 6), args=(x,), solver="fixed_point", stop=Stop(rtol="auto")
-    )
+    settings = {"solver": "fixed_point", "stop": Stop(rtol="auto")}
+    want = deqlm.solve(lambda z, u: cell(z + u), torch.zeros(4, 6), args=(x,), **settings)
     torch.testing.assert_close(y, want.z)
     assert torch.equal(sol.steps, want.steps)
     a, b = (torch.autograd.grad(z.sum(), [x, cell.affine.weight]) for z in (y, want.z))

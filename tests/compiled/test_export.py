@@ -48,15 +48,10 @@ solve(x).z.numpy().tofile("expected.bin")
 
 @pytest.mark.slow
 def test_a_file_solves_in_python_and_in_a_program_without_it(tmp_path):
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'solvers'}", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WRITE],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    path, cache = f"{ROOT}:{ROOT / 'solvers'}", str(tmp_path / "cache")
+    env = {**os.environ, "PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": cache}
+    command = [sys.executable, "-W", "ignore", "-c", WRITE]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "anderson" in done.stdout
     torch_folder = Path(torch.__file__).parent

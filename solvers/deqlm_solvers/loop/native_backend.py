@@ -303,10 +303,9 @@ def _compiled(functions: Any, dtype: torch.dtype) -> list[Any]:
 def described(
     native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, eps: float, threads: int
 ) -> bytes:
+    """Return the bytes of the struct of a solve, in which what is known before its tensors is filled in."""
     library = load().library
-    assert library is None or library.functions.struct_bytes() == ctypes.sizeof(NativeSolve), (
-        "state.h and NativeSolve differ"
-    )
+    assert library is None or library.functions.struct_bytes() == ctypes.sizeof(NativeSolve), "state.h differs"
     solve = _describe(native, stop, rows, unknowns, dtype, threads)
     solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
     return bytes(solve)
