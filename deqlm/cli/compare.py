@@ -238,9 +238,7 @@ def _kind(arguments: argparse.Namespace) -> Kind:
         raise UserError("--gradients and --starts are two comparisons; ask for one")
     other = "gradients" if arguments.gradients else "starts" if arguments.starts else None
     if arguments.compile and (other or arguments.suite == LITERATURE):
-        raise UserError(
-            "--compile has no meaning here: it adds rows to a comparison of solvers; leave it out"
-        )
+        raise UserError("--compile has no meaning here: it adds rows to a comparison of solvers; leave it out")
     if arguments.suite == LITERATURE:
         for said in (*Settings.fixed(_given(arguments)), *filter(None, [other])):
             raise UserError(f"--{said} has no meaning with --suite {LITERATURE}, its settings are fixed; leave it out")

@@ -19,7 +19,8 @@ def test_compiled_solves_are_rows_of_a_comparison():
     for problem in result.problems:
         for name in ("fixed_point", "anderson"):
             eager, compiled = problem.entry(name), problem.entry(f"compiled.{name}")
-            assert (compiled.outcome, compiled.solved, compiled.statuses) == (eager.outcome, eager.solved, eager.statuses)
+            assert compiled.outcome == eager.outcome
+            assert compiled.statuses == eager.statuses
             assert compiled.seconds > 0
     assert "compiled.anderson" in str(result)
 
