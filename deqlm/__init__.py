@@ -32,7 +32,8 @@ from deqlm.gradients import (
     Unrolled,
     register_gradient,
 )
-from deqlm.programs import CompiledSolve, compile, export, load_exported
+from deqlm.programs.compiling import CompiledSolve, compile
+from deqlm.programs.exporting import export, load_exported
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Make it fast
 #
-# Ten minutes, one CPU core, a C++ compiler. A solve asks a small layer again and again, and between two evaluations some
-# work is done: a step, a test of every row. You see what that costs, what `test_every` saves, how `deqlm.compile` takes Python out of
-# the loop, and how `deqlm.export` takes it out of the process.
+# Ten minutes, one CPU core, a C++ compiler. A solve asks a small layer again and again, and between two evaluations
+# some work is done: a step, a test of every row. You see what that costs, what `test_every` saves, how
+# `deqlm.compile` takes Python out of the loop, and how `deqlm.export` takes it out of the process.
 
 # %%
 import torch
@@ -20,8 +20,8 @@ x = torch.randn(24, 48)
 # %% [markdown]
 # ## Look first
 #
-# A compiled solve helps where the layer is small. For a layer of two milliseconds the loop is a few percent of the time, and
-# there is nothing to gain. `Solution` tells how often the layer was asked:
+# A compiled solve helps where the layer is small. For a layer of two milliseconds the loop is a few percent of the
+# time, and there is nothing to gain. `Solution` tells how often the layer was asked:
 
 # %%
 deq = deqlm.DEQ(layer, stop=deqlm.Stop(rtol=1e-5))
@@ -32,8 +32,8 @@ print(sol.cost)
 # %% [markdown]
 # ## Test less often
 #
-# `Stop(test_every="auto")` predicts for each row when it will pass and leaves out the tests before. A row may end a few evaluations
-# late, so it pays for plain iteration on maps that need many evaluations, and nothing else changes.
+# `Stop(test_every="auto")` predicts for each row when it will pass and leaves out the tests before. A row may end a
+# few evaluations late, so it pays for plain iteration on maps that need many evaluations, and nothing else changes.
 
 # %%
 with torch.no_grad():
@@ -43,9 +43,10 @@ print(rare.converged.all().item(), "after at most", rare.steps.max().item(), "ev
 # %% [markdown]
 # ## Compile
 #
-# `deqlm.compile` returns a `DEQ` that shares layer and parameters. Its first call compiles one program of the whole solve: it
-# evaluates the layer, takes the step, tests each row, and ends, without coming back to Python. That takes from some seconds
-# to a minute, once; the machine code stays in torch's cache on disk, and the next process finds it there.
+# `deqlm.compile` returns a `DEQ` that shares layer and parameters. Its first call compiles one program of the whole
+# solve: it evaluates the layer, takes the step, tests each row, and ends, without coming back to Python. That takes
+# from some seconds to a minute, once; the machine code stays in torch's cache on disk, and the next process finds it
+# there.
 
 # %%
 fast = deqlm.compile(deq)
@@ -62,8 +63,8 @@ for part in fast.compiler.report:
     print(part)
 
 # %% [markdown]
-# Tolerances, budgets and even the solver are no part of the program, so changing them compiles nothing. Another batch size compiles once
-# more, for all sizes.
+# Tolerances, budgets and even the solver are no part of the program, so changing them compiles nothing. Another batch
+# size compiles once more, for all sizes.
 
 # %%
 with torch.no_grad():
@@ -75,9 +76,9 @@ print(len(fast.compiler.report), "compilation")
 # %% [markdown]
 # ## Gradients
 #
-# With grad enabled the adjoint is a program too. torch's own `while_loop` gives silently wrong gradients to autograd, so autograd never
-# sees the loop: the backward solve is a loop of its own, around the layer's backward pass. Gradients are those of the eager solve up to
-# rounding.
+# With grad enabled the adjoint is a program too. torch's own `while_loop` gives silently wrong gradients to autograd,
+# so autograd never sees the loop: the backward solve is a loop of its own, around the layer's backward pass.
+# Gradients are those of the eager solve up to rounding.
 
 # %%
 fast(x).square().sum().backward()
@@ -103,9 +104,10 @@ except deqlm.NotCompiledError as error:
 #
 # ## What it gives
 #
-# Microseconds of process time on one core, from `docs/records/compiled_solves.json` (its command makes them again). *Evaluation* and
-# *solve* are the slope and the fixed part of a line through budgets of 1 to 64 evaluations; *whole solve* and *adjoint* say how many times
-# faster the compiled ones are, at the same tolerance, by the best of plain iteration, Anderson and Broyden.
+# Microseconds of process time on one core, from `docs/records/compiled_solves.json` (its command makes them again).
+# *Evaluation* and *solve* are the slope and the fixed part of a line through budgets of 1 to 64 evaluations; *whole
+# solve* and *adjoint* say how many times faster the compiled ones are, at the same tolerance, by the best of plain
+# iteration, Anderson and Broyden.
 
 # %%
 import json
@@ -123,5 +125,6 @@ for line in record["table"]:
 #     deqlm.export(deq, x, "model.pt2")
 #     solution = deqlm.load_exported("model.pt2")(x)
 #
-# The same file runs in a C++ program of 30 lines, `examples/export/solve.cpp`, bit for bit. It takes any batch size, and needs the version
-# of torch that wrote it.
+# The same file runs in a C++ program of 30 lines, `examples/export/solve.cpp`, bit for bit. It takes any batch size,
+# and needs the version of torch that wrote it.
+

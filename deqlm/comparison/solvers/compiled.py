@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm.compiled.settings import Compile
-from deqlm.programs import CompiledSolve
+from deqlm.programs.compiling import CompiledSolve
 from deqlm_solvers import Solution, Solve, Solver, Stop
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.loop.program import program_declines
