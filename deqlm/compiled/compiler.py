@@ -6,11 +6,10 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
 
 from deqlm.compiled.maps import CompiledMap, Programs
 from deqlm.compiled.program import Compiled
-from deqlm.compiled.refused import NotCompiledError, hooked, what_moves
+from deqlm.compiled.refused import NotCompiledError, hooked, modes_of, what_moves
 from deqlm.compiled.settings import Compile
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.forward_mode import in_forward_mode
@@ -73,8 +72,9 @@ class Compiler:
 
     def _declines(self, f: RowMap, how: Solve, gradient: Gradient) -> str:
         module = None if f.replay is None else f.replay.module
-        if module is not None and (why := hooked(module)):
-            return why
+        modes = () if module is None else modes_of(module)
+        if modes is None:
+            return hooked(module)
         if torch.is_autocast_enabled(f.rows.device.type):
             return "autocast is on: give a layer in the dtype that it is to compute in"
         if in_forward_mode():
@@ -84,11 +84,11 @@ class Compiler:
             if why := _unfit(f, how, gradient):
                 return why
             self._allowed = asked
-        return self._looks(f, module)
+        return self._looks(f, modes)
 
-    def _looks(self, f: RowMap, module: nn.Module | None) -> str:
+    def _looks(self, f: RowMap, modes: tuple[bool, ...]) -> str:
         """Evaluate f once for each kind of state: it says itself what is wrong with it, and shows what it moves."""
-        key = (f.rows.shapes[0][f.rows.batch_dims :], f.rows.dtype, None if module is None else module.training)
+        key = (f.rows.shapes[0][f.rows.batch_dims :], f.rows.dtype, modes)
         if key in self._looked:
             return ""
         with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import nn
 
 from deqlm.wrap.replay import Replay
 
-__all__ = ["NotCompiledError", "by_compiler", "hooked", "reason_of", "what_moves"]
+__all__ = ["NotCompiledError", "by_compiler", "hooked", "modes_of", "reason_of", "what_moves"]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -21,12 +21,22 @@ class NotCompiledError(RuntimeError):
         self.why = why
 
 
-def hooked(module: nn.Module) -> str:
+def hooked(module: nn.Module | None) -> str:
     """Return which part of ``module`` has a hook, in words; empty where none has."""
-    for name, part in module.named_modules():
+    for name, part in () if module is None else module.named_modules():
         if any(getattr(part, kind) for kind in HOOKS):
             return f"{name or 'the layer'} has a hook, which would run once and not at every evaluation"
     return ""
+
+
+def modes_of(module: nn.Module) -> tuple[bool, ...] | None:
+    """Return which parts of ``module`` are in train(), in order; None where one has a hook."""
+    modes = []
+    for part in module.modules():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return None
+        modes.append(part.training)
+    return tuple(modes)
 
 
 def what_moves(replay: Replay) -> str:

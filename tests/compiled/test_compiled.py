@@ -242,6 +242,18 @@ def test_what_cannot_be_compiled_is_refused_with_the_reason_or_solved_eagerly(ma
         deq(x)  # told once
 
 
+def test_a_part_that_is_put_into_train_afterwards_is_seen(x):
+    deq = DEQ(nn.Sequential(Cell(), nn.Dropout(0.5)).eval(), compile=QUICK, on_failure="ignore")
+    deq.compiler.over(*_asked(deq, x))
+    deq.layer[1].train()
+    with pytest.raises(NotCompiledError, match=r"random numbers \(1\)"):
+        deq(x)
+
+
+def _asked(deq, x):
+    return deq.on_rows(x, (), {})[0], deq.solve, deq.gradient
+
+
 def test_calls_that_look_at_evaluations_are_refused(cell, x):
     deq = DEQ(cell, compile=QUICK)
     with pytest.raises(NotCompiledError, match="on_evaluation"):
