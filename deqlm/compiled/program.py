@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,10 +73,7 @@ class Program:
         """
         self.compiling, start = False, time.perf_counter()
         try:
-            with warnings.catch_warnings():
-                # torch's compiler asks every input for its gradient, and torch warns of asking
-                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-                result = self.function(*args)
+            result = self._quietly(args) if torch.is_grad_enabled() else self.function(*args)
         except Exception as error:
             if not by_compiler(error):
                 raise
@@ -84,19 +82,26 @@ class Program:
             self.log.append(Compiled(self.part, time.perf_counter() - start, self.cached))
         return result
 
-    def _backend(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        from torch._dynamo.utils import counters
+    def _quietly(self, args: tuple[Any, ...]) -> Any:
+        with warnings.catch_warnings():
+            # torch's compiler asks every input for its gradient, and torch warns of asking
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            return self.function(*args)
 
-        before = {name: counters["inductor"][name] for name in CACHE}
-        self.compiling = True
+    def _backend(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        begun = time.time()
         with _bar(self.part, self.settings):
             made = self.made(graph, inputs)
-        hits, *others = (counters["inductor"][name] - before[name] for name in CACHE)
-        self.cached = hits > 0 and not any(others)
+        self.cached = self.settings.loop != "python" and not _written_since(begun)
+        self.compiling = True
         return made
 
 
-CACHE = ("fxgraph_cache_hit", "fxgraph_cache_miss", "fxgraph_cache_bypass")
+def _written_since(begun: float) -> bool:
+    """Say whether torch's compiler has written machine code into its cache since then, in seconds of the epoch."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return any(made.stat().st_mtime >= begun for made in Path(cache_dir()).glob("*/*.so"))
 
 
 def inductor_backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
