@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from deqlm.compiled.lane import Lane
 from deqlm.compiled.maps import CompiledMap, Programs
 from deqlm.compiled.program import Compiled
 from deqlm.compiled.refused import NotCompiledError, hooked, modes_of, what_moves
@@ -18,7 +21,8 @@ from deqlm.gradients.one_step import OneStep
 from deqlm.gradients.phantom import Phantom
 from deqlm.gradients.unrolled import Unrolled
 from deqlm.wrap.rows import RowMap
-from deqlm_solvers import Layout, Solve
+from deqlm.wrap.trees import map_tensors
+from deqlm_solvers import Layout, Solution, Solve
 from deqlm_solvers.loop.program import program_declines
 
 __all__ = ["Compiler"]
@@ -39,6 +43,7 @@ class Compiler:
         self._programs: Programs | None = None
         self._looked: set[Any] = set()
         self._allowed: tuple[Any, ...] = ()
+        self._lanes: dict[Any, Lane] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiler:
         return Compiler(self.settings)
@@ -59,12 +64,64 @@ class Compiler:
         """
         if self._programs is None:
             self._programs = Programs(self.settings)
+        before = len(self._looked)
         if why := self._declines(f, how, gradient):
             raise NotCompiledError(why)
-        return CompiledMap.of(f, self._programs, in_steps=not isinstance(gradient, Implicit))
+        looked_at = len(self._looked) > before
+        return CompiledMap.of(f, self._programs, in_steps=not isinstance(gradient, Implicit), looked_at=looked_at)
+
+    def remember(self, f: CompiledMap, how: Solve, gradient: Gradient, *, quiet: bool) -> None:
+        """Remember a call without grad that was solved, so that `again` goes the short way."""
+        rows = f.rows
+        key = _kind(rows.z0.reshape(rows.shapes[0]), f.prepared, how, gradient)
+        eps = torch.finfo(rows.dtype).eps
+        resolved = how.resolve(rows.z0)
+        stop, solver = resolved.stop, resolved.solver
+        plain = rows.batch_dims == 1 and not any(rows.formats) and rows.dtype in (torch.float32, torch.float64)
+        told = stop.per == "row" and (stop.is_budget or stop.rtol >= eps) and not getattr(gradient, "same_value", False)
+        if key is None or not plain or not told or stop.max_iter == 0:
+            return
+        module = None if f.replay is None else f.replay.module
+        modes = () if module is None else modes_of(module)
+        fitted = solver.fitted(rows.sizes[0], stop.max_iter)  # type: ignore[attr-defined]
+        layout = Layout(leaves=rows.row_shapes)
+        self._lanes[key] = Lane(resolved, f.programs.loop, modes or (), layout, eps, quiet, fitted)
+
+    def again(
+        self,
+        bare: Callable[..., Any],
+        module: nn.Module | None,
+        z0: Tensor,
+        inputs: tuple[Any, ...],
+        how: Solve,
+        gradient: Gradient,
+    ) -> Solution | None:
+        """Return the solution of a call that is like one before, or None.
+
+        Args:
+            bare: f, as in `RowMap.bare`.
+            module: whose hooks and modes are looked at, or None.
+            z0: the start, contiguous, in the shape of the state.
+            inputs: what f gets besides.
+            how: as the call before was told.
+            gradient: likewise.
+        """
+        key = _kind(z0, inputs, how, gradient) if self._lanes and not torch.is_grad_enabled() else None
+        lane = None if key is None else self._lanes.get(key)
+        if lane is None or self._programs is None:
+            return None
+        sol = lane(bare, module, z0, map_tensors(Tensor.detach, inputs))
+        if sol is not None and self._programs.loop.compiling:
+            # another layer than the one that was looked at
+            self._lanes.clear()
+            self._looked.clear()
+            return None
+        return sol
 
     def refuse(self, error: NotCompiledError) -> None:
         """Take note that a call cannot be compiled: raise ``error``, or say it once and never try again."""
+        self._looked.clear()
+        self._lanes.clear()
         if self.settings.on_refuse == "error":
             raise error
         self.refused = error.why
@@ -99,6 +156,29 @@ class Compiler:
         f.count.calls, f.count.rows = f.count.calls - 1, f.count.rows - f.rows.count
         self._looked.add(key)
         return ""
+
+
+def _kind(z0: Tensor, inputs: tuple[Any, ...], how: Solve, gradient: Gradient) -> Any:
+    """Return what calls have in common that differ in numbers alone; None where that is not known."""
+    leaves = tensors_of(inputs)
+    if leaves is None or not all(_is_plain(leaf) for leaf in (z0, *leaves)):
+        return None
+    return (z0.shape, z0.dtype, z0.device.type, how, gradient, tuple(leaf.shape for leaf in leaves))
+
+
+def _is_plain(leaf: Tensor) -> bool:
+    return type(leaf) in (Tensor, nn.Parameter) and leaf.layout is torch.strided and not leaf.is_neg()
+
+
+def tensors_of(inputs: tuple[Any, ...]) -> list[Tensor] | None:
+    """Return the tensors of nested tuples and empty dicts; None where there is anything else."""
+    leaves: list[Tensor] = []
+    for value in inputs:
+        more = [value] if isinstance(value, Tensor) else tensors_of(value) if isinstance(value, tuple) else None
+        if more is None and value != {}:
+            return None
+        leaves += more or []
+    return leaves
 
 
 def _unfit(f: RowMap, how: Solve, gradient: Gradient) -> str:

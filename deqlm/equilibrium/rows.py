@@ -51,7 +51,11 @@ def solve_rows(
         try:
             if watch is not None:
                 raise NotCompiledError("states and on_evaluation look at every evaluation")
-            return solve_rows(compiler.over(f, how, gradient), how, gradient, failures, **more)  # type: ignore[arg-type]
+            compiled = compiler.over(f, how, gradient)
+            sol = solve_rows(compiled, how, gradient, failures, **more)  # type: ignore[arg-type]
+            if not torch.is_grad_enabled() and scale is None and token_mask is None and cap is None:
+                compiler.remember(compiled, how, gradient, quiet=failures.on_failure == "ignore")
+            return sol
         except NotCompiledError as error:
             compiler.refuse(error)
     if in_forward_mode():

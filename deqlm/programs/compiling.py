@@ -6,13 +6,22 @@ import copy
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
+import torch
+from torch import Tensor, nn
+
 from deqlm.compiled.compiler import Compiler
 from deqlm.compiled.settings import Compile
 from deqlm.equilibrium.module import Equilibrium
+from deqlm.gradients.base import Gradient
+from deqlm.wrap.hidden import reached
+from deqlm_solvers import Solution, Solve
 
 __all__ = ["CompiledSolve", "compile"]
 
 E = TypeVar("E", bound=Equilibrium)
+
+SETTINGS = {"solver", "stop", "gradient", "with_stats"}
+"""Keywords of a call that may be like one before."""
 
 
 class CompiledSolve(Equilibrium):
@@ -26,10 +35,24 @@ class CompiledSolve(Equilibrium):
     def __init__(self, f: Callable[..., Any], **settings: Any) -> None:
         super().__init__(**settings)
         self.f = f
+        self._reached: tuple[nn.Module | None] | None = None
 
     def forward(self, z0: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Return the fixed point of ``f(z, *args)`` from ``z0``; keywords are those of `Equilibrium.forward`."""
+        if kwargs.keys() <= SETTINGS and type(z0) is Tensor and z0.dim() > 1 and not torch.is_grad_enabled():
+            how, method = self.settings(*(kwargs.get(name) for name in ("solver", "stop", "gradient")))
+            if (sol := self._again(z0.detach().contiguous(), args, how, method)) is not None:
+                self.last = sol.without_state()
+                return (sol.z, sol) if kwargs.get("with_stats") else sol.z
         return super().forward(self.f, z0, *args, **kwargs)
+
+    def _again(self, z0: Tensor, args: tuple[Any, ...], how: Solve, method: Gradient) -> Solution | None:
+        """Return the solution of a call that is like one before in all but its numbers, or None."""
+        if self.compiler is None or self.cap is not None or self.batch_dims not in (None, 1):
+            return None
+        if self._reached is None:
+            self._reached = (self.f if isinstance(self.f, nn.Module) else reached(self.f),)
+        return self.compiler.again(self.f, self._reached[0], z0, args, how, method)
 
 
 @overload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,7 +99,15 @@ def _whole(deq: DEQ, x: Any, args: tuple[Any, ...]) -> tuple[Any, nn.Module]:
     if why := _not_exported(deq, how.stop, state):
         raise NotCompiledError(why)
     told = recipe(cast(StepSolver, how.solver), how.stop, state)
-    return how, WholeSolve(cast(nn.Module, deq.layer), deq.inject, lambda u: deq._start(u, "x"), told)
+    return how, WholeSolve(cast(nn.Module, deq.layer), deq.inject, _start_of(deq), told)
+
+
+def _start_of(deq: DEQ) -> Callable[[Tensor], Tensor]:
+    """Return u -> the start, without a look at what is given: the example has been looked at."""
+    start = deq.start
+    if start is None:
+        return torch.zeros_like
+    return (lambda u: start.expand(u.shape[0], *start.shape)) if isinstance(start, Tensor) else start
 
 
 def _not_exported(deq: DEQ, stop: Stop, state: Tensor) -> str:
@@ -106,6 +115,8 @@ def _not_exported(deq: DEQ, stop: Stop, state: Tensor) -> str:
         return "a gradient with same_value takes steps behind the solve"
     if deq.batch_dims not in (None, 1):
         return f"batch_dims={deq.batch_dims}, and a file takes rows along the first dimension"
+    if isinstance(deq.start, Tensor) and deq.start.dim() == state.dim():
+        return "start has one entry for each row of a batch: give that of one row"
     if not isinstance(deq.layer, nn.Module):
         return "the layer is a function: give a module, whose weights go into the file"
     if stop.per == "leaf" or isinstance(stop.norm, tuple) or stop.first_tokens:

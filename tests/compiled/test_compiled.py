@@ -254,6 +254,44 @@ def _asked(deq, x):
     return deq.on_rows(x, (), {})[0], deq.solve, deq.gradient
 
 
+def test_a_call_like_one_before_goes_a_short_way_and_says_the_same(cell, x, monkeypatch):
+    deq, stop = DEQ(cell, compile=QUICK), Stop(rtol=1e-5)
+    asked = []
+    again = deq.compiler.again
+    monkeypatch.setattr(deq.compiler, "again", lambda *given: asked.append(again(*given)) or asked[-1])
+    others = [x.detach() + 1, torch.randn(4, 6, generator=torch.Generator().manual_seed(1))]
+    with torch.no_grad():
+        for given in (x, *others):
+            y, sol = deq(given, with_stats=True, stop=stop)
+            z, eager = DEQ(cell)(given, with_stats=True, stop=stop)
+            assert torch.equal(y, z)
+            for name in ("steps", "status", "residual", "relative"):
+                assert torch.equal(getattr(sol, name), getattr(eager, name)), name
+            assert sol.cost == eager.cost
+            assert deq.last.status is sol.status
+    assert [made is not None for made in asked] == [False, True, True]
+    with torch.inference_mode():
+        torch.testing.assert_close(deq(x, stop=stop), DEQ(cell)(x, stop=stop))
+    assert asked[-1] is not None
+    with torch.no_grad(), pytest.warns(deqlm.ConvergenceWarning):
+        deq(others[0] * torch.nan, stop=stop)  # what fails is told on the long way
+    assert asked[-1] is None
+
+
+@SLOW
+def test_a_layer_that_is_put_in_place_of_one_is_looked_at(x):
+    deq = DEQ(nn.Sequential(Cell(), nn.Identity()), compile=QUICK, on_failure="ignore")
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            deq.layer[1] = nn.Identity()
+            for _ in range(2):
+                deq(x)
+            deq.layer[1] = nn.Dropout(0.5)
+            for _ in range(2):
+                with pytest.raises(NotCompiledError, match="random numbers"):
+                    deq(x)
+
+
 def test_calls_that_look_at_evaluations_are_refused(cell, x):
     deq = DEQ(cell, compile=QUICK)
     with pytest.raises(NotCompiledError, match="on_evaluation"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from deqlm_solvers.loop.method import Method
 from deqlm_solvers.loop.native_backend import NativeBackend, NativeSolve, described
 from deqlm_solvers.native.operators import load_operators
 
-__all__ = ["Drive", "Recipe", "program_declines", "recipe", "run_program"]
+__all__ = ["Drive", "Recipe", "program_declines", "recipe", "run_from", "run_program"]
 
 
 class Drive(ctypes.Structure):
@@ -72,19 +73,41 @@ def run_program(method: Method, f: Any, z0: Tensor, stop: Stop, layout: Layout) 
         warn_below_floor(stop, z0.dtype)
     with torch.no_grad():
         z = z0.to(evaluator.inner, copy=True, memory_format=torch.contiguous_format)
-        backend = NativeBackend(method.fitted(z.shape[1], stop.max_iter), evaluator, stop, layout, z)
-        every = 0 if stop.is_budget or stop.test_every == "auto" else stop.test_every
-        drive = torch.tensor([backend.pointer, 0, every, stop.check_every, 0, 0, 0], dtype=torch.int64, device="cpu")
-        z = f.program(z, drive)
-        evaluations = int(drive[6])
-        rows = evaluations * z0.shape[0]
-        count = getattr(f, "count", None)
-        if isinstance(count, Count):
-            count.calls, count.rows = count.calls + evaluations, count.rows + rows
-        if stop.is_budget:
-            z = z.to(z0.dtype).to(evaluator.inner)
-        sol = backend.finish(z, Cost(evaluations, rows))
+        sol = run_from(method.fitted(z.shape[1], stop.max_iter), evaluator, f.program, z, stop, layout, z0.dtype)
+    count = getattr(f, "count", None)
+    if isinstance(count, Count):
+        count.calls, count.rows = count.calls + sol.cost.evaluations, count.rows + sol.cost.row_evaluations
     return sol if sol.z.dtype == z0.dtype else sol.replace(z=sol.z.to(z0.dtype))
+
+
+def run_from(
+    method: Method,
+    known: Any,
+    program: Callable[[Tensor, Tensor], Tensor],
+    z: Tensor,
+    stop: Stop,
+    layout: Layout,
+    dtype: torch.dtype,
+) -> Solution:
+    """Run a program from ``z`` (B, N), contiguous and of an inner dtype, without grad; nothing is looked at.
+
+    Args:
+        method: the update rule, fitted.
+        known: says in ``eps`` what f resolves.
+        program: see `run_program`.
+        z: start, which the solution may share.
+        stop: the stopping rule, with a number for its tolerance.
+        layout: what rows stand for.
+        dtype: of the state.
+    """
+    backend = NativeBackend(method, known, stop, layout, z)
+    every = 0 if stop.is_budget or stop.test_every == "auto" else stop.test_every
+    drive = torch.tensor([backend.pointer, 0, every, stop.check_every, 0, 0, 0], dtype=torch.int64, device="cpu")
+    last = program(z, drive)
+    if stop.is_budget and dtype != z.dtype:
+        last = last.to(dtype).to(z.dtype)
+    evaluations = int(drive[6])
+    return backend.finish(last, Cost(evaluations, evaluations * z.shape[0]))
 
 
 def recipe(method: Method, stop: Stop, z: Tensor) -> Tensor:
