@@ -64,11 +64,9 @@ class Compiler:
         """
         if self._programs is None:
             self._programs = Programs(self.settings)
-        before = len(self._looked)
         if why := self._declines(f, how, gradient):
             raise NotCompiledError(why)
-        looked_at = len(self._looked) > before
-        return CompiledMap.of(f, self._programs, in_steps=not isinstance(gradient, Implicit), looked_at=looked_at)
+        return CompiledMap.of(f, self._programs, in_steps=not isinstance(gradient, Implicit))
 
     def remember(self, f: CompiledMap, how: Solve, gradient: Gradient, *, quiet: bool) -> None:
         """Remember a call without grad that was solved, so that `again` goes the short way."""
@@ -108,20 +106,12 @@ class Compiler:
         """
         key = _kind(z0, inputs, how, gradient) if self._lanes and not torch.is_grad_enabled() else None
         lane = None if key is None else self._lanes.get(key)
-        if lane is None or self._programs is None:
+        if lane is None:
             return None
-        sol = lane(bare, module, z0, map_tensors(Tensor.detach, inputs))
-        if sol is not None and self._programs.loop.compiling:
-            # another layer than the one that was looked at
-            self._lanes.clear()
-            self._looked.clear()
-            return None
-        return sol
+        return lane(bare, module, z0, map_tensors(Tensor.detach, inputs))
 
     def refuse(self, error: NotCompiledError) -> None:
         """Take note that a call cannot be compiled: raise ``error``, or say it once and never try again."""
-        self._looked.clear()
-        self._lanes.clear()
         if self.settings.on_refuse == "error":
             raise error
         self.refused = error.why

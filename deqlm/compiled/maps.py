@@ -10,7 +10,6 @@ from torch import Tensor
 
 from deqlm.compiled.adjoint import derive
 from deqlm.compiled.program import Compiled, Program, eager_function, inductor_function
-from deqlm.compiled.refused import NotCompiledError, what_moves
 from deqlm.compiled.settings import Compile
 from deqlm.compiled.tied import LOCAL, Call, tied
 from deqlm.compiled.traced import evaluate, solve_loop
@@ -53,18 +52,16 @@ class CompiledMap(RowMap):
     Attributes:
         programs: compiled for the layer.
         in_steps: whether evaluations with a graph are compiled too.
-        looked_at: whether f has been evaluated eagerly in this call, to see what it moves.
     """
 
     programs: Programs
     in_steps: bool
-    looked_at: bool
 
     @classmethod
-    def of(cls, f: RowMap, programs: Programs, in_steps: bool, looked_at: bool) -> CompiledMap:
+    def of(cls, f: RowMap, programs: Programs, in_steps: bool) -> CompiledMap:
         """Return ``f`` with what was compiled for its layer; calls are counted together."""
         made = object.__new__(cls)
-        made.__dict__.update(f.__dict__, programs=programs, in_steps=in_steps, looked_at=looked_at)
+        made.__dict__.update(f.__dict__, programs=programs, in_steps=in_steps)
         return made
 
     def __call__(self, z: Tensor, bare: bool = False) -> Tensor:
@@ -78,13 +75,7 @@ class CompiledMap(RowMap):
         """Return the last point of a solve from ``z`` (B, N), inner dtype; see `deqlm_solvers.loop.program`."""
         inputs, held = map_tensors(Tensor.detach, (self.prepared, self._held()))
         state = z.reshape(self.rows.shapes[0])
-        last = self.programs.loop(self.bare, inputs, state, drive, held, self.rows.dtypes[0])
-        if self.programs.loop.compiling and not self.looked_at:
-            # another layer than the one that was looked at
-            super().__call__(self.rows.z0)
-            if self.replay is not None and (why := what_moves(self.replay)):
-                raise NotCompiledError(why)
-        return last.reshape(z.shape)
+        return self.programs.loop(self.bare, inputs, state, drive, held, self.rows.dtypes[0]).reshape(z.shape)
 
     def tie(self, z: Tensor, system: System) -> Tensor:
         """Return ``z`` (B, N), a solved point, tied to autograd; the adjoint is solved by a program."""

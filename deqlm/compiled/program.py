@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from deqlm.compiled.refused import NotCompiledError, by_compiler, reason_of
+from deqlm.compiled.refused import NotCompiledError, by_compiler, drawn, reason_of
 from deqlm.compiled.settings import Compile
 from deqlm.compiled.traced import own_code
 from deqlm.reporting.progress import Progress
@@ -75,6 +75,8 @@ class Program:
         try:
             result = self._quietly(args) if torch.is_grad_enabled() else self.function(*args)
         except Exception as error:
+            if isinstance(inner := getattr(error, "inner_exception", None), NotCompiledError):
+                raise inner from None
             if not by_compiler(error):
                 raise
             raise NotCompiledError(reason_of(error)) from error
@@ -89,6 +91,8 @@ class Program:
             return self.function(*args)
 
     def _backend(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        if name := drawn(graph):
+            raise NotCompiledError(f"f draws random numbers ({name}): call eval(), or set the dropout to 0")
         begun = time.time()
         with _bar(self.part, self.settings):
             made = self.made(graph, inputs)

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from deqlm.wrap.replay import Replay
 
-__all__ = ["NotCompiledError", "by_compiler", "hooked", "modes_of", "reason_of", "what_moves"]
+__all__ = ["NotCompiledError", "by_compiler", "drawn", "hooked", "modes_of", "reason_of", "what_moves"]
 
+RANDOM = {
+    *(
+        "rand",
+        "randn",
+        "rand_like",
+        "randn_like",
+        "randint",
+        "randint_like",
+        "randperm",
+        "normal",
+        "normal_",
+        "uniform_",
+    ),
+    *("bernoulli", "bernoulli_", "multinomial", "poisson", "gumbel_softmax", "rrelu", "random_", "exponential_"),
+    *("cauchy_", "geometric_", "log_normal_"),
+}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -49,6 +65,26 @@ def what_moves(replay: Replay) -> str:
         names = [f"{named.get(id(buffer.owner), '')}.{buffer.name}".lstrip(".") for buffer in replay.buffers]
         return f"f moves buffers{_of(names)}: call eval()"
     return ""
+
+
+def drawn(graph: fx.GraphModule) -> str:
+    """Return the function in a captured graph that draws random numbers; empty where none does."""
+    for part in graph.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            if node.op in ("call_function", "call_method") and (name in RANDOM or _drops(name, node)):
+                return name
+    return ""
+
+
+def _drops(name: str, node: fx.Node) -> bool:
+    if name == "scaled_dot_product_attention":
+        return bool(node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0))
+    if "dropout" not in name:
+        return False
+    rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+    training = node.kwargs.get("training", node.kwargs.get("train", node.args[2] if len(node.args) > 2 else True))
+    return bool(training) and bool(rate != 0)
 
 
 def by_compiler(error: BaseException) -> bool:

@@ -287,6 +287,7 @@ def test_a_layer_that_is_put_in_place_of_one_is_looked_at(x):
             for _ in range(2):
                 deq(x)
             deq.layer[1] = nn.Dropout(0.5)
+            assert deq.layer[1].training
             for _ in range(2):
                 with pytest.raises(NotCompiledError, match="random numbers"):
                     deq(x)
