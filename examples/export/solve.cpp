@@ -1,8 +1,10 @@
 // Solves with a file that deqlm.export wrote; no Python is there. See README.md.
 
+#include <ATen/ops/empty.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 
@@ -11,7 +13,8 @@ int main(int argc, char** argv) {
         std::cerr << "usage: solve MODEL.pt2 INPUT ROWS WIDTH OUTPUT  (float32 numbers, as tensor.numpy().tofile writes them)\n";
         return 2;
     }
-    const std::string model = argv[1], operators = model.substr(0, model.rfind('.')) + ".ops.so";
+    const std::string model = argv[1];
+    const std::string operators = std::filesystem::absolute(model).replace_extension(".ops.so");
     if (!dlopen(operators.c_str(), RTLD_NOW | RTLD_GLOBAL)) {
         std::cerr << dlerror() << "\n";
         return 1;

@@ -5,7 +5,9 @@ import torch
 
 import deqlm_solvers
 from deqlm_solvers import Layout, Solve, Stop
+from deqlm_solvers.loop import program
 from deqlm_solvers.loop.program import program_declines
+from deqlm_solvers.native.build import Outcome
 from deqlm_solvers.native.operators import load_operators
 
 TOKENS = Layout(leaves=((4, 3),))
@@ -118,3 +120,8 @@ def test_what_a_program_declines_is_said(solver, stop, why):
 def test_a_point_that_is_not_contiguous_is_an_error_and_no_wrong_answer():
     with pytest.raises(RuntimeError):
         Solve()(InProgram(lambda z: contraction(z).t().contiguous().t()), torch.zeros(5, 12))
+
+
+def test_a_compiler_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(program, "load_operators", lambda: Outcome(None, "no C++ compiler found"))
+    assert program_declines(Solve().solver, Stop(), Layout(), torch.zeros(2, 3)) == "no C++ compiler found"
