@@ -21,7 +21,6 @@ from deqlm.gradients.one_step import OneStep
 from deqlm.gradients.phantom import Phantom
 from deqlm.gradients.unrolled import Unrolled
 from deqlm.wrap.rows import RowMap
-from deqlm.wrap.trees import map_tensors
 from deqlm_solvers import Layout, Solution, Solve
 from deqlm_solvers.loop.program import program_declines
 
@@ -108,7 +107,7 @@ class Compiler:
         lane = None if key is None else self._lanes.get(key)
         if lane is None:
             return None
-        return lane(bare, module, z0, map_tensors(Tensor.detach, inputs))
+        return lane(bare, module, z0, _cut(inputs))
 
     def refuse(self, error: NotCompiledError) -> None:
         """Take note that a call cannot be compiled: raise ``error``, or say it once and never try again."""
@@ -154,6 +153,13 @@ def _kind(z0: Tensor, inputs: tuple[Any, ...], how: Solve, gradient: Gradient) -
     if leaves is None or not all(_is_plain(leaf) for leaf in (z0, *leaves)):
         return None
     return (z0.shape, z0.dtype, z0.device.type, how, gradient, tuple(leaf.shape for leaf in leaves))
+
+
+def _cut(value: Any) -> Any:
+    """Return nested tuples with their tensors cut from graphs; a walk through any tree costs more."""
+    if isinstance(value, tuple):
+        return tuple(map(_cut, value))
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _is_plain(leaf: Tensor) -> bool:
