@@ -184,6 +184,10 @@ def _unfit(f: RowMap, how: Solve, gradient: Gradient) -> str:
         return f"gradient {gradient.name!r} is not compiled; 'implicit', 'phantom', 'one_step' and 'unrolled' are"
     if isinstance(gradient, Implicit) and gradient.second_order:
         return "Implicit(second_order=True) differentiates its backward solve"
+    if isinstance(gradient, Implicit) and getattr(gradient.solve, "solver", None) is not None:
+        name = gradient.solve.solver.name  # type: ignore[union-attr]
+        if name == "deer":
+            return "Implicit(solve=Deer) scans along a sequence by autograd"
     if isinstance(gradient, Unrolled) and gradient.checkpoint:
         return "Unrolled(checkpoint=...) evaluates f again in backward"
     return program_declines(how.solver, how.stop, Layout(), f.rows.z0)

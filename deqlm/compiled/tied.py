@@ -95,7 +95,7 @@ class _Tied(torch.autograd.Function):
         tensors = iter(ctx.saved_tensors)
         saved = [next(tensors) if number is None else number for number in ctx.numbers]
         product = _Product(ctx.derived, saved, g.shape)
-        w = replace(ctx.call.system, product=product).invert(g.reshape(ctx.call.shape).contiguous())
+        w = replace(ctx.call.system, product=product, grid=None).invert(g.reshape(ctx.call.shape).contiguous())
         pulled = list(ctx.derived.pull([*saved, w.reshape(g.shape).contiguous()]))
         pulled[ctx.derived.point] = None
         return None, None, *pulled

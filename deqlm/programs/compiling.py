@@ -42,7 +42,7 @@ class CompiledSolve(Equilibrium):
         if kwargs.keys() <= SETTINGS and type(z0) is Tensor and z0.dim() > 1 and not torch.is_grad_enabled():
             how, method = self.settings(*(kwargs.get(name) for name in ("solver", "stop", "gradient")))
             if (sol := self._again(z0.detach().contiguous(), args, how, method)) is not None:
-                self.last = sol.without_state()
+                self.keep(sol)
                 return (sol.z, sol) if kwargs.get("with_stats") else sol.z
         return super().forward(self.f, z0, *args, **kwargs)
 

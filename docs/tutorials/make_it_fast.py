@@ -118,6 +118,20 @@ record = json.loads((Path(__file__).parents[1] / "records/compiled_solves.json")
 for line in record["table"]:
     print(line)
 
+# %%
+import matplotlib.pyplot as plt
+
+maps = record["maps"]
+figure, axis = plt.subplots(figsize=(6.4, 2.6))
+for place, kind in enumerate(("eager", "compiled")):
+    heights = [told[f"{kind} line"]["evaluation"] / told["f"] for told in maps]
+    axis.bar([i + 0.36 * place for i in range(len(maps))], heights, width=0.34, label=kind)
+axis.set_xticks([i + 0.18 for i in range(len(maps))], [told["map"].removeprefix("tanh ") for told in maps])
+axis.set_ylabel("an evaluation, in units of f")
+axis.axhline(1.0, color="black", linewidth=0.8)
+axis.legend()
+figure.tight_layout()
+
 # %% [markdown]
 # ## Without Python
 #
