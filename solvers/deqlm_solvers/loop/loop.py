@@ -44,7 +44,7 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
         return unmoved(z0)
     if not graph and getattr(f, "program", None) is not None and not program_declines(method, stop, layout, z0):
         return run_program(method, f, z0, stop, layout)
-    evaluator = Evaluator(f, z0, layout.round, record=method.differentiates)
+    evaluator = Evaluator(f, z0, layout.round, record=method.differentiates, looks=stop.check_every > 0)
     if stop.rtol < evaluator.eps:
         warn_below_floor(stop, evaluator.autocast or z0.dtype)
     quiet = nullcontext() if evaluator.autocast is None else torch.autocast(z0.device.type, enabled=False)
