@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from deqlm.compiled.compiler import Compiler
-from deqlm.compiled.refused import NotCompiledError
 from deqlm.compiled.settings import GivenCompile
+from deqlm.equilibrium.again import refuse_chunks, solve_again
 from deqlm.equilibrium.by_graph import solve_by_graph
 from deqlm.equilibrium.module import Equilibrium
 from deqlm.equilibrium.rows import solve_rows
@@ -26,7 +25,7 @@ from deqlm.wrap.captured import Captured
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
-from deqlm.wrap.inject import Add, Argument, make_inject, passes_on
+from deqlm.wrap.inject import Add, make_inject, passes_on
 from deqlm.wrap.keywords import refuse_peer_names
 from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import OnCap
@@ -93,8 +92,7 @@ class DEQ(Equilibrium):
         memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
             such as "2GiB", or None for no limit. Forecast before the solve; the layer's own memory is not in it.
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
-        compile: True, a `Compile` or a dict of its fields: solve and adjoint are compiled at the first call, which
-            takes a while, and run without an interpreter from then on; see `deqlm.compile`.
+        compile: True, a `Compile` or a dict of its fields: solve and adjoint become programs; see `deqlm.compile`.
         graph: calls without grad are captured as CUDA graphs, one for every shape of the input, and replayed, which
             saves the host's time for every launch. Their stop makes a known number of evaluations, a budget
             (``rtol=0``) or ``check_every=0``, the layer draws no noise, moves no buffers (eval()), and lets the host
@@ -152,9 +150,7 @@ class DEQ(Equilibrium):
             on_cap=on_cap,
             compile=compile,
         )
-        require(
-            not graph or self.compiler is None, "graph", graph, "False with compile: both take the host out of a call"
-        )
+        require(not graph or self.compiler is None, "graph", graph, "False with compile")
         # two frames up: __init__ is wrapped
         warn_of_hidden("layer", layer, stacklevel=3)
         layer = part_of(layer, output)
@@ -230,15 +226,10 @@ class DEQ(Equilibrium):
         if kwargs:
             refuse_peer_names(self.layer, kwargs)
         how, method = self.settings(solver, stop, gradient)
-        if (
-            self.compiler is not None
-            and not kwargs
-            and all(t is None for t in (token_mask, start, states, on_evaluation))
-        ):
-            sol = self._again(self.compiler, x, args, how, method)
-            if sol is not None:
-                self.keep(sol)
-                return (sol.z, sol) if with_stats else sol.z
+        sol = solve_again(self, x, args, how, method, token_mask, start, states, on_evaluation, kwargs)
+        if sol is not None:
+            self.keep(sol)
+            return (sol.z, sol) if with_stats else sol.z
         refuse_collective(self.layer, how, method)
         failures = self.failures.of_call(on_backward, layer=self.layer, ask="deqlm.diagnose(deq, x)")
         if self.graph and not torch.is_grad_enabled():
@@ -254,8 +245,7 @@ class DEQ(Equilibrium):
                 sol = self._by_chunks(rowmap, how, method, failures, token_mask, watch)
             else:
                 more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
-                more["compiler"] = self.compiler
-                sol = solve_rows(rowmap, how, method, failures, **more)
+                sol = solve_rows(rowmap, how, method, failures, compiler=self.compiler, **more)
         self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z
 
@@ -314,18 +304,6 @@ class DEQ(Equilibrium):
 
         def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any: ...
 
-    def _again(
-        self, compiler: Compiler, x: Any, args: tuple[Any, ...], how: Solve, method: Gradient
-    ) -> Solution | None:
-        """Return the solution of a compiled call that is like one before in all but its numbers, or None."""
-        simple = self.start is None and self.cap is None and not self.causal and self.batch_dims in (None, 1)
-        if not simple or type(self.inject) not in (Add, Argument) or type(x) is not Tensor or torch.is_grad_enabled():
-            return None
-        z0 = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-        module = self.layer if isinstance(self.layer, nn.Module) else None
-        bare = partial(self.inject.join, self.layer)
-        return None if module is None else compiler.again(bare, module, z0, (x, args, {}), how, method)
-
     def _by_chunks(
         self,
         rowmap: RowMap,
@@ -343,13 +321,9 @@ class DEQ(Equilibrium):
             call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
         how = how.replace(stop=per_token(how.stop))
         if not several:
-            more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
-            more["compiler"] = self.compiler
-            return solve_rows(rowmap, how, gradient, failures, **more)
-        if self.compiler is not None and not self.compiler.refused:
-            self.compiler.refuse(
-                NotCompiledError(f"mode={self.mode} solves chunk by chunk; 'simultaneous' is compiled")
-            )
+            more = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+            return solve_rows(rowmap, how, gradient, failures, compiler=self.compiler, **more)  # type: ignore[arg-type]
+        refuse_chunks(self.compiler, self.mode)
         require(watch is None, "mode", self.mode, "'simultaneous' with states or on_evaluation, which see all tokens")
         return solve_chunks(
             *(rowmap, call.chunk, self.mode, how, gradient, failures),
