@@ -5,6 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from deqlm._version import __version__
+from deqlm.compiled.package import ExportedSolve
+from deqlm.compiled.program import Compiled
+from deqlm.compiled.refused import NotCompiledError
+from deqlm.compiled.settings import Compile
 from deqlm.deq import DEQ
 from deqlm.diagnostics import (
     Diagnosis,
@@ -33,6 +37,8 @@ from deqlm.gradients import (
     register_gradient,
 )
 from deqlm.looped.blocks import loop
+from deqlm.programs.compiling import CompiledSolve, compile
+from deqlm.programs.exporting import export, load_exported
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
@@ -98,6 +104,9 @@ __all__ = [
     "Bracket",
     "Broyden",
     "Chunked",
+    "Compile",
+    "Compiled",
+    "CompiledSolve",
     "ConvergenceError",
     "ConvergenceWarning",
     "Cost",
@@ -106,6 +115,7 @@ __all__ = [
     "Diagnosis",
     "Dogleg",
     "Equilibrium",
+    "ExportedSolve",
     "Fallback",
     "FixedPoint",
     "Forecast",
@@ -121,6 +131,7 @@ __all__ = [
     "Neumann",
     "Newton",
     "NewtonKrylov",
+    "NotCompiledError",
     "OneStep",
     "Phantom",
     "PseudoTransient",
@@ -143,10 +154,13 @@ __all__ = [
     "__version__",
     "audit_gradient",
     "compare",
+    "compile",
     "diagnose",
+    "export",
     "fixed_point_correction",
     "forecast_memory",
     "forecast_solve",
+    "load_exported",
     "loop",
     "monitor",
     "once_per_call_",

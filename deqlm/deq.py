@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from deqlm.compiled.settings import GivenCompile
+from deqlm.equilibrium.again import refuse_chunks, solve_again
 from deqlm.equilibrium.by_graph import solve_by_graph
 from deqlm.equilibrium.module import Equilibrium
 from deqlm.equilibrium.rows import solve_rows
@@ -31,10 +33,10 @@ from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.part import part_of
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
-from deqlm.wrap.trees import first_tensor, start_like, tensors, zeros_like_tree
+from deqlm.wrap.start import AT_ZERO, started
+from deqlm.wrap.trees import first_tensor, start_like
 from deqlm_solvers import Adjoint, Solution, Solve
 from deqlm_solvers.core.checks import explain_options, require
-from deqlm_solvers.core.kinds import require_state
 from deqlm_solvers.core.peer_names import HINTS
 from deqlm_solvers.core.policy import OnFailure
 from deqlm_solvers.core.processes import Processes
@@ -42,8 +44,6 @@ from deqlm_solvers.core.processes import Processes
 __all__ = ["DEQ"]
 
 T = TypeVar("T")
-
-AT_ZERO = "deqlm: the layer raised at the start, a state of zeros; where it needs another one, give start="
 
 
 class DEQ(Equilibrium):
@@ -91,6 +91,7 @@ class DEQ(Equilibrium):
         memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
             such as "2GiB", or None for no limit. Forecast before the solve; the layer's own memory is not in it.
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
+        compile: True, a `Compile` or a dict of its fields: solve and adjoint become programs; see `deqlm.compile`.
         graph: calls without grad are captured as CUDA graphs, one for every shape of the input, and replayed, which
             saves the host's time for every launch. Their stop makes a known number of evaluations, a budget
             (``rtol=0``) or ``check_every=0``, the layer draws no noise, moves no buffers (eval()), and lets the host
@@ -133,6 +134,7 @@ class DEQ(Equilibrium):
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
+        compile: GivenCompile = None,
         graph: bool = False,
         process_group: Any = None,
     ) -> None:
@@ -149,7 +151,9 @@ class DEQ(Equilibrium):
             memory_cap=memory_cap,
             on_cap=on_cap,
             process_group=process_group,
+            compile=compile,
         )
+        require(not graph or self.compiler is None, "graph", graph, "False with compile")
         # two frames up: __init__ is wrapped
         warn_of_hidden("layer", layer, stacklevel=3)
         layer = part_of(layer, output)
@@ -226,6 +230,11 @@ class DEQ(Equilibrium):
             refuse_peer_names(self.layer, kwargs)
         how, method = self.settings(solver, stop, gradient)
         together = processes_in_step(self.layer, how, method, self.process_group.group)
+        if together is None:
+            sol = solve_again(self, x, args, how, method, token_mask, start, states, on_evaluation, kwargs)
+            if sol is not None:
+                self.keep(sol)
+                return (sol.z, sol) if with_stats else sol.z
         failures = self.failures.of_call(on_backward, layer=self.layer, ask="deqlm.diagnose(deq, x)")
         if self.graph and not torch.is_grad_enabled():
             require(states is None and on_evaluation is None, "graph", True, "False with states or on_evaluation")
@@ -240,7 +249,7 @@ class DEQ(Equilibrium):
                 sol = self._by_chunks(rowmap, how, method, failures, token_mask, watch, together)
             else:
                 more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
-                more["together"] = together
+                more |= {"together": together, "compiler": self.compiler}
                 sol = solve_rows(rowmap, how, method, failures, **more)
         self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z
@@ -319,8 +328,9 @@ class DEQ(Equilibrium):
         how = how.replace(stop=per_token(how.stop))
         if not several:
             more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
-            more["together"] = together
+            more |= {"together": together, "compiler": self.compiler}
             return solve_rows(rowmap, how, gradient, failures, **more)
+        refuse_chunks(self.compiler, self.mode)
         require(watch is None, "mode", self.mode, "'simultaneous' with states or on_evaluation, which see all tokens")
         return solve_chunks(
             *(rowmap, call.chunk, self.mode, how, gradient, failures),
@@ -354,7 +364,7 @@ class DEQ(Equilibrium):
             raise TypeError(f"x must be a tensor or a tree of tensors, got {type(x).__name__}")
         inject, u = self._injected(x, first.device, still)
         name = "start" if self.start is not None else "x" if u is x else "inject(x)"
-        z0 = self._start(u, name)
+        z0 = started(self.start, u, self.batch_dims, name)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims, name)
         if isinstance(self.inject, Add):
             self.inject.check(rows.shapes, u)
@@ -369,6 +379,7 @@ class DEQ(Equilibrium):
             fixed=lambda: layer.noisy or (isinstance(inject, Replay) and inject.noisy),
             owner=self.layer,
         )
+        made.bare, made.replay = partial(self.inject.join, self.layer), layer
         return made, layer
 
     def _injected(self, x: Any, device: torch.device, still: bool = False) -> tuple[Callable[[Any], Any], Any]:
@@ -378,19 +389,3 @@ class DEQ(Equilibrium):
         inject = Replay(self.inject, device, still=still)
         with inject:
             return inject, inject(x)
-
-    def _start(self, u: Any, name: str) -> Any:
-        start = self.start
-        if start is None:
-            also = "" if isinstance(u, Tensor) else ", or give what is no unknown as a further argument"
-            for leaf in tensors(u):
-                require_state(leaf, name, also)
-            return zeros_like_tree(u)
-        if not isinstance(start, Tensor):
-            return start(u)
-        like = first_tensor(u)
-        count = 1 if self.batch_dims is None else self.batch_dims
-        batch = start.shape[:count] if like is None else like.shape[:count]
-        if like is not None and start.shape == like.shape[count:]:
-            return start.expand(*batch, *start.shape)
-        return start if start.shape[:count] == batch else start.expand(*batch, *start.shape)

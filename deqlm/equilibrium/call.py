@@ -42,6 +42,7 @@ def solve_map(
     together = processes_in_step(held.module, how, gradient, group)
     evaluated, inputs = (partial(_spread, held), (args, kwargs)) if kwargs else (held, args)
     rowmap = RowMap(rows, evaluated, inputs, fixed=lambda: held.noisy, owner=f)
+    rowmap.bare, rowmap.replay = (partial(_spread, f) if kwargs else f), held
     with held:
         return solve_rows(rowmap, how, gradient, failures.of_layer(f), together=together, **more)
 

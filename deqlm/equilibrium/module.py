@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 
+from deqlm.compiled.compiler import Compiler
+from deqlm.compiled.settings import Compile, GivenCompile
 from deqlm.equilibrium.call import solve_map
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, check_evaluation, in_use, make_solve
 from deqlm.equilibrium.transformed import summary
@@ -60,6 +62,8 @@ class Equilibrium(nn.Module):
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
         process_group: of torch.distributed, or a device mesh of one dimension: the processes that end together with
             ``Stop(collective=True)``; None is all.
+        compile: True, a `Compile` or a dict of its fields: solve and adjoint are compiled at the first call, which
+            takes a while, and run without an interpreter from then on; see `deqlm.compile`.
 
     Attributes:
         last: `Solution` of the last call without its state: statuses, steps, residuals, cost, and ``adjoint`` once
@@ -97,6 +101,7 @@ class Equilibrium(nn.Module):
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
         process_group: Any = None,
+        compile: GivenCompile = None,
     ) -> None:
         super().__init__()
         self.solve = make_solve(solver, stop, AUTO)
@@ -105,6 +110,8 @@ class Equilibrium(nn.Module):
         self.evaluation = check_evaluation(evaluation, self.gradient, self.solve)
         self.failures = Failures(on_failure, failed_grad)
         self.cap = MemoryCap.of(memory_cap, on_cap)
+        settings = Compile.of(compile)
+        self.compiler = None if settings is None else Compiler(settings)
         if batch_dims is not None:
             whole("batch_dims", batch_dims, 0)
         self.batch_dims = batch_dims
@@ -168,6 +175,7 @@ class Equilibrium(nn.Module):
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
         more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": self.cap}
         more["watch"], more["group"] = Watch.of(states, on_evaluation), self.process_group.group
+        more["compiler"] = self.compiler
         sol = solve_map(f, rows, args, kwargs, how, method, self.failures.of_call(on_backward), **more)
         self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z

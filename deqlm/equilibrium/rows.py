@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from deqlm.compiled.compiler import Compiler
+from deqlm.compiled.maps import CompiledMap
+from deqlm.compiled.refused import NotCompiledError
 from deqlm.equilibrium.given import row_mask, row_scale, tokens_of
 from deqlm.equilibrium.transformed import solve_transformed
 from deqlm.equilibrium.watch import Watch
@@ -41,11 +44,13 @@ def solve_rows(
     tokens: int | None = None,
     watch: Watch | None = None,
     together: Processes | None = None,
+    compiler: Compiler | None = None,
 ) -> Solution:
     """Solve a packed map from its own start and unpack the solution; see `deqlm.solve`.
 
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
-    ``watch`` is what the call looks at on the way, ``together`` are the processes that solve in step.
+    ``watch`` is what the call looks at on the way, ``together`` are the processes that solve in step, and ``compiler``
+    makes programs of the solve, if it can.
     """
     if failures.then is not None and torch.is_grad_enabled() and not gradient.reports():
         raise ValueError(
@@ -55,6 +60,20 @@ def solve_rows(
     if transformed():
         given = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
         return solve_transformed(f, how, gradient, failures, **given)  # type: ignore[arg-type]
+    if compiler is not None and not compiler.refused:
+        more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
+        try:
+            if watch is not None:
+                raise NotCompiledError("states and on_evaluation look at every evaluation")
+            if together is not None:
+                raise NotCompiledError("processes that solve in step talk to each other at every evaluation")
+            compiled = compiler.over(f, how, gradient)
+            sol = solve_rows(compiled, how, gradient, failures, **more)  # type: ignore[arg-type]
+            if not torch.is_grad_enabled() and scale is None and token_mask is None and cap is None:
+                compiler.remember(compiled, how, gradient, quiet=failures.on_failure == "ignore")
+            return sol
+        except NotCompiledError as error:
+            compiler.refuse(error)
     if in_forward_mode():
         with without_tangents():
             more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens}
@@ -93,7 +112,7 @@ def solve_rows(
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = gradient.plain(how, _inferring(f), z0, layout, failures)
+            sol = gradient.plain(how, f if isinstance(f, CompiledMap) else _inferring(f), z0, layout, failures)
         failures.report(sol, how.stop)
     else:
         sol = gradient.plain(how, f, z0, layout, failures)

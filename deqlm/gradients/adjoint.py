@@ -37,6 +37,7 @@ class System:
         adjoint: report to fill in.
         grid: how rows are read along a sequence, for a solve by a scan; None for other solves.
         copies: right-hand sides for each row of the graph.
+        product: w -> J^T w on rows, by what is no graph of autograd; None differentiates ``fz``.
     """
 
     how: Solve
@@ -50,6 +51,7 @@ class System:
     adjoint: Adjoint
     grid: Grid | None = None
     copies: int = 1
+    product: Map | None = None
 
     def invert(self, g: Tensor, *, plain: bool = False, correction: bool = False) -> Tensor:
         """Solve for ``g`` (B, N); rows that fail badly get zero, rows whose g is not finite get NaN.
@@ -63,7 +65,7 @@ class System:
         warn_below_floor(self.how.stop, g.dtype)
         rhs = g if self.held is None else torch.where(self.held.masked, 0.0, g)
         lost = None if g.device.type == "cpu" and bool(rhs.isfinite().all()) else ~rhs.isfinite().all(1)
-        product = self._plain() if plain else self._transposed
+        product = self._plain() if plain else self.product or self._transposed
         how, along = self._along(product, rhs, plain=plain)
         system = LinearSystem(
             product=product,

@@ -146,6 +146,8 @@ class Implicit(Gradient):
         return 2 if self.second_order else 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
+        if (tie := getattr(f, "tie", None)) is not None and not self.second_order:
+            return tie(z, self._system(f.solved_by, f.held, z, z, adjoint))  # type: ignore[attr-defined,no-any-return]
         source = begin(z)
         fz = f(source)
         if not reaches_leaf(fz, beyond=source):

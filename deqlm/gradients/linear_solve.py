@@ -34,7 +34,7 @@ class LinearSystem:
     """w = A w + g on rows (B, N).
 
     Attributes:
-        product: w -> A w, linear, in the dtype of g.
+        product: w -> A w, linear, in the dtype of g. One with a method ``plus`` makes of g the map w -> A w + g.
         g: right-hand side, finite.
         layout: what rows stand for.
         narrow: whether products are computed in float16, whose range is small.
@@ -172,7 +172,9 @@ def _by_steps(solve: Solve, system: LinearSystem) -> Solution:
     layout = system.layout
     if stop.per == "row":
         layout = Layout(atol_scale=scaled.unit, together=layout.together)
-    sol = _absolute(solve)(lambda w: system.product(w) + g, g, layout)
+    plus = getattr(system.product, "plus", None)
+    f = (lambda w: system.product(w) + g) if plus is None else plus(g)
+    sol = _absolute(solve)(f, g, layout)
     residual = sol.residual / scaled.unit if stop.per == "row" else sol.relative
     return sol.replace(residual=residual, z=sol.z if scaled.power is None else torch.ldexp(sol.z, scaled.power))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deqlm.wrap.cuts import first_dims, healthy_source, some, spared
 from deqlm.wrap.held import Held
+from deqlm.wrap.replay import Replay
 from deqlm.wrap.solved_by import SolvedBy
 from deqlm.wrap.trees import describe, in_order, map_tensors, structure_hint, tree_flatten, tree_unflatten
 from deqlm_solvers.core.checks import require
@@ -196,6 +197,8 @@ class RowMap:
     Attributes:
         count: evaluations of f so far, those of maps made by `without` and `narrow` included.
         solved_by: how a solved point was found, for the gradient method that connects it; None elsewhere.
+        bare: f as the user wrote it, without what holds its noise and buffers, for a compiler to look at; or None.
+        replay: what holds them; or None.
     """
 
     def __init__(
@@ -219,6 +222,8 @@ class RowMap:
         self.fixed = fixed
         self.held = held
         self.owner = owner
+        self.bare: Callable[..., Any] | None = None
+        self.replay: Replay | None = None
         self.solved_by: SolvedBy | None = None
         self.count = Count()
 

@@ -116,7 +116,7 @@ def refuse_tracing() -> None:
             "a solve cannot be recorded by torch.jit.trace, torch.onnx.export, torch.export or make_fx, because its "
             "steps depend on values: the recording would repeat those of its example. Instead, record or compile the "
             "layer (DEQ(torch.compile(layer)), or an exported one) and solve around it, or save the weights with "
-            "state_dict() and build the DEQ again where it runs"
+            "state_dict() and build the DEQ again where it runs; deqlm.export writes a solve to a file"
         )
 
 

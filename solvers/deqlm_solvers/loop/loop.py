@@ -19,6 +19,7 @@ from deqlm_solvers.loop.criterion import warn_below_floor
 from deqlm_solvers.loop.evaluator import Evaluator, check_start
 from deqlm_solvers.loop.method import Method
 from deqlm_solvers.loop.native_backend import NativeBackend
+from deqlm_solvers.loop.program import program_declines, run_program
 from deqlm_solvers.loop.torch_backend import TorchBackend
 
 __all__ = ["ENGINES", "run", "unmoved"]
@@ -32,7 +33,7 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
 
     Args:
         method: the update rule.
-        f: the map.
+        f: the map. One with an attribute ``program`` brings a compiled loop; see `run_program`.
         z0: start, floating point.
         stop: the stopping rule.
         layout: what rows stand for.
@@ -42,6 +43,8 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
     check_start(z0)
     if stop.max_iter == 0:
         return unmoved(z0)
+    if not graph and getattr(f, "program", None) is not None and not program_declines(method, stop, layout, z0):
+        return run_program(method, f, z0, stop, layout)
     evaluator = Evaluator(f, z0, layout.round, record=method.differentiates, looks=stop.check_every > 0)
     if stop.rtol < evaluator.eps:
         warn_below_floor(stop, evaluator.autocast or z0.dtype)

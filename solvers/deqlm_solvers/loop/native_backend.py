@@ -27,7 +27,7 @@ from deqlm_solvers.loop.native_runs import runs_of
 from deqlm_solvers.loop.runaway import share_left
 from deqlm_solvers.native.library import load
 
-__all__ = ["NativeBackend", "native_bytes"]
+__all__ = ["NativeBackend", "NativeSolve", "described", "native_bytes"]
 
 TEST, LAST = 1, 2
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ _MADE = ("token_steps", "workspace")
 _OWN = ("row", "restart_z", "restart_r", "ring_s", "ring_y", "direction", "scratch", "gram", "gram2", "systems", "sums")
 
 
-class _Solve(ctypes.Structure):
+class NativeSolve(ctypes.Structure):
     """The struct ``Solve`` of state.h."""
 
     _fields_ = [
@@ -104,7 +104,7 @@ class NativeBackend(Backend):
         library, native, eps = load().library, method.native_rule(), evaluator.eps
         assert library is not None and native is not None
         key = (native, stop, *z.shape, z.dtype, eps, torch.get_num_threads())
-        plan = _Plan(native, _described(*key), library.functions, _compiled(library.functions, z.dtype))
+        plan = _Plan(native, described(*key), library.functions, _compiled(library.functions, z.dtype))
         # what the library reads by itself needs no criterion, unless its residuals are kept step by step
         plain = stop.per == "row" and stop.norm == "l2" and layout.scale is None and layout.token_mask is None
         criterion = None if plain and not stop.trace else Criterion(stop, layout, z)
@@ -133,7 +133,7 @@ class NativeBackend(Backend):
         self.together = Processes() if stop.collective else None
         self.rows, self.unknowns = z.shape
         self._advance, self._finish, self._lost, self._settle, self._review, open_, bytes_ = plan.calls
-        solve = _Solve.from_buffer_copy(plan.described)
+        solve = NativeSolve.from_buffer_copy(plan.described)
         self.solve, self.pointer = solve, ctypes.addressof(solve)
         self.budget = bool(solve.budget)
         self.criterion = criterion
@@ -353,20 +353,23 @@ def _compiled(functions: Any, dtype: torch.dtype) -> list[Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _described(
+def described(
     native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, eps: float, threads: int
 ) -> bytes:
+    """Return the bytes of the struct of a solve, in which what is known before its tensors is filled in."""
     library = load().library
-    assert library is None or library.functions.struct_bytes() == ctypes.sizeof(_Solve), "state.h and _Solve differ"
+    assert library is None or library.functions.struct_bytes() == ctypes.sizeof(NativeSolve), "state.h differs"
     solve = _describe(native, stop, rows, unknowns, dtype, threads)
     solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
     return bytes(solve)
 
 
-def _describe(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> _Solve:
+def _describe(
+    native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int
+) -> NativeSolve:
     double = dtype == torch.float64
     ridge = native.ridge if native.ridge is not None else (1e-12 if double else 1e-6)
-    solve = _Solve()
+    solve = NativeSolve()
     solve.rows, solve.unknowns, solve.pairs, solve.rule = rows, unknowns, native.pairs, native.rule
     solve.line_search, solve.automatic, solve.budget = native.line_search, stop.test_every == "auto", stop.is_budget
     solve.max_iter, solve.patience = stop.max_iter, -1 if stop.patience is None else stop.patience
@@ -377,7 +380,7 @@ def _describe(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: t
     return solve
 
 
-def _groups(solve: _Solve, stop: Stop, rule: Criterion) -> list[Any]:
+def _groups(solve: NativeSolve, stop: Stop, rule: Criterion) -> list[Any]:
     """Describe how unknowns fall into tokens or leaves; return what the struct points to, to be kept alive."""
     solve.token = stop.per == "token"
     axis = rule.token_axis if solve.token else 0
