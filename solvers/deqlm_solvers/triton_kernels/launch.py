@@ -19,7 +19,7 @@ from deqlm_solvers.triton_kernels.secant import secant_mix, secant_settle, secan
 __all__ = ["MOST_AT_ONCE", "Launches", "Tokens", "Visit"]
 
 MOST_AT_ONCE = 8192
-"""Unknowns of a row that one program holds in registers."""
+"""Unknowns of a float32 row that one program holds in registers; half as many of float64."""
 LONG = 2**18
 """Unknowns from which on a program takes more of a row, so that few parts are left to add up."""
 
@@ -86,7 +86,7 @@ class Launches:
         self.rule = {"GIVEN": given, "PATIENT": patient, "TOKENS": tokens is not None}
         self.rule["MASKED"] = tokens is not None and tokens.mask is not None
         self.groups = 1 if tokens is None else tokens.length
-        self.block = {"BLOCK": 1024, "STEPS": 4 if self.unknowns <= LONG else 8}
+        self.block = {"BLOCK": 1024, "STEPS": _turns(self.unknowns, 1024, 4096 if self.unknowns <= LONG else 8192)}
         self.parts = -(-self.unknowns // (self.block["BLOCK"] * self.block["STEPS"]))
         self.at_once = self._fits_registers()
         if native.rule != Update.PICARD:
@@ -95,7 +95,7 @@ class Launches:
     def _fits_registers(self) -> bool:
         width = self.unknowns // self.groups
         apart = self.tokens is None or self.tokens.outer == 1
-        return apart and _power(self.groups) * _power(width) <= MOST_AT_ONCE
+        return apart and _power(self.groups) * _power(width) <= MOST_AT_ONCE // (2 if self.wide else 1)
 
     def _hold_history(self, z: Tensor) -> None:
         native, (rows, unknowns) = self.native, z.shape
@@ -104,7 +104,7 @@ class Launches:
         self.lanes = max(2, _power(native.pairs + 1))
         # as many lanes as accumulators fit into registers
         block = max(32, min(256, 4096 // self.lanes // (2 if good else 1) // (2 if self.wide else 1)))
-        self.history_block = {"BLOCK": block, "STEPS": max(1, 4096 // block)}
+        self.history_block = {"BLOCK": block, "STEPS": _turns(unknowns, block, 4096)}
         self.history_parts = -(-unknowns // (block * self.history_block["STEPS"]))
         self.stride = 8 + (4 if good else 2) * self.lanes
         double = {"dtype": torch.float64, "device": z.device}
@@ -231,7 +231,7 @@ class Launches:
             WIDE=self.wide,
             TEST=visit.test,
             STEP=visit.step,
-            num_warps=1,
+            num_warps=1 if self.lanes <= 16 else 4,
             **self.kind,
             **self._told(),
         )
@@ -261,6 +261,11 @@ class Launches:
 def _power(n: int) -> int:
     """Return the least power of two that is not below ``n``."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def _turns(unknowns: int, block: int, most: int) -> int:
+    """Return how many blocks a program takes of a row: a power of two, so that there are few specialisations."""
+    return min(max(1, most // block), _power(-(-unknowns // block)))
 
 
 def _warps(numbers: int, wide: bool) -> int:
