@@ -270,7 +270,7 @@ def _turns(unknowns: int, block: int, most: int) -> int:
 
 def _warps(numbers: int, wide: bool) -> int:
     """Return the warps of a program that holds so many numbers twice."""
-    return max(1, min(16, numbers * (2 if wide else 1) // 1024))
+    return max(1, min(16, numbers * (2 if wide else 1) // 512))
 
 
 def _on(device: torch.device) -> Any:
