@@ -104,7 +104,9 @@ def _nvidia(binary: bytes, shared: int) -> Binary:
     registers, stack, local = map(int, found.groups())
     spilled = stack + local + len(re.findall(r"\b(?:STL|LDL)\b", code))
     loads = [int(bits or 32) for bits in re.findall(r"\bLDG\.E(?:\.\w+)*?(?:\.(64|128))?(?:\.\w+)* ", code)]
-    return Binary(registers, spilled, shared, len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M)), max(loads, default=0))
+    return Binary(
+        registers, spilled, shared, len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M)), max(loads, default=0)
+    )
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -1,9 +1,9 @@
 """Triton's interpreter made strict: bfloat16 as a GPU rounds it, bounds, races and hazards seen, any order of programs.
 
 To be installed before the first launch, in a process with TRITON_INTERPRET=1, which triton reads when it is imported.
-What is proven of a kernel that passes: its arithmetic and masks, that no access leaves the tensors of its launch, that no
-program reads or overwrites what another one of the launch writes, and that within a program nothing is read back, or
-overwritten after it was read, without a barrier, but element by element. Not proven: rounding of FMA and tf32, and speed.
+What is proven of a kernel that passes: its arithmetic and masks, that no access leaves the tensors of its launch, that
+no program reads or overwrites what another one of the launch writes, and that within a program nothing is read back, or
+overwritten after it was read, without a barrier, but element by element. Not proven: rounding of FMA and tf32, speed.
 """
 
 from __future__ import annotations
@@ -237,7 +237,8 @@ class Executor(base.GridExecutor):
         before = MEMORY
         try:
             given = {
-                name: value if name in self.constexprs else base._implicit_cvt(value) for name, value in arguments.items()
+                name: value if name in self.constexprs else base._implicit_cvt(value)
+                for name, value in arguments.items()
             }
             builder.set_grid_dim(*launch.grid)
             MEMORY = Memory(arguments, launch, settings) if settings.watch else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Layout
-from deqlm_solvers.core.native_rule import NativeRule, Update
+from deqlm_solvers.core.native_rule import NativeRule
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status

@@ -1,6 +1,7 @@
 """What a solve keeps of every row, one float64 number each, and the numbers that all rows share.
 
-Each is the place of a number in a row of the state, (B, `WIDTH`), or of the shared vector, (`SHARED`,). Flags are 0 or 1.
+Each is the place of a number in a row of the state, (B, `WIDTH`), or of the shared vector, (`SHARED`,). Flags are 0
+or 1.
 """
 
 from __future__ import annotations

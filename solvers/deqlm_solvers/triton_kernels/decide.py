@@ -42,7 +42,7 @@ def products_by_age(at, newest, parts, stride, R: tl.constexpr, MP: tl.constexpr
 
 @triton.jit
 def gram_by_age(gram, newest, head, side, R: tl.constexpr, MP: tl.constexpr):
-    """Return products of all pairs with each other, (MP, MP), by age: ``head`` (newest, pair) and ``side`` (pair, newest)."""
+    """Return products of all pairs with each other, (MP, MP), by age; ``head`` and ``side`` are those of the newest."""
     ages = tl.arange(0, MP)
     line, column = ages[:, None], ages[None, :]
     inside = (line > 0) & (column > 0) & (line < R - 1) & (column < R - 1)
@@ -291,7 +291,7 @@ def secant_decide(
             zero = tl.zeros([G], tl.float64)
             residual, size, point = norm + zero, image + zero, norm_of_parts(at + 2, parts, stride) + zero
         final = (taken == 0) | (tl.load(row + c.SPENT) > 0)
-        active, better = judge(
+        active, _better = judge(
             row,
             shared,
             out + i * 2,

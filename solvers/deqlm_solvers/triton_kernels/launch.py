@@ -118,7 +118,7 @@ class Launches:
         self.kind["PHASED"], self.kind["FITS"] = native.plain_rate > 0, not good
 
     def visit(self, z: Tensor, fz: Tensor, z_next: Tensor, visit: Visit) -> None:
-        """Test the points ``z`` (K, N), of which ``fz`` is f, keep the best ones and write the next ones to ``z_next``."""
+        """Test the points ``z`` (K, N), ``fz`` being f of them, keep the best and write the next ones to ``z_next``."""
         if not z.shape[0]:
             return
         with _on(z.device):
@@ -242,8 +242,11 @@ class Launches:
             secant_settle[(rows, parts)](**told)
 
     def finish(self, vanishing: bool) -> tuple[Tensor, ...]:
-        """Return residual, relative residual, and residual and size of the first point, (4, B) float64; steps; statuses;
-        rows that ran away; and what rows picked, (B,) each.
+        """Return what `Solution` tells of every row.
+
+        Returns:
+            residual, relative residual, and residual and size of the first point, (4, B) float64; steps, statuses, rows
+            that ran away, and what rows picked, (B,) each.
         """
         count, device = self.rows.shape[0], self.rows.device
         numbers = torch.empty(4, count, dtype=torch.float64, device=device)

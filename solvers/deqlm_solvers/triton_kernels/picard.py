@@ -7,8 +7,8 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 from deqlm_solvers.triton_kernels import columns as c
 from deqlm_solvers.triton_kernels.numbers import norms
-from deqlm_solvers.triton_kernels.record import judge
 from deqlm_solvers.triton_kernels.reading import group_norms, here
+from deqlm_solvers.triton_kernels.record import judge
 
 
 @triton.jit

@@ -62,8 +62,9 @@ def runs_away(shared, within, residual, size, first_residual, first_size, before
 
 @triton.jit
 def report(out, active, best, first_ratio, ratio, k):
-    """Tell the host of a row whether it goes on (1), and whether it has passed and no longer does (2); and how many
-    evaluations it still needs at its mean rate so far.
+    """Tell the host of a row what it reads, two numbers.
+
+    1 where it goes on, plus 2 where it has passed and no longer does; evaluations that it still needs at its mean rate.
     """
     lost = (best <= 1) & (ratio > STILL_PASSES)
     fallen = tl.log(first_ratio / ratio)

@@ -1,10 +1,10 @@
 """What Anderson's and Broyden's steps read and write of whole rows; the reference is secant.py of the methods.
 
 An evaluation is four launches: `secant_sums` reads the point and the history, `secant_decide` decides per row,
-`secant_mix` makes the step and stores the pair, `secant_settle` accepts it or restarts. One more where tokens are read apart.
-The history of a row is (2, R, N), R = M + 1 slots: for Broyden's good method s and y, else s + beta y and y, because beta
-is fixed while pairs last. The slot behind the newest pair, which no pair is in, holds the point and the residual that
-the pending step starts from.
+`secant_mix` makes the step and stores the pair, `secant_settle` accepts it or restarts. It is one more where tokens are
+read apart. The history of a row is (2, R, N), R = M + 1 slots: for Broyden's good method s and y, else s + beta y and
+y, because beta is fixed while pairs last. The slot behind the newest pair, which no pair is in, holds the point and the
+residual that the pending step starts from.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def secant_mix(
 
 @triton.jit
 def settle(row, accepted):
-    """Return beta of the next step after it was accepted or not, and all that damping.py keeps, see `Damping.settle`."""
+    """Return beta of the next step, and what else is kept of it, after a step was accepted or not: `Damping.settle`."""
     refused = ~accepted
     norm = tl.load(row + c.NORM)
     pending = tl.load(row + c.PENDING)
@@ -286,7 +286,7 @@ def secant_settle(
         accepted = (tl.load(row + c.SOUND) > 0) & (length <= tl.load(row + c.NORM) * LONGEST)
         tries = mode == c.TRIES
         beta, most, above, spent = settle(row, accepted | ~tries)
-        slot, behind = pending_slot(row, R)
+        _slot, behind = pending_slot(row, R)
         if tl.program_id(1) == 0:
             kept = tl.where(accepted & tries, tl.load(row + c.COUNT_BEFORE), 0.0)
             tl.store(row + c.COUNT, kept)

@@ -69,11 +69,11 @@ def test_a_few_steps_agree(name: str):
 @rules
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_steps_statuses_and_choices_agree(solver: Solver, dtype: torch.dtype):
-    b, gain = rows(4)
+    b, gain = rows(3)
     rtol, slack = {torch.float64: (1e-8, 1e-7), torch.float32: (1e-4, 1e-3), torch.bfloat16: (3e-2, 4e-2)}[dtype]
     if dtype != torch.float64:
         gain = gain.clamp_max(0.9)  # nothing that expands, where rounding decides the way
-    stop = Stop(max_iter=16, rtol=rtol)
+    stop = Stop(max_iter=10, rtol=rtol)
     plain, fused, _ = both(solver, stop, exact_rows(b, gain), torch.zeros_like(b, dtype=dtype))
     assert_agree(plain, fused, slack)
 
@@ -113,10 +113,10 @@ def test_a_batch_without_rows(solver: Solver):
 @rules
 def test_rows_of_many_parts(solver: Solver):
     """More unknowns than one program takes, with a number that nothing divides."""
-    b, gain = rows(2, 9001)
+    b, gain = rows(1, 9001)
     for dtype in (torch.float32, torch.float64):
         start = torch.zeros_like(b, dtype=dtype)
-        plain, fused, launches = both(solver, Stop(max_iter=5, rtol=1e-4), exact_rows(b, gain), start)
+        plain, fused, launches = both(solver, Stop(max_iter=4, rtol=1e-4), exact_rows(b, gain), start)
         assert_agree(plain, fused, 1e-4 if dtype == torch.float32 else 1e-8)
         assert max(launch.grid[1] for launch in launches) > 1
 
@@ -195,8 +195,8 @@ def test_rows_that_no_longer_pass_are_taken_up(name: str):
 @pytest.mark.filterwarnings("ignore:rtol=")
 @pytest.mark.parametrize("method", ["fixed_point", "damped", "mixing", "bad"])
 def test_pairs_of_all_fields_of_a_stop(method: str):
-    """A third of the combinations that test_engines.py makes, by turns."""
+    """A fifth of the combinations that test_engines.py makes, by turns."""
     solver = METHODS[method]
     with checked(order=2):
-        taken = [compare(solver, "triton", replace(stop, max_iter=min(stop.max_iter, 7))) for stop in stops()[::3]]
+        taken = [compare(solver, "triton", replace(stop, max_iter=min(stop.max_iter, 7))) for stop in stops()[::5]]
     assert any(taken)

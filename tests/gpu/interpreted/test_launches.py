@@ -28,17 +28,16 @@ CASES: dict[str, tuple[Solver, int, Stop]] = {
 
 def last_evaluation(solver: Solver, unknowns: int, stop: Stop) -> list[Launch]:
     """Return the launches of the last evaluation that makes a step, when the history is full."""
-    b = normal(1, 1, unknowns).float()
-    turn = torch.linspace(0.2, 0.97, unknowns)
-    launches: list[Launch] = []
+    b, turn = normal(1, 1, unknowns).float(), torch.linspace(0.2, 0.97, unknowns)
     seen: list[int] = []
+    layout = Layout(leaves=((64, unknowns // 64),))
+    with checked(hazards=False) as launches:
 
-    def f(z: torch.Tensor) -> torch.Tensor:
-        seen.append(len(launches))
-        return torch.tanh(turn * z.roll(1, 1) + b)
+        def f(z: torch.Tensor) -> torch.Tensor:
+            seen.append(len(launches))
+            return torch.tanh(turn * z.roll(1, 1) + b)
 
-    with checked(watch=True, hazards=False) as launches, pytest.warns(UserWarning, match="rtol=") if stop.rtol < 1e-7 else checked():
-        Solve(solver.replace(impl="triton"), stop)(f, torch.zeros(1, unknowns), Layout(leaves=((unknowns // 64, 64),)))
+        Solve(solver.replace(impl="triton"), stop)(f, torch.zeros(1, unknowns), layout)
     return launches[seen[-2] : seen[-1]]
 
 
@@ -56,6 +55,7 @@ def counted(name: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:rtol=")
 @pytest.mark.parametrize("name", CASES)
 def test_launches_and_passes_are_those_of_the_record(name: str):
     assert counted(name) == RECORD["cases"][name]
