@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -39,8 +39,7 @@ class Specialisation:
     warps: int
 
 
-@dataclass(frozen=True)
-class Binary:
+class Binary(NamedTuple):
     """What came out: registers and bytes per thread that spill, shared bytes, instructions, and the kinds of loads."""
 
     registers: int

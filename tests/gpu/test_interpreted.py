@@ -1,4 +1,4 @@
-"""Runs what is in tests/gpu/interpreted in processes of their own, because triton is interpreted or compiled for good."""
+"""Runs tests/gpu/interpreted in processes of their own, because a process interprets triton or compiles it for good."""
 
 from __future__ import annotations
 

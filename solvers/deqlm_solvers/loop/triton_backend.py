@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.checks import LARGEST
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.native_rule import NativeRule
@@ -58,6 +59,8 @@ class TritonBackend(Backend):
             return "the solver has no Triton kernels" + (" for a line search" if native else "")
         if native.pairs > MOST_PAIRS:
             return f"its kernels hold {MOST_PAIRS} pairs, and the solver keeps {native.pairs}"
+        if 2 * (native.pairs + 1) * z.shape[1] >= LARGEST:
+            return f"the history of a row has more than {LARGEST} numbers"
         why = super().declines(method, stop, layout, z) or _not_here(z)
         if not why and z.device.type != "cuda" and getattr(method, "impl", "") != "triton":
             why = "on a CPU it is for tests, which ask for it by name"

@@ -1,4 +1,4 @@
-"""The Triton kernels of the package mamba-ssm, on CPU tensors, against our float64 recurrence: output, state, gradients.
+"""The Triton kernels of the package mamba-ssm, on CPU tensors, against the float64 recurrence: all they give back.
 
 The package is needed as it builds without a GPU; see docs/guides/gpu_kernels.md.
 """
