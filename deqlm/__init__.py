@@ -1,5 +1,9 @@
 """Implicit (deep-equilibrium) models in PyTorch: wrap any layer, choose a solver and a gradient, see what happened."""
 
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 from deqlm._version import __version__
 from deqlm.deq import DEQ
 from deqlm.diagnostics import (
@@ -71,6 +75,16 @@ from deqlm_solvers import (
 
 from deqlm import testing  # isort: skip  (needs what stands above)
 
+compare: Callable[..., Any]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what compares when it is asked for: it loads more than a model needs, and stands above it in the house."""
+    if name != "compare":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("deqlm.comparison.mine").compare
+
+
 __all__ = [
     "DEQ",
     "GRADIENTS",
@@ -127,6 +141,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "audit_gradient",
+    "compare",
     "diagnose",
     "fixed_point_correction",
     "forecast_memory",

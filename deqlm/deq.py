@@ -24,6 +24,7 @@ from deqlm.wrap.hidden import warn_of_hidden
 from deqlm.wrap.inject import Add, make_inject
 from deqlm.wrap.memory_cap import OnCap
 from deqlm.wrap.once import once_per_call_
+from deqlm.wrap.part import part_of
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.trees import first_tensor, start_like, tensors, zeros_like_tree
@@ -37,6 +38,8 @@ __all__ = ["DEQ"]
 
 T = TypeVar("T")
 
+AT_ZERO = "deqlm: the layer raised at the start, a state of zeros; where it needs another one, give start="
+
 
 class DEQ(Equilibrium):
     """Wraps a layer as an implicit one: the output is the fixed point z = layer(z + x).
@@ -47,8 +50,8 @@ class DEQ(Equilibrium):
     per call, and buffers of normalisation layers move once: torch's generators are put back before each evaluation, so
     other threads should not draw from them meanwhile; at the buffers of a layer in train() threads take turns. Start
     processes by "spawn" once threads have solved: in a forked child a solve hangs, as torch's own matrix products do.
-    The layer should not mix rows: nn.TransformerEncoderLayer needs batch_first=True. One that returns more than the new
-    state (nn.GRU) is wrapped in a module that returns that.
+    The layer should not mix rows: nn.TransformerEncoderLayer needs batch_first=True. Of one that returns more than the
+    new state, ``output`` says which part that is, such as ``DEQ(nn.GRU(8, 8, batch_first=True), output=0)``.
 
     A layer z + F(z), such as a GPT-2 block, a ViT layer, nn.TransformerEncoderLayer(norm_first=True) or a ResNet block,
     has no fixed point in reach: its state grows, and its rows end DIVERGED, STALLED or MAX_ITER. Give it a norm after
@@ -58,6 +61,8 @@ class DEQ(Equilibrium):
     Args:
         layer: module or function; the state in, the same structure and shape out. A function that uses a module hides
             its parameters from the DEQ, which a warning says: give the module.
+        output: position or name of the new state in what the layer returns; None where it returns nothing else. The
+            layer is then ``deq.layer.layer``, a part of a module that picks.
         inject: how x enters: "add" is layer(z + u), "argument" is layer(z, u), both with u = x; an nn.Module makes
             u = module(x) once per call, which is added; an `deqlm.Inject` decides itself.
         solver: registered name, dict with ``name`` and options, or object.
@@ -103,6 +108,7 @@ class DEQ(Equilibrium):
         self,
         layer: Callable[..., Any],
         *,
+        output: int | str | None = None,
         inject: Literal["add", "argument"] | nn.Module = "add",
         solver: GivenSolver = "anderson",
         gradient: GivenGradient = "implicit",
@@ -132,6 +138,7 @@ class DEQ(Equilibrium):
         )
         # two frames up: __init__ is wrapped
         warn_of_hidden("layer", layer, stacklevel=3)
+        layer = part_of(layer, output)
         self.layer = once_per_call_(layer) if isinstance(layer, nn.Module) else layer
         self.inject = make_inject(inject)
         self.mode = MODES.make(mode)
@@ -316,7 +323,8 @@ class DEQ(Equilibrium):
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims, name)
         if isinstance(self.inject, Add):
             self.inject.check(rows.shapes, u)
-        layer = Replay(self.layer, rows.device)
+        default = start is None and self.start is None
+        layer = Replay(self.layer, rows.device, hint=AT_ZERO if default else "")
 
         def prepare(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
             return inject(x), args, kwargs

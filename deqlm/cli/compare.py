@@ -36,6 +36,7 @@ from deqlm.comparison.result import Result
 from deqlm.comparison.spec import split_specs, to_rows
 from deqlm.comparison.starts.run import SOLVED_BY
 from deqlm.reporting.style import can_draw
+from deqlm.reporting.table import NARROW, WIDTH, terminal_width
 
 __all__ = ["add", "run"]
 
@@ -165,6 +166,12 @@ def add(commands: Any) -> None:
         default="default",
         help="which problems and solvers: the built-in families (default), or those of the literature, see below",
     )
+    option(
+        "--width",
+        type=_columns,
+        metavar="N",
+        help=f"columns of the report, at least {NARROW} (default: those of the terminal, at most {WIDTH})",
+    )
     option("--no-plots", action="store_true", help="write no plots")
     option(
         "--list-problems",
@@ -186,6 +193,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{each.name}", help=told["help"], default=argparse.SUPPRESS, **more)
 
 
+def _columns(text: str) -> int:
+    """Return a number of columns that a report can have."""
+    if not text.isdecimal() or int(text) < NARROW:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= {NARROW}, got {text!r}")
+    return int(text)
+
+
 def _number(text: str) -> int | str:
     """Return a whole number; what is none stays text, which `Settings` refuses."""
     return int(text) if text.removeprefix("-").isdecimal() else text
@@ -205,7 +219,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _writing_into(arguments.out):
         kind.result.files.check(arguments.out)
     result = _compare(kind, arguments)
-    print(result)
+    print(_rest(result, arguments))
     print(f"\n{result.seconds:.1f} s in all")
     if any(problem.entries for problem in result.problems):
         _write(result, arguments)
@@ -251,6 +265,8 @@ def _write(result: Result[Any], arguments: argparse.Namespace) -> None:
         former = result.files.former_run(arguments.out)
         written = result.save(arguments.out, plots=bool(result.files.figures) and _plots(arguments))
     print("\n".join(f"wrote {path}" for path in written))
+    if result.files.first in {path.stem for path in written}:
+        print(f"look first at {arguments.out / result.files.first}.svg")
     if former is not None:
         print(f"in place of the run {former}")
 
@@ -278,7 +294,21 @@ def _compare(kind: Kind, arguments: argparse.Namespace) -> Result[Any]:
         chosen = None if problems is None else [kind.problem(spec) for spec in problems]
         kind.contenders(methods)
         Settings.of(**given)
-    return kind.compare(chosen, methods, **given)
+    if not kind.result.live:
+        return kind.compare(chosen, methods, **given)
+    width = _width(arguments)
+    return kind.compare(chosen, methods, each=lambda problem: kind.result().block(problem, width) + "\n", **given)
+
+
+def _rest(result: Result[Any], arguments: argparse.Namespace) -> str:
+    """Return what of the report was not printed while it was made."""
+    width = _width(arguments)
+    cut = result.interrupted or not result.live
+    return result.table(width) if cut else "\n\n".join(result.ending(width))
+
+
+def _width(arguments: argparse.Namespace) -> int:
+    return terminal_width() if arguments.width is None else arguments.width
 
 
 def _plots(arguments: argparse.Namespace) -> bool:

@@ -10,11 +10,10 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from deqlm.comparison.spec import PluginError, load
+from deqlm.reporting.table import explained, terminal_width
 from deqlm_solvers import GUARANTEES, Options, Registry
 
 __all__ = ["add_listing", "describe", "list_registry"]
-
-WIDTH = 118
 
 
 def add_listing(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> None:
@@ -39,7 +38,8 @@ def list_registry(registry: Registry[Any], names_only: bool) -> str:
     if promised:
         tail = "" if all(_is_ours(cls) for cls in classes) else "; declared ones are the word of their author"
         parts.append(f"guarantees, tested by the contract suite{tail}:")
-        parts[-1] += "".join(f"\n  {name:14} {GUARANTEES[name]}" for name in sorted(promised) if name in GUARANTEES)
+        told = [(f"  {name}", GUARANTEES[name]) for name in sorted(promised) if name in GUARANTEES]
+        parts[-1] += "\n" + explained(told, terminal_width())
     return "\n\n".join(parts)
 
 
@@ -77,7 +77,7 @@ def _guarantees(cls: type) -> frozenset[str]:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+    return textwrap.wrap(text, terminal_width(), initial_indent="  ", subsequent_indent="    ", break_long_words=False)
 
 
 def _first_line(cls: type) -> str:

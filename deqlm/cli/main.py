@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import deqlm
-from deqlm.cli import compare, diagnose, env, generate, gradients, info, solvers
+from deqlm.cli import compare, diagnose, env, generate, gradients, info, new, solvers
 from deqlm.cli.errors import Parser, UserError
 from deqlm_solvers.core.checks import suggest
 
@@ -16,7 +16,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     **{"compare": compare, "diagnose": diagnose, "env": env, "generate": generate},
-    **{"gradients": gradients, "info": info, "solvers": solvers},
+    **{"gradients": gradients, "info": info, "new": new, "solvers": solvers},
 }
 
 EPILOG = """\
@@ -27,6 +27,7 @@ examples:
   deqlm generate --model DIR --prompt "Once"     text from a saved model
   deqlm info                                     the models of the paper, and what a token costs
   deqlm solvers                                  what there is to compare
+  deqlm new solver heavy_ball                    a package with a solver of your own
   deqlm COMMAND --help                           more on one command
 """
 

@@ -29,12 +29,17 @@ class Files:
     Attributes:
         kind: their name without an ending.
         command: what the record says of itself.
-        figures: name of a plot -> what draws it from the record.
+        figures: name of a plot -> what draws it from the record, the one to look at first before the others.
     """
 
     kind: str
     command: str
     figures: Mapping[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
+
+    @property
+    def first(self) -> str:
+        """Name of the plot to look at first; empty where none is drawn."""
+        return next(iter(self.figures), "")
 
     def check(self, folder: Path) -> None:
         """Find out before any work whether `save` can write; a folder that is not there is not made.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from deqlm.comparison.record import VERSION, Files, finite
-from deqlm.reporting.table import aligned, joined, problem_block, shortened
+from deqlm.reporting.table import NARROW, WIDTH, aligned, explained, problem_block, shortened, with_remarks
 from deqlm_solvers.core.checks import suggest
 
 __all__ = ["Column", "EntryBase", "Result", "Row", "position"]
@@ -61,6 +61,7 @@ class Column(NamedTuple):
         left: its cells stand to the left.
         always: it shows something of an entry that did not run, too.
         where: whether a problem has it; None for every problem.
+        spare: left out where the table would be too wide, the highest first; 0 stays.
     """
 
     head: str
@@ -68,6 +69,7 @@ class Column(NamedTuple):
     left: bool = False
     always: bool = False
     where: Callable[[Any], bool] | None = None
+    spare: int = 0
 
     def cell(self, problem: Any, entry: EntryBase) -> str:
         """Return what stands in the line of an entry."""
@@ -113,8 +115,8 @@ class Row(Generic[E]):
         """
         return self.entries[position(self.contender, name, [entry.name for entry in self.entries])]
 
-    def facts(self) -> list[str]:
-        """Return the lines above the table."""
+    def facts(self, width: int) -> list[str]:
+        """Return the lines above the table, of at most ``width``."""
         return []
 
 
@@ -137,8 +139,10 @@ class Result(Generic[R]):
     """
 
     columns: ClassVar[tuple[Column, ...]] = ()
-    legend: ClassVar[str] = ""
+    legend: ClassVar[tuple[tuple[str, str], ...]] = ()
     files: ClassVar[Files]
+    live: ClassVar[bool] = True
+    """Whether the report is a block per problem, which can be shown as soon as it is made."""
 
     problems: list[R] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -155,16 +159,33 @@ class Result(Generic[R]):
         return self.problems[position("problem", problem, [each.label for each in self.problems])]
 
     def __str__(self) -> str:
-        return joined(self.blocks(), self.legend, self.interrupted)
+        return self.table()
+
+    def table(self, width: int = NARROW) -> str:
+        """Return the report: a block per problem, what they come to, what the columns mean, and whether it is whole.
+
+        Args:
+            width: columns, >= 80; where there are few, columns that matter least are left out of a table.
+        """
+        return "\n\n".join([*self.blocks(width), *self.ending(width)])
+
+    def ending(self, width: int) -> list[str]:
+        """Return the parts of the report that stand below its `blocks`."""
+        cut = ["interrupted: this is what was done until then"] if self.interrupted else []
+        return [*self.verdict(width), explained(self.legend, width), *cut]
+
+    def verdict(self, width: int) -> list[str]:
+        """Return what all problems together come to, in parts."""
+        return []
 
     @property
     def contenders(self) -> list[str]:
         """Labels of all that were compared, in the order asked for."""
         return list(dict.fromkeys(entry.name for problem in self.problems for entry in problem.entries))
 
-    def blocks(self) -> list[str]:
+    def blocks(self, width: int) -> list[str]:
         """Return the parts of the table: one per problem."""
-        return [self._block(problem) for problem in self.problems]
+        return [self.block(problem, width) for problem in self.problems]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON; infinities and NaN become None."""
@@ -193,16 +214,28 @@ class Result(Generic[R]):
         Raises:
             ImportError: plots are wanted and matplotlib is missing.
         """
-        return self.files.save(self.to_dict(), str(self), Path(folder), plots)
+        return self.files.save(self.to_dict(), self.table(WIDTH), Path(folder), plots)
 
-    def _block(self, problem: R) -> str:
-        columns = [column for column in self.columns if column.where is None or column.where(problem)]
-        rows = [[column.head for column in columns]]
-        rows += [[column.cell(problem, entry) for column in columns] for entry in problem.entries]
-        table = aligned(rows, [i for i, column in enumerate(columns) if column.left])
+    def block(self, problem: R, width: int) -> str:
+        """Return what the report says of one problem."""
+        *columns, last = [column for column in self.columns if column.where is None or column.where(problem)]
+        remarks = ["", *(last.cell(problem, entry) for entry in problem.entries)]
+        table = with_remarks(_fitting(columns, problem, width), remarks, width)
         said = [entry.said for entry in problem.entries if entry.said]
         why = f"{problem.absent}: {problem.message}" if problem.message else ""
-        return problem_block(f"{problem.label}: {problem.title}", [*problem.facts(), *table], said, why)
+        head = f"{problem.label}: {problem.title}"
+        return problem_block(head, [*problem.facts(width), *table], said, why, width)
+
+
+def _fitting(columns: list[Column], problem: Row[Any], width: int) -> list[str]:
+    """Return the lines of a table, without the columns that can be spared where it would be too wide."""
+    rows = [[column.head for column in columns]]
+    rows += [[column.cell(problem, entry) for column in columns] for entry in problem.entries]
+    lines = aligned(rows, [i for i, column in enumerate(columns) if column.left])
+    if max(map(len, lines)) <= width or not any(column.spare for column in columns):
+        return lines
+    most = max(columns, key=lambda column: column.spare)
+    return _fitting([column for column in columns if column is not most], problem, width)
 
 
 def position(kind: str, name: str, labels: Sequence[str]) -> int:

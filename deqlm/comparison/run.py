@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
@@ -14,7 +14,10 @@ from deqlm.comparison.settings import Settings
 from deqlm.reporting.environment import environment
 from deqlm.reporting.progress import Progress
 
-__all__ = ["compare_on_all", "one_line", "torch_threads"]
+__all__ = ["Each", "compare_on_all", "one_line", "torch_threads"]
+
+Each: TypeAlias = Callable[[Any], str | None]
+"""Sees the result of a problem, and may say something."""
 
 C = TypeVar("C", bound=Result[Any])
 S = TypeVar("S")
@@ -26,6 +29,7 @@ def compare_on_all(
     result: type[C],
     compare_on: Callable[[S, C, Progress], None],
     steps: int,
+    each: Each | None = None,
 ) -> C:
     """Return the result that ``compare_on`` fills, one subject after the other; after Ctrl-C, what was done.
 
@@ -35,6 +39,7 @@ def compare_on_all(
         result: its class.
         compare_on: appends to the problems of a result what it finds on a subject, and steps the progress bar.
         steps: of the progress bar.
+        each: called with every problem's result as soon as it is there; text that it returns is printed above the bar.
     """
     begun = time.perf_counter()
     with torch_threads(settings.threads), Progress(steps, settings.progress) as bar:
@@ -42,6 +47,9 @@ def compare_on_all(
         try:
             for subject in subjects:
                 compare_on(subject, found, bar)
+                said = None if each is None else each(found.problems[-1])
+                if said is not None:
+                    bar.log(said)
         except KeyboardInterrupt:
             found.interrupted = True
     found.seconds = time.perf_counter() - begun

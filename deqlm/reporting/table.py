@@ -1,23 +1,39 @@
-"""Plain text of at most 120 columns: what the tables of all comparisons are made of."""
+"""Plain text of a given width: what the tables of all comparisons are made of."""
 
 from __future__ import annotations
 
 import math
+import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
-__all__ = ["WIDTH", "aligned", "amount", "duration", "joined", "problem_block", "shortened", "wrapped"]
+__all__ = [
+    "NARROW",
+    "WIDTH",
+    "aligned",
+    "amount",
+    "duration",
+    "explained",
+    "filled",
+    "problem_block",
+    "shortened",
+    "terminal_width",
+    "with_remarks",
+    "wrapped",
+]
 
 WIDTH = 120
+"""Columns of the widest text: files, and wide terminals."""
+NARROW = 80
+"""Columns of the narrowest text, and where nobody said how wide the reader's window is."""
 
 
-def joined(blocks: Iterable[str], legend: str, interrupted: bool) -> str:
-    """Return a report: a block per problem, what the columns mean, and whether it is whole."""
-    ending = ["interrupted: this is what was done until then"] if interrupted else []
-    return "\n\n".join([*blocks, legend, *ending])
+def terminal_width() -> int:
+    """Return the columns of the terminal that stdout is, 80 to 120; 80 where it is none."""
+    return min(WIDTH, max(NARROW, shutil.get_terminal_size((NARROW, 24)).columns))
 
 
-def problem_block(head: str, lines: Iterable[str], said: Iterable[str], why: str = "") -> str:
+def problem_block(head: str, lines: Iterable[str], said: Iterable[str], why: str = "", width: int = WIDTH) -> str:
     """Return what a report says of one problem.
 
     Args:
@@ -25,11 +41,52 @@ def problem_block(head: str, lines: Iterable[str], said: Iterable[str], why: str
         lines: facts and the table.
         said: remarks on entries, below the table.
         why: the reason for which there is nothing else to show.
+        width: columns.
     """
-    head = shortened(head, WIDTH)
+    head = filled(head, width)
     if why:
-        return "\n".join([head, *wrapped(why)])
-    return "\n".join([head, *lines, *(line for text in said for line in wrapped(text))])
+        return "\n".join([head, *wrapped(why, width)])
+    return "\n".join([head, *lines, *(line for text in said for line in wrapped(text, width))])
+
+
+def explained(terms: Iterable[tuple[str, str]], width: int) -> str:
+    """Return what the columns of a table mean: a term, and the words for it indented behind it.
+
+    Examples:
+        >>> print(explained([("evals", "calls of f"), ("time", "median run")], 80))
+        evals  calls of f
+        time   median run
+    """
+    terms = list(terms)
+    indent = max(len(term) for term, _ in terms) + 2
+    lines = (
+        textwrap.fill(text, width, initial_indent=term.ljust(indent), subsequent_indent=" " * indent)
+        for term, text in terms
+    )
+    return "\n".join(lines)
+
+
+def filled(text: str, width: int) -> str:
+    """Return prose on lines of at most ``width``, all but the first indented."""
+    return textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def with_remarks(lines: Sequence[str], remarks: Sequence[str], width: int) -> list[str]:
+    """Return the lines of a table, each with its remark behind it, or below it where one line would be too long.
+
+    Examples:
+        >>> with_remarks(["anderson  12", "broyden   90"], ["", "FAILS (3 STALLED)"], 24)
+        ['anderson  12', 'broyden   90', '    FAILS (3 STALLED)']
+    """
+    longest = max(map(len, lines))
+    out = []
+    for line, remark in zip(lines, remarks, strict=True):
+        inline = f"{line.ljust(longest)}  {remark}" if remark else line
+        if len(inline) <= width:
+            out.append(inline)
+        else:
+            out += [line, *textwrap.wrap(remark, width, initial_indent="    ", subsequent_indent="    ")]
+    return out
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
@@ -74,14 +131,14 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def wrapped(text: str) -> list[str]:
-    """Return ``text`` on at most three indented lines."""
+def wrapped(text: str, width: int = WIDTH) -> list[str]:
+    """Return ``text`` on indented lines, at most three of the widest."""
     return textwrap.wrap(
         text,
-        WIDTH,
+        width,
         initial_indent="  ",
         subsequent_indent="    ",
-        max_lines=3,
+        max_lines=3 * WIDTH // width,
         placeholder="...",
         break_on_hyphens=False,
     )

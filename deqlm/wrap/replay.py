@@ -37,10 +37,14 @@ class Replay:
         layer: what is evaluated.
         device: device of the state, whose generator is watched beside the CPU's.
         module: whose buffers are watched; None is the layer, or the modules that it reads where it is a function.
+        hint: noted on an error of the first evaluation, such as what the layer may not bear.
     """
 
-    def __init__(self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None) -> None:
+    def __init__(
+        self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None, hint: str = ""
+    ) -> None:
         self.layer = layer
+        self.hint = hint
         self.device = device
         self.evaluated = False
         self.sealed = False
@@ -58,7 +62,9 @@ class Replay:
         self._outer = open_call()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self.hint and not self.evaluated and isinstance(error, Exception) and not isinstance(error, TypeError):
+            error.add_note(self.hint)
         close_call(self._outer)
         self.seal()
         self._turn.end()

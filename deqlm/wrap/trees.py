@@ -139,8 +139,8 @@ def in_order(state: Any, template: Any) -> Any:
 def structure_hint(want: Any, got: Any) -> str:
     """Return what to do about a layer that returns another structure than its state's."""
     if want.is_leaf() and not got.is_leaf():
-        text = "wrap the layer in an nn.Module whose forward returns the new state alone, such as layer(z)[0]; "
-        return f"; {text}a lambda would hide its parameters"
+        text = "say which part is the new state, DEQ(layer, output=0), or wrap the layer in an nn.Module whose forward "
+        return f"; {text}returns it, such as layer(z)[0]; a lambda would hide its parameters"
     if got.is_leaf():
         return "; the state has the structure of x: give what is no unknown as further arguments, deq(x, mask)"
     return ""

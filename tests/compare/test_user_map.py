@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from torch import nn
 
+import deqlm
 from deqlm import DEQ
 from deqlm.comparison import UserProblem, compare, compare_gradients
 from deqlm.comparison.problems.named import to_problem
@@ -238,3 +242,43 @@ def test_a_function_that_solves_at_every_evaluation_is_taken_as_it_is():
     deq = DEQ(layer())
     (problem,) = run(UserProblem(make=lambda: (lambda z: 0.5 * deq(z), X))).problems
     assert problem.entries[0].ran
+
+
+def transformer(**settings):
+    """A layer that draws noise in train()."""
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **settings)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_solvers_are_compared_on_the_deq_that_is_at_hand(training):
+    deq = deqlm.DEQ(transformer()).train(training)
+    x = torch.randn(2, 3, 8)
+    result = deqlm.compare(deq, x, "anderson,broyden", repeats=1, progress=False)
+    (problem,) = result.problems
+    assert (problem.label, problem.rows, problem.unknowns) == ("DEQ(TransformerEncoderLayer)", 2, 24)
+    assert [entry.outcome for entry in problem.entries] == ["solved", "solved"]
+    assert "changes from call to call" not in problem.note
+
+
+def test_a_map_in_double_is_compared_in_double():
+    result = deqlm.compare(torch.cos, torch.zeros(3, 2, dtype=torch.float64), "fixed_point", repeats=1, progress=False)
+    assert (result.settings["dtype"], result.problems[0].label, result.problems[0].tol) == ("float64", "cos", 1e-10)
+    assert result.problems[0].entries[0].outcome == "solved"
+
+
+@pytest.mark.parametrize(
+    ("f", "z0", "settings", "text"),
+    [
+        (3, torch.zeros(2, 2), {}, "f must be a map or a DEQ, got int"),
+        (torch.cos, "zeros", {}, "z0 must hold floating point tensors, got str"),
+        (torch.cos, torch.zeros(2, 2, dtype=torch.long), {}, "z0 must hold floating point tensors, got Tensor"),
+        (torch.cos, torch.zeros(3), {}, "batch_dims must be given for a 1-d z0"),
+        (lambda z, x: z, torch.zeros(2, 2), {}, "must be a map"),
+        (torch.cos, torch.zeros(2, 2), {"batch": 3}, "batch has no meaning for a map of your own"),
+        (torch.cos, torch.zeros(2, 2), {"repeat": 3}, "did you mean 'repeats'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(f, z0, settings, text):
+    with pytest.raises((TypeError, ValueError), match=re.escape(text)):
+        deqlm.compare(f, z0, "anderson", **settings)

@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 from deqlm.comparison.gradients.plot import draw_costs
 from deqlm.comparison.record import Files
 from deqlm.comparison.result import Column, EntryBase, Result, Row, last_column, name_column
-from deqlm.reporting.table import amount, duration
+from deqlm.reporting.table import amount, duration, filled
 
 __all__ = ["GradientComparison", "GradientEntry", "GradientProblem"]
 
-LEGEND = """\
-cosine    with the exact gradient, a dense float64 solve with I - J^T;  error: relative to its norm
-evals     calls of f, forward and backward;  vjps: times backward went through an evaluation of f
-forward, backward: median times; of one method the sum is what a training step pays"""
+LEGEND = (
+    ("cosine", "with the exact gradient, a dense float64 solve with I - J^T; error: relative to its norm"),
+    ("evals", "calls of f, forward and backward; vjps: times backward went through an evaluation of f"),
+    ("forward", "and backward: median times; of one method the sum is what a training step pays"),
+)
 
 
 @dataclass
@@ -70,10 +71,10 @@ class GradientProblem(Row[GradientEntry]):
 
     contender: ClassVar[str] = "gradient"
 
-    def facts(self) -> list[str]:
-        return [
-            f"  B={self.rows}, N={self.unknowns}, forward tolerance {self.tol:g}, gradient of {self.parameters} numbers"
-        ]
+    def facts(self, width: int) -> list[str]:
+        shape = f"  B={self.rows}, N={self.unknowns}"
+        text = f"{shape}, forward tolerance {self.tol:g}, gradient of {self.parameters} numbers"
+        return filled(text, width).splitlines()
 
 
 def _seconds(part: int) -> Any:
@@ -98,7 +99,7 @@ class GradientComparison(Result[GradientProblem]):
     """
 
     files: ClassVar[Files] = Files("gradients", "deqlm compare --gradients", {"gradients": draw_costs})
-    legend: ClassVar[str] = LEGEND
+    legend: ClassVar[tuple[tuple[str, str], ...]] = LEGEND
     columns: ClassVar[tuple[Column, ...]] = (
         name_column("gradient"),
         Column("cosine", lambda _, entry: f"{entry.cosine:.6f}"),
@@ -107,6 +108,6 @@ class GradientComparison(Result[GradientProblem]):
         Column("vjps", lambda _, entry: str(entry.vjps)),
         Column("forward", _seconds(0)),
         Column("backward", _seconds(1)),
-        Column("solver", lambda _, entry: entry.solver, left=True),
+        Column("solver", lambda _, entry: entry.solver, left=True, spare=1),
         last_column(lambda entry: entry.remark),
     )

@@ -13,7 +13,7 @@ from deqlm.comparison.gradients.subject import GradientSubject
 from deqlm.comparison.problem import Problem
 from deqlm.comparison.problems import DIFFERENTIABLE
 from deqlm.comparison.problems.named import to_problem
-from deqlm.comparison.run import compare_on_all, one_line
+from deqlm.comparison.run import Each, compare_on_all, one_line
 from deqlm.comparison.settings import Settings, SettingsOptions
 from deqlm.comparison.spec import to_list, to_rows
 from deqlm.gradients import GRADIENTS, Gradient
@@ -35,6 +35,8 @@ NO_TRUTH = (
 def compare_gradients(
     problems: Iterable[str | Problem | Callable[..., Any]] | str | Problem | Callable[..., Any] | None = None,
     gradients: Iterable[str | Mapping[str, Any] | Gradient] | str | Mapping[str, Any] | Gradient | None = None,
+    *,
+    each: Each | None = None,
     **settings: Unpack[SettingsOptions],
 ) -> GradientComparison:
     """Compare gradient methods with the exact gradient, a dense float64 solve with I - J^T at a polished fixed point.
@@ -47,6 +49,7 @@ def compare_gradients(
         problems: as for `compare`; None takes differentiable ones.
         gradients: specs ("phantom:steps=8"), dicts with ``name``, or objects, or one of them; None takes every
             registered one.
+        each: called with every problem's result as soon as it is there; text that it returns is printed above the bar.
         **settings: fields of `Settings`; the dtype sets the tolerance of the forward solve.
 
     Raises:
@@ -71,9 +74,8 @@ def compare_gradients(
         result.problems.append(row)
         _compare_on(problem, chosen, makers, row, bar)
 
-    return compare_on_all(
-        subjects, chosen, GradientComparison, compare_on, len(subjects) * len(makers) * (chosen.runs + 1)
-    )
+    steps = len(subjects) * len(makers) * (chosen.runs + 1)
+    return compare_on_all(subjects, chosen, GradientComparison, compare_on, steps, each)
 
 
 def _compare_on(

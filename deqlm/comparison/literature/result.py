@@ -18,12 +18,13 @@ class LiteratureComparison(Result[LiteratureRow]):
     """Result of `compare_literature`: a table (`str`), plain data (`to_dict`), files (`save`), problems by label."""
 
     files: ClassVar[Files] = Files("literature", "deqlm compare --suite literature")
-    legend: ClassVar[str] = LEGEND
+    legend: ClassVar[tuple[tuple[str, str], ...]] = LEGEND
+    live: ClassVar[bool] = False
 
     @property
     def solvers(self) -> list[str]:
         """Labels of all solvers, in the order asked for."""
         return self.contenders
 
-    def blocks(self) -> list[str]:
-        return table_blocks(self.problems, self.solvers)
+    def blocks(self, width: int) -> list[str]:
+        return table_blocks(self.problems, self.solvers, width)

@@ -6,15 +6,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deqlm.deq import DEQ
 from deqlm.models import ImplicitLM
-from deqlm.wrap.trees import map_tensors
+from deqlm.wrap.trees import map_tensors, tensors
 from deqlm_solvers.core.checks import require
 
 __all__ = ["Equation", "refuse_solvers"]
 
+SEED = 0
+"""Of the noise of a layer in train()."""
 SOLVE = (DEQ, ImplicitLM)
 DEQ_HINT = "return (the DEQ itself, its x); if every evaluation shall solve, return a function that calls it"
 LM_HINT = "return (lambda z: backbone(z, u, context), z0) of its backbone, see deqlm.models.Backbone"
@@ -22,6 +25,9 @@ LM_HINT = "return (lambda z: backbone(z, u, context), z0) of its backbone, see d
 
 class Equation(nn.Module):
     """z -> layer(z + u), as the ``DEQ`` joins them, with u of a fixed x; copied and widened with its x.
+
+    Noise of a layer in train() is the same at every evaluation, as within a call of the ``DEQ``: it is drawn from one
+    seed, and torch's generators are put back.
 
     Args:
         deq: its own solver, stop and gradient are not used.
@@ -46,6 +52,14 @@ class Equation(nn.Module):
 
     def forward(self, z: Any) -> Any:
         """Evaluate the layer at ``z``; gradients reach the injection too."""
+        if not any(part.training for part in self.deq.modules()):
+            return self._at(z)
+        device = next(iter(tensors(z))).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(SEED)
+            return self._at(z)
+
+    def _at(self, z: Any) -> Any:
         return self.deq.inject.join(self.deq.layer, z, self.deq.inject(self.x), (), {})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Equation:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from deqlm.comparison.recorder import Trace
 from deqlm.comparison.result import EntryBase, Row
-from deqlm.reporting.table import duration, wrapped
+from deqlm.reporting.table import duration, filled, wrapped
 
 __all__ = ["Entry", "ProblemResult"]
 
@@ -96,6 +96,7 @@ class ProblemResult(Row[Entry]):
         max_iter: evaluations allowed.
         f_seconds: median time of a bare call of f.
         note: what the reader must know about f and the residuals; a line each.
+        yours: the map is the user's own.
         message: why the problem could not be built; then there are no entries.
         entries: one per solver, in the order asked for.
 
@@ -111,12 +112,14 @@ class ProblemResult(Row[Entry]):
     max_iter: int = 0
     f_seconds: float = 0.0
     note: str = ""
+    yours: bool = False
 
     absent: ClassVar[str] = "not built"
 
-    def facts(self) -> list[str]:
+    def facts(self, width: int) -> list[str]:
         head = (
             f"  B={self.rows}, N={self.unknowns}, tolerance {self.tol:g}, at most {self.max_iter} evaluations, "
             f"bare f {duration(self.f_seconds)}"
         )
-        return [head, *(line for note in self.note.splitlines() for line in wrapped(f"note: {note}"))]
+        notes = (line for note in self.note.splitlines() for line in wrapped(f"note: {note}", width))
+        return [*filled(head, width).splitlines(), *notes]

@@ -11,6 +11,8 @@ from deqlm.comparison.result import Column, Result
 from deqlm.comparison.solvers.entry import ProblemResult
 from deqlm.comparison.solvers.plots import draw_profile, draw_residuals
 from deqlm.comparison.solvers.table import COLUMNS, LEGEND, summary
+from deqlm.comparison.solvers.verdict import verdict
+from deqlm.reporting.table import filled
 
 __all__ = ["Comparison"]
 
@@ -49,7 +51,7 @@ class Comparison(Result[ProblemResult]):
     """
 
     files: ClassVar[Files] = FILES
-    legend: ClassVar[str] = LEGEND
+    legend: ClassVar[tuple[tuple[str, str], ...]] = LEGEND
     columns: ClassVar[tuple[Column, ...]] = COLUMNS
 
     @property
@@ -57,6 +59,7 @@ class Comparison(Result[ProblemResult]):
         """Labels of all solvers, in the order asked for."""
         return self.contenders
 
-    def blocks(self) -> list[str]:
-        more = [summary(self.problems, self.solvers)] if len(self.problems) > 1 else []
-        return [*super().blocks(), *more]
+    def verdict(self, width: int) -> list[str]:
+        more = [summary(self.problems, self.solvers, width)] if len(self.problems) > 1 else []
+        said = [filled(sentence, width) for sentence in verdict(self.problems, self.solvers)]
+        return [*more, "\n".join(said)] if said else more

@@ -18,8 +18,9 @@ from deqlm.comparison.noise import CHANGES, changes
 from deqlm.comparison.problem import Case, Problem
 from deqlm.comparison.problems import DEFAULT, QUICK
 from deqlm.comparison.problems.named import to_problem
+from deqlm.comparison.problems.user import UserProblem
 from deqlm.comparison.recorder import CountingMap, Recorder, relative_residual, synchronize
-from deqlm.comparison.run import compare_on_all, one_line
+from deqlm.comparison.run import Each, compare_on_all, one_line
 from deqlm.comparison.settings import Settings, SettingsOptions
 from deqlm.comparison.solvers.entry import Entry, ProblemResult
 from deqlm.comparison.solvers.result import Comparison
@@ -42,6 +43,7 @@ def compare(
     solvers: Iterable[str | Mapping[str, Any] | Solver] | str | Mapping[str, Any] | Solver | None = None,
     *,
     memory: bool = True,
+    each: Each | None = None,
     **settings: Unpack[SettingsOptions],
 ) -> Comparison:
     """Compare solvers on problems, by what f saw and by the true residual of what they return.
@@ -57,6 +59,7 @@ def compare(
         solvers: specs ("anderson:memory=5"), dicts with ``name``, or objects, or one of them; None takes every
             registered one.
         memory: measure peak memory, which needs a slow run of its own.
+        each: called with every problem's result as soon as it is there; text that it returns is printed above the bar.
         **settings: fields of `Settings`: ``dtype``, ``batch``, ``seed``, ``repeats`` (a solver whose timed runs took
             half a second in all is not timed again), ``threads``, ``device``, ``quick``, ``progress``.
 
@@ -86,7 +89,7 @@ def compare(
         run.all()
 
     steps = len(subjects) * len(makers) * (chosen.runs + 1 + memory)
-    return compare_on_all(subjects, chosen, Comparison, compare_on, steps)
+    return compare_on_all(subjects, chosen, Comparison, compare_on, steps, each)
 
 
 class _ProblemRun:
@@ -105,7 +108,7 @@ class _ProblemRun:
         self.makers = makers
         self.memory = memory
         self.bar = bar
-        self.result = ProblemResult(label=problem.label, title=problem.title)
+        self.result = ProblemResult(label=problem.label, title=problem.title, yours=isinstance(problem, UserProblem))
         self.ready: list[tuple[Entry, Solve]] = []
 
     def all(self) -> None:

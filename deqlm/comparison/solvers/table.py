@@ -7,17 +7,26 @@ from collections.abc import Sequence
 
 from deqlm.comparison.result import Column, last_column, name_column
 from deqlm.comparison.solvers.entry import Entry, ProblemResult
-from deqlm.reporting.table import WIDTH, aligned, amount, duration, shortened
+from deqlm.reporting.table import aligned, amount, duration, filled, shortened, with_remarks
 
 __all__ = ["COLUMNS", "LEGEND", "summary"]
 
-LEGEND = """\
-solved    rows of B whose true relative residual ||f(z)-z|| / ||f(z)||, f in float64, is within 1.05 tolerance;
-          in brackets the solver's own word per row
-evals     calls of f;  row-evals: rows summed over those calls;  token-evals: tokens summed over those rows
-time      median run
-overhead  time per evaluation beyond a bare call of f (below 0: noise)
-memory    most bytes the solver held at once, in units of the state z;  residual: that of the worst row"""
+LEGEND = (
+    (
+        "solved",
+        "rows of B whose true relative residual ||f(z)-z|| / ||f(z)||, f in float64, is within 1.05 tolerance; in "
+        "brackets the solver's own word per row",
+    ),
+    ("evals", "calls of f; row-evals: rows summed over those calls; token-evals: tokens summed over those rows"),
+    ("time", "median run"),
+    ("overhead", "time per evaluation beyond a bare call of f (below 0: noise)"),
+    ("memory", "most bytes the solver held at once, in units of the state z"),
+    ("residual", "that of the worst row"),
+)
+
+
+MOST = 3
+"""Problems that a line of the summary names."""
 
 
 def _remark(entry: Entry) -> str:
@@ -36,20 +45,21 @@ COLUMNS = (
     name_column("solver"),
     Column("solved", lambda problem, entry: f"{entry.solved}/{problem.rows}", always=True),
     Column("evals", lambda _, e: str(e.evaluations) if e.ran or e.evaluations else "-", always=True),
-    Column("row-evals", lambda _, entry: str(entry.row_evaluations)),
-    Column("token-evals", lambda _, entry: str(entry.token_evaluations), where=lambda problem: problem.tokens),
+    Column("row-evals", lambda _, entry: str(entry.row_evaluations), spare=2),
+    Column("token-evals", lambda _, entry: str(entry.token_evaluations), where=lambda p: p.tokens, spare=3),
     Column("time", lambda _, entry: duration(entry.seconds)),
-    Column("overhead", lambda _, entry: duration(entry.overhead)),
+    Column("overhead", lambda _, entry: duration(entry.overhead), spare=1),
     Column("memory", lambda _, entry: "-" if entry.memory is None else f"{entry.memory:.1f}"),
     Column("residual", lambda _, entry: amount(entry.residual)),
     last_column(_remark),
 )
 
 
-def summary(problems: Sequence[ProblemResult], solvers: Sequence[str]) -> str:
+def summary(problems: Sequence[ProblemResult], solvers: Sequence[str], width: int) -> str:
     """Return how many problems each solver solves, and its cost there relative to the cheapest solver of each."""
     problems = [p for p in problems if p.entries]
-    rows = [["summary", f"solved of {len(problems)}", "evals / least", "time / least", "overhead", "fails on"]]
+    rows = [["summary", f"solved of {len(problems)}", "evals / least", "time / least", "overhead"]]
+    fails = ["fails on"]
     for solver in solvers:
         mine = [(p, e) for p in problems for e in p.entries if e.solver == solver]
         good = [(p, e) for p, e in mine if e.outcome == "solved"]
@@ -66,14 +76,18 @@ def summary(problems: Sequence[ProblemResult], solvers: Sequence[str]) -> str:
                 _mean(evals),
                 _mean(times),
                 duration(statistics.median(overheads)) if overheads else "-",
-                "not installed" if absent else ("too small a budget: " if excused else "") + ", ".join(failed),
             ]
         )
-    lines = [shortened(line, WIDTH) for line in aligned(rows, left=(0, 5))]
+        fails.append("not installed" if absent else ("too small a budget: " if excused else "") + _some(failed))
     note = (
         "(evals and time: geometric mean, over the problems a solver solves, of its cost over the least of all solvers)"
     )
-    return "\n".join([*lines, note])
+    return "\n".join([*with_remarks(aligned(rows), fails, width), filled(note, width)])
+
+
+def _some(labels: Sequence[str]) -> str:
+    more = len(labels) - MOST
+    return ", ".join(labels[:MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def _least(problem: ProblemResult, what: str) -> float:

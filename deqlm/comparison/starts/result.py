@@ -16,12 +16,21 @@ __all__ = ["StartComparison", "StartEntry", "StartProblem"]
 PAYS = 0.05
 """Share of the evaluations from which on a start is said to pay, or to cost."""
 
-LEGEND = """\
-zero      evaluations per row and solve from the start of the problem;  previous: from the solution of the map before
-saved     share of them that the solution before saves, the first solve left out;  time: medians, summed over solves
-unsolved  rows of all solves that miss the tolerance, from zero / from the solution before
-apart     largest relative distance of the two answers: far above the tolerance, they are different fixed points
-A solve begins with the point alone: no solver carries its history (Anderson's pairs, a Jacobian) to the next solve."""
+LEGEND = (
+    ("zero", "evaluations per row and solve from the start of the problem"),
+    ("previous", "from the solution of the map before"),
+    ("saved", "share of them that the solution before saves, the first solve left out"),
+    ("time", "medians, summed over solves"),
+    ("unsolved", "rows of all solves that miss the tolerance, from zero / from the solution before"),
+    (
+        "apart",
+        "largest relative distance of the two answers: far above the tolerance, they are different fixed points",
+    ),
+    (
+        "A solve",
+        "begins with the point alone: no solver carries its history (Anderson's pairs, a Jacobian) to the next solve.",
+    ),
+)
 
 
 @dataclass
@@ -91,7 +100,7 @@ class StartProblem(Row[StartEntry]):
     solves: int = 0
     tol: float = 0.0
 
-    def facts(self) -> list[str]:
+    def facts(self, width: int) -> list[str]:
         return [f"  B={self.rows}, N={self.unknowns}, tolerance {self.tol:g}, {self.solves} solves"]
 
 
@@ -112,14 +121,14 @@ class StartComparison(Result[StartProblem]):
     """
 
     files: ClassVar[Files] = Files("starts", "deqlm compare --starts", {"starts": draw_sequences})
-    legend: ClassVar[str] = LEGEND
+    legend: ClassVar[tuple[tuple[str, str], ...]] = LEGEND
     columns: ClassVar[tuple[Column, ...]] = (
         name_column("solver"),
         Column("zero", lambda _, entry: f"{entry.steps_zero:.1f}"),
         Column("previous", lambda _, entry: f"{entry.steps_previous:.1f}"),
         Column("saved", lambda _, entry: f"{entry.saved:.0%}"),
-        Column("time zero", lambda _, entry: duration(sum(entry.seconds_zero))),
-        Column("time previous", lambda _, entry: duration(sum(entry.seconds_previous))),
+        Column("time zero", lambda _, entry: duration(sum(entry.seconds_zero)), spare=1),
+        Column("time previous", lambda _, entry: duration(sum(entry.seconds_previous)), spare=1),
         Column("unsolved", lambda _, entry: f"{entry.unsolved_zero}/{entry.unsolved_previous}"),
         Column("apart", lambda _, entry: amount(entry.apart)),
         last_column(lambda entry: entry.verdict),

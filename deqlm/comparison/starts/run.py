@@ -15,7 +15,7 @@ from deqlm.comparison.problem import Case
 from deqlm.comparison.problems.named import to_sequence
 from deqlm.comparison.problems.sequences import STANDARD, Sequence
 from deqlm.comparison.recorder import relative_residual, synchronize
-from deqlm.comparison.run import compare_on_all, one_line
+from deqlm.comparison.run import Each, compare_on_all, one_line
 from deqlm.comparison.settings import Settings, SettingsOptions
 from deqlm.comparison.spec import to_list, to_rows
 from deqlm.comparison.starts.result import StartComparison, StartEntry, StartProblem
@@ -31,6 +31,8 @@ SOLVED_BY = ("fixed_point", "anderson", "broyden")
 def compare_starts(
     sequences: Iterable[str | Sequence | Callable[..., Any]] | str | Sequence | Callable[..., Any] | None = None,
     solvers: Iterable[str | Mapping[str, Any] | Solver] | str | Mapping[str, Any] | Solver | None = None,
+    *,
+    each: Each | None = None,
     **settings: Unpack[SettingsOptions],
 ) -> StartComparison:
     """Compare solves that start at zero with solves that start at the solution of the map before.
@@ -43,6 +45,7 @@ def compare_starts(
             one of them; None takes inputs that change little, more and wholly, epochs of a training, and two chains of
             tokens.
         solvers: as for `compare`; None takes fixed_point, anderson and broyden.
+        each: called with every problem's result as soon as it is there; text that it returns is printed above the bar.
         **settings: fields of `Settings`; ``quick`` takes half of the sequences.
 
     Raises:
@@ -68,7 +71,7 @@ def compare_starts(
         result.problems.append(row)
         _compare_on(sequence, chosen, makers, row)
 
-    return compare_on_all(subjects, chosen, StartComparison, compare_on, len(subjects))
+    return compare_on_all(subjects, chosen, StartComparison, compare_on, len(subjects), each)
 
 
 def _compare_on(
