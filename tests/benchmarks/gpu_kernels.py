@@ -1,14 +1,15 @@
 """What the Triton kernels compile to, and what an evaluation launches and moves, without a GPU.
 
-    PYTHONPATH=.:solvers:tests python tests/benchmarks/gpu_kernels.py binaries --out docs/records/gpu_kernels.json
-    TRITON_INTERPRET=1 PYTHONPATH=.:solvers:tests python tests/benchmarks/gpu_kernels.py launches \
-        --out docs/records/gpu_launches.json
+    PYTHONPATH=.:solvers:tests python tests/benchmarks/gpu_kernels.py binaries
+    TRITON_INTERPRET=1 PYTHONPATH=.:solvers:tests python tests/benchmarks/gpu_kernels.py launches
+    python tests/benchmarks/gpu_kernels.py page
 
 The first compiles every specialisation of tests/gpu/test_compiled.py and notes registers, spills, shared bytes and
-instructions of the largest one of each kernel; minutes of a CPU, seconds from triton's cache. The second counts the last
-evaluation of each case of tests/gpu/interpreted/test_launches.py: launches, and passes, bytes moved over those of the
-state; of ours from loads and stores in the interpreter, of torch operations and of torchdeq from operations that are no
-views and the bytes of their arguments and results. What f does is left out.
+instructions of the largest one of each kernel; minutes of a CPU, seconds from triton's cache. The second counts the
+last evaluation of each case of tests/gpu/interpreted/test_launches.py: launches, and passes, bytes moved over those of
+the state; of ours from loads and stores in the interpreter, of torch operations and of torchdeq from operations that
+are no views and the bytes of their arguments and results. What f does is left out. The third writes both records into
+the tables of docs/guides/gpu_kernels.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/guides/gpu_kernels.md"
+RECORDS = {what: ROOT / f"docs/records/gpu_{name}.json" for what, name in {"launches": "launches", "binaries": "kernels"}.items()}
+LEAST = {
+    "FixedPoint()": 4,
+    "FixedPoint(damping=0.8)": 4,
+    "FixedPoint(), long rows": 4,
+    "FixedPoint(), tokens": 4,
+    "Anderson()": 31,
+    "Anderson(memory=6)": 19,
+    "Broyden()": 87,
+    'Broyden(update="bad")': 49,
+}
+"""Passes of a step that reads the point, f and the history once, the history twice where its weights depend on products
+with it, and writes the next point, the best one with its residual, the newest pair and where the next one starts."""
 
 
 class Moved(TorchDispatchMode):
@@ -124,16 +139,48 @@ def binaries() -> dict[str, Any]:
     return record
 
 
+def tables() -> dict[str, str]:
+    """Return the tables of the page, by name."""
+    held = json.loads(RECORDS["launches"].read_text())
+    rows = ["| | Triton | torch operations | must move |", "|---|---|---|---|"]
+    for name, ours in held["cases"].items():
+        plain = held["operations"][name]
+        rows.append(f"| `{name}` | {_both(ours)} | {_both(plain)} | {LEAST[name]} |")
+    rows += [f"| torchdeq `{name}` | | {_both(theirs)} | |" for name, theirs in held["torchdeq"].items()]
+    made = json.loads(RECORDS["binaries"].read_text())
+    targets = list(next(iter(made["kernels"].values())))
+    binaries = [f"| kernel | {' | '.join(targets)} |", f"|---|{'---|' * len(targets)}"]
+    for name, by_target in sorted(made["kernels"].items()):
+        cells = [f"{by_target[t]['registers']} / {by_target[t]['instructions']}" for t in targets]
+        binaries.append(f"| `{name.split(',')[0]}`,{name.split(',')[1]} | {' | '.join(cells)} |")
+    return {"launches": "\n".join(rows), "binaries": "\n".join(binaries)}
+
+
+def _both(counted: dict[str, float]) -> str:
+    return f"{counted['launches']} / {counted['passes']:g}"
+
+
+def page(text: str) -> str:
+    """Return the page with its tables as the records have them."""
+    for name, table in tables().items():
+        head, rest = text.split(f"<!-- {name}: tests/benchmarks/gpu_kernels.py -->")
+        text = f"{head}<!-- {name}: tests/benchmarks/gpu_kernels.py -->\n\n{table}\n\n<!-- end of {name} -->"
+        text += rest.split(f"<!-- end of {name} -->")[1]
+    return text
+
+
 def main() -> None:
-    """Write a record."""
+    """Write a record, or the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("binaries", "launches"))
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    parser.add_argument("what", choices=("binaries", "launches", "page"))
+    what = parser.parse_args().what
+    if what == "page":
+        PAGE.write_text(page(PAGE.read_text()))
+        return
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    record = launches() if given.what == "launches" else binaries()
-    given.out.write_text(json.dumps(record, indent=1) + "\n")
+    record = launches() if what == "launches" else binaries()
+    RECORDS[what].write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from deqlm_solvers.triton_kernels import columns as c
 from deqlm_solvers.triton_kernels.numbers import power_of_two_near_inverse, rounded
 from deqlm_solvers.triton_kernels.phase import begin_phase, look, note_gain
-from deqlm_solvers.triton_kernels.reading import group_norms, here, norm_of_parts
+from deqlm_solvers.triton_kernels.reading import AT_ONCE, group_norms, here, norm_of_parts
 from deqlm_solvers.triton_kernels.record import judge
 from deqlm_solvers.triton_kernels.secant import SUMS
 from deqlm_solvers.triton_kernels.systems import scaled, solve_general, solve_leading
@@ -16,15 +16,20 @@ from deqlm_solvers.triton_kernels.systems import scaled, solve_general, solve_le
 TOO_LONG = tl.constexpr(8.0)
 SHORTEST = tl.constexpr(2.0**-60)
 
+LINES_AT_ONCE = tl.constexpr(16)
+"""Parts whose products are added side by side, so that a program does not wait for each."""
+
 ANDERSON, GOOD, BAD = (tl.constexpr(i) for i in range(3))
 
 
 @triton.jit
 def sum_of_parts(at, parts, stride):
-    """Return the sum over parts of one number each, added in their order."""
-    total = tl.zeros([1], tl.float64)
-    for part in range(0, parts):
-        total += tl.load(at + part * stride + tl.arange(0, 1))
+    """Return the sum over parts of one number each; the order of the sum depends on their number alone."""
+    lane = tl.arange(0, AT_ONCE)
+    total = tl.zeros([AT_ONCE], tl.float64)
+    for first in range(0, parts, AT_ONCE):
+        part = first + lane
+        total += tl.load(at + part * stride, mask=part < parts, other=0.0)
     return tl.sum(total, axis=0)
 
 
@@ -32,12 +37,14 @@ def sum_of_parts(at, parts, stride):
 def products_by_age(at, newest, parts, stride, R: tl.constexpr, MP: tl.constexpr):
     """Return products with the kept pairs, (MP,), by the age that they have once another pair is stored; none has 0."""
     ages = tl.arange(0, MP)
-    total = tl.zeros([MP], tl.float64)
     inside = (ages > 0) & (ages < R - 1)
     slots = tl.where(inside, (newest - ages + 1 + R) % R, 0)
-    for part in range(0, parts):
-        total += tl.load(at + part * stride + slots, mask=inside, other=0.0)
-    return total
+    line = tl.arange(0, LINES_AT_ONCE)[:, None]
+    total = tl.zeros([LINES_AT_ONCE, MP], tl.float64)
+    for first in range(0, parts, LINES_AT_ONCE):
+        part = first + line
+        total += tl.load(at + part * stride + slots[None, :], mask=(part < parts) & inside[None, :], other=0.0)
+    return tl.sum(total, axis=0)
 
 
 @triton.jit

@@ -86,7 +86,8 @@ class Launches:
         self.rule = {"GIVEN": given, "PATIENT": patient, "TOKENS": tokens is not None}
         self.rule["MASKED"] = tokens is not None and tokens.mask is not None
         self.groups = 1 if tokens is None else tokens.length
-        self.block = {"BLOCK": 1024, "STEPS": _turns(self.unknowns, 1024, 4096 if self.unknowns <= LONG else 8192)}
+        self.most = 4096 if self.unknowns <= LONG else 8192
+        self.block = {"BLOCK": 1024, "STEPS": _turns(self.unknowns, 1024, self.most)}
         self.parts = -(-self.unknowns // (self.block["BLOCK"] * self.block["STEPS"]))
         self.at_once = self._fits_registers()
         if native.rule != Update.PICARD:
@@ -104,7 +105,7 @@ class Launches:
         self.lanes = max(2, _power(native.pairs + 1))
         # as many lanes as accumulators fit into registers
         block = max(32, min(256, 4096 // self.lanes // (2 if good else 1) // (2 if self.wide else 1)))
-        self.history_block = {"BLOCK": block, "STEPS": _turns(unknowns, block, 4096)}
+        self.history_block = {"BLOCK": block, "STEPS": _turns(unknowns, block, self.most)}
         self.history_parts = -(-unknowns // (block * self.history_block["STEPS"]))
         self.stride = 8 + (4 if good else 2) * self.lanes
         double = {"dtype": torch.float64, "device": z.device}
