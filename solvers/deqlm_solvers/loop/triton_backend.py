@@ -114,6 +114,7 @@ class TritonBackend(Backend):
         stop, budget = self.stop, self.stop.is_budget
         self.k, self.last, self.count = k, at, None
         every = stop.test_every
+        assert isinstance(every, int)
         tested = not budget and (last or k % every == 0)
         step = budget or not last
         z, fz = at.z.contiguous(), at.fz.contiguous()

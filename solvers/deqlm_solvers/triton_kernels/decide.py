@@ -1,5 +1,8 @@
 """What a row does at a new point of a step that mixes; the reference is secant.py of the methods, `Secant._advance`."""
 
+# triton types the call of a kernel as one that never returns
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton  # pyright: ignore[reportMissingImports]

@@ -149,7 +149,9 @@ class Launches:
     def _picard_at_once(self, z: Tensor, fz: Tensor, z_next: Tensor, visit: Visit) -> None:
         width = self.unknowns // self.groups
         numbers = _power(self.groups) * _power(width)
-        picard_row[(z.shape[0],)](
+        _launch(
+            picard_row,
+            (z.shape[0],),
             z=z,
             fz=fz,
             z_next=z_next,
@@ -171,8 +173,10 @@ class Launches:
         if visit.test:
             sums, parts = self._part_norms(z, fz)
             given = {"sums": sums, "parts": parts, "k": visit.k, "half": int(visit.half), **self._told()}
-            picard_decide[(z.shape[0],)](num_warps=1, **given)
-        picard_apply[(z.shape[0], self.parts)](
+            _launch(picard_decide, (z.shape[0],), num_warps=1, **given)
+        _launch(
+            picard_apply,
+            (z.shape[0], self.parts),
             z=z,
             fz=fz,
             z_next=z_next,
@@ -195,7 +199,9 @@ class Launches:
         tokens = self.tokens
         parts = self.parts if tokens is None else tokens.length
         sums = torch.empty(z.shape[0], parts, 3, dtype=torch.float64, device=z.device)
-        part_norms[(z.shape[0], parts)](
+        _launch(
+            part_norms,
+            (z.shape[0], parts),
             z=z,
             fz=fz,
             sums=sums,
@@ -217,8 +223,10 @@ class Launches:
         both = {"ring": self.ring, "rows": self.rows, "unknowns": unknowns, "parts": parts, "num_warps": 4}
         both |= {"WIDTH": c.WIDTH, "R": self.slots, **self.history_block, **self._indexed}
         point = {"z": z, "fz": fz, "MP": self.lanes, "WIDE": self.wide, "GOOD": self.native.rule == Update.BROYDEN_GOOD}
-        secant_sums[(rows, parts)](partial=self.partial, **point, **both)
-        secant_decide[(rows,)](
+        _launch(secant_sums, (rows, parts), partial=self.partial, **point, **both)
+        _launch(
+            secant_decide,
+            (rows,),
             z=z,
             partial=self.partial,
             sums=sums,
@@ -238,9 +246,10 @@ class Launches:
         )
         told = {"z_next": z_next, "restart": self.restart, "lengths": self.lengths, **both}
         asked = {"TEST": visit.test, "STEP": visit.step}
-        secant_mix[(rows, parts)](best_z=self.best_z, weights=self.weights, **point, **asked, **told)
+        given = {"best_z": self.best_z, "weights": self.weights, **point, **asked, **told}
+        _launch(secant_mix, (rows, parts), **given)
         if visit.step:
-            secant_settle[(rows, parts)](**told)
+            _launch(secant_settle, (rows, parts), **told)
 
     def finish(self, vanishing: bool) -> tuple[Tensor, ...]:
         """Return what `Solution` tells of every row.
@@ -258,8 +267,14 @@ class Launches:
             given = {"numbers": numbers, "steps": steps, "status": status, "picked": picked, "count": count}
             given |= {"rows": self.rows, "shared": self.shared, "runaway": runaway.view(torch.int8)}
             with _on(device):
-                finish[(-(-count // 128),)](WIDTH=c.WIDTH, BLOCK=128, VANISHING=vanishing, num_warps=4, **given)
+                grid = (-(-count // 128),)
+                _launch(finish, grid, WIDTH=c.WIDTH, BLOCK=128, VANISHING=vanishing, num_warps=4, **given)
         return numbers, steps, status, runaway, picked
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], **given: Any) -> None:
+    """Launch a kernel over ``grid`` programs; ``given`` are its arguments and options."""
+    kernel[grid](**given)
 
 
 def _power(n: int) -> int:

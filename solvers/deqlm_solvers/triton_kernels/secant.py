@@ -7,6 +7,9 @@ y, because beta is fixed while pairs last. The slot behind the newest pair, whic
 residual that the pending step starts from.
 """
 
+# triton types the call of a kernel as one that never returns
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton  # pyright: ignore[reportMissingImports]
