@@ -27,6 +27,8 @@ RULES = {
     "one_pair": Broyden(memory=1, damping=0.5),
 }
 rules = pytest.mark.parametrize("solver", RULES.values(), ids=RULES)
+SOME = ("damped", "anderson", "bad", "broyden", "one_pair")
+some_rules = pytest.mark.parametrize("solver", [RULES[name] for name in SOME], ids=SOME)
 
 
 def both(
@@ -92,7 +94,7 @@ def test_rows_that_end_badly(solver: Solver):
 
 
 @pytest.mark.slow
-@rules
+@some_rules
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 300)])
 def test_odd_shapes(solver: Solver, shape: tuple[int, int]):
     b = normal(5, *shape)
@@ -110,7 +112,7 @@ def test_a_batch_without_rows(solver: Solver):
 
 
 @pytest.mark.slow
-@rules
+@some_rules
 def test_rows_of_many_parts(solver: Solver):
     """More unknowns than one program takes, with a number that nothing divides."""
     b, gain = rows(1, 9001)
@@ -122,7 +124,7 @@ def test_rows_of_many_parts(solver: Solver):
 
 
 @pytest.mark.slow
-@rules
+@some_rules
 @pytest.mark.parametrize("leaf", [(4, 3), (2, 3, 2)])
 def test_tokens_and_their_mask(solver: Solver, leaf: tuple[int, ...]):
     b, gain = rows(3)
@@ -136,7 +138,7 @@ def test_tokens_and_their_mask(solver: Solver, leaf: tuple[int, ...]):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("magnitude", [1e-200, 1e-30, 1e30, 1e200])
+@pytest.mark.parametrize("magnitude", [1e-200, 1e200])
 @pytest.mark.parametrize("name", ["picard", "anderson", "broyden"])
 def test_every_magnitude(name: str, magnitude: float):
     b, gain = rows(2)
@@ -148,7 +150,7 @@ def test_every_magnitude(name: str, magnitude: float):
 
 
 @pytest.mark.slow
-@rules
+@some_rules
 def test_alone_is_together_in_any_order(solver: Solver):
     b, gain = rows(3)
     stop = Stop(max_iter=8, rtol=1e-5)
