@@ -24,9 +24,12 @@ from gpu.compiled import SHARED, TARGETS, Binary, Specialisation, build, recorde
 if TYPE_CHECKING:
     from deqlm_solvers.triton_kernels.launch import Launches
 
-NARROW, LONG = 4096, 128 * 768
-LIMITS = {"picard_row": 200, "part_norms": 224, "secant_sums": 224, "secant_mix": 168, "secant_decide": 255}
+NARROW, LONG = 0, 128 * 768
+"""Unknowns of a row; narrow is as many as one program holds."""
+LIMITS = {"picard_row": 255, "part_norms": 224, "secant_sums": 224, "secant_mix": 168, "secant_decide": 255}
 """Registers of a thread; all other kernels have at most 80."""
+SPILLS = {("picard_row", "sm_100"): 16}
+"""Bytes that may spill: ptxas gives two words for twice as many programs of 256 threads at a time."""
 STREAMS = {"picard_row", "picard_apply", "part_norms", "secant_sums", "secant_mix"}
 """Kernels whose loads must be as wide as a thread can have them: 16 bytes."""
 CASES: dict[str, tuple[Any, int, str]] = {
@@ -49,7 +52,7 @@ def launches_of(native: NativeRule, unknowns: int, per: str, dtype: torch.dtype)
     rows = torch.empty(2, columns.WIDTH, dtype=torch.float64, device="meta")
     tokens = None
     if per == "token":
-        length = 64 if unknowns == NARROW else 128
+        length = 128 if unknowns == LONG else 64
         mask = torch.empty(2, length, dtype=torch.bool, device="meta")
         steps = torch.empty(2, length, dtype=torch.int64, device="meta")
         tokens = Tokens(1, length, unknowns // length, mask, steps)
@@ -60,6 +63,7 @@ def specialisations(name: str, dtype: torch.dtype) -> list[Specialisation]:
     from deqlm_solvers.triton_kernels.launch import Visit
 
     solver, unknowns, per = CASES[name]
+    unknowns = unknowns or (2048 if dtype == torch.float64 else 8192)
     native = solver.fitted(unknowns, Stop().max_iter).native_rule()
     launches = launches_of(native, unknowns, per, dtype)
     z = torch.empty(2, unknowns, dtype=dtype, device="meta")
@@ -70,7 +74,7 @@ def specialisations(name: str, dtype: torch.dtype) -> list[Specialisation]:
 
 
 def assert_fits(name: str, target: str, made: Binary) -> None:
-    assert made.spilled == 0, f"{name} spills on {target}"
+    assert made.spilled <= SPILLS.get((name, target), 0), f"{name} spills on {target}"
     assert made.registers <= LIMITS.get(name, 80), f"{name} takes {made.registers} registers on {target}"
     assert made.shared <= SHARED[target], f"{name} takes {made.shared} bytes of shared memory on {target}"
     if name in STREAMS:

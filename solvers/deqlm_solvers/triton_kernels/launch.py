@@ -19,7 +19,7 @@ from deqlm_solvers.triton_kernels.secant import secant_mix, secant_settle, secan
 __all__ = ["MOST_AT_ONCE", "Launches", "Tokens", "Visit"]
 
 MOST_AT_ONCE = 8192
-"""Unknowns of a float32 row that one program holds in registers; half as many of float64."""
+"""Unknowns of a float32 row that one program holds in registers; a quarter as many of float64."""
 LONG = 2**18
 """Unknowns from which on a program takes more of a row, so that few parts are left to add up."""
 
@@ -96,7 +96,7 @@ class Launches:
     def _fits_registers(self) -> bool:
         width = self.unknowns // self.groups
         apart = self.tokens is None or self.tokens.outer == 1
-        return apart and _power(self.groups) * _power(width) <= MOST_AT_ONCE // (2 if self.wide else 1)
+        return apart and _power(self.groups) * _power(width) <= MOST_AT_ONCE // (4 if self.wide else 1)
 
     def _hold_history(self, z: Tensor) -> None:
         native, (rows, unknowns) = self.native, z.shape
@@ -240,7 +240,7 @@ class Launches:
             WIDE=self.wide,
             TEST=visit.test,
             STEP=visit.step,
-            num_warps=1 if self.lanes <= 16 else 4,
+            num_warps=1 if self.lanes <= 16 else 8,
             **self.kind,
             **self._told(),
         )
@@ -289,7 +289,7 @@ def _turns(unknowns: int, block: int, most: int) -> int:
 
 def _warps(numbers: int, wide: bool) -> int:
     """Return the warps of a program that holds so many numbers twice."""
-    return max(1, min(16, numbers * (2 if wide else 1) // 512))
+    return max(1, min(8, numbers * (2 if wide else 1) // 512))
 
 
 def _on(device: torch.device) -> Any:
