@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+import torch
 from torch import Tensor, nn
 
 from deqlm.equilibrium.module import Equilibrium
@@ -21,7 +21,7 @@ from deqlm.sequence.modes import MODES, Mode, Simultaneous
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
-from deqlm.wrap.inject import Add, make_inject
+from deqlm.wrap.inject import Add, make_inject, passes_on
 from deqlm.wrap.memory_cap import OnCap
 from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.part import part_of
@@ -208,7 +208,7 @@ class DEQ(Equilibrium):
         how, method = self.settings(solver, stop, gradient)
         refuse_collective(self.layer, how, method)
         rowmap, layer = self.on_rows(x, args, kwargs, start)
-        failures = replace(self.failures, layer=self.layer, ask="deqlm.diagnose(deq, x)", then=on_backward)
+        failures = self.failures.of_call(on_backward, layer=self.layer, ask="deqlm.diagnose(deq, x)")
         watch = Watch.of(states, on_evaluation)
         with layer:
             if self.causal:
@@ -216,7 +216,7 @@ class DEQ(Equilibrium):
             else:
                 more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
                 sol = solve_rows(rowmap, how, method, failures, **more)
-        self.last = sol.without_state()
+        self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z
 
     if TYPE_CHECKING:  # that of nn.Module takes and returns anything
@@ -315,9 +315,7 @@ class DEQ(Equilibrium):
         first = first_tensor(x)
         if first is None:
             raise TypeError(f"x must be a tensor or a tree of tensors, got {type(x).__name__}")
-        inject = Replay(self.inject, first.device)
-        with inject:
-            u = inject(x)
+        inject, u = self._injected(x, first.device)
         name = "start" if self.start is not None else "x" if u is x else "inject(x)"
         z0 = self._start(u, name)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims, name)
@@ -331,10 +329,18 @@ class DEQ(Equilibrium):
 
         made = RowMap(
             *(rows, partial(self.inject.join, layer), (x, args, kwargs), prepare, (u, args, kwargs)),
-            fixed=lambda: inject.noisy or layer.noisy,
+            fixed=lambda: layer.noisy or (isinstance(inject, Replay) and inject.noisy),
             owner=self.layer,
         )
         return made, layer
+
+    def _injected(self, x: Any, device: torch.device) -> tuple[Callable[[Any], Any], Any]:
+        """Return what makes u of x, and u."""
+        if passes_on(self.inject):
+            return self.inject, x
+        inject = Replay(self.inject, device)
+        with inject:
+            return inject, inject(x)
 
     def _start(self, u: Any, name: str) -> Any:
         start = self.start

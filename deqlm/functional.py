@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm.equilibrium.call import solve_map
+from deqlm.equilibrium.settings import kept_solve
 from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.gradients.implicit import Implicit
@@ -29,6 +30,7 @@ DENSE = 64
 """Most unknowns of a row for which a root is searched with whole Jacobians."""
 SMALL = Fallback("dogleg", "newton", "newton_krylov", "broyden")
 LARGE = Fallback("newton_krylov", "broyden", "anderson")
+DEFAULT = Stop()
 BACKWARD = Stop(max_iter=200, rtol="auto")
 
 
@@ -104,7 +106,7 @@ def solve(
         raise TypeError(f"f must be a function or a module, got {type(f).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, args=(x,), got {type(args).__name__}")
-    how = Solve(solver, Stop() if stop is None else stop)
+    how = kept_solve(solver, DEFAULT if stop is None else stop)
     method = GRADIENTS.make(gradient)
     method.check(how)
     failures = Failures(on_failure, failed_grad, then=on_backward)  # type: ignore[arg-type]

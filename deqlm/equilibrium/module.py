@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
@@ -160,8 +159,8 @@ class Equilibrium(nn.Module):
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
         more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": self.cap}
         more["watch"] = Watch.of(states, on_evaluation)
-        sol = solve_map(f, rows, args, kwargs, how, method, replace(self.failures, then=on_backward), **more)
-        self.last = sol.without_state()
+        sol = solve_map(f, rows, args, kwargs, how, method, self.failures.of_call(on_backward), **more)
+        self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z
 
     if TYPE_CHECKING:  # that of nn.Module takes and returns anything
@@ -188,6 +187,11 @@ class Equilibrium(nn.Module):
     ) -> tuple[Solve, Gradient]:
         """Return the solve and the gradient method of one call, in the grad mode of now; see `in_use`."""
         return in_use((self.solve, self.gradient, self.evaluation), solver, stop, gradient)
+
+    def keep(self, sol: Solution) -> None:
+        """Make ``sol`` the last one."""
+        # nn.Module's own way looks for a parameter, a module and a buffer in it
+        self.__dict__["last"] = sol.without_state()
 
     def extra_repr(self) -> str:
         told = f"solver={self.solve.solver!s}, stop={self.solve.stop!s}, gradient={self.gradient!s}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import reprlib
 import sys
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.nn.utils import parametrize
 from deqlm.equilibrium.watch import Watch
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.forward_mode import in_forward_mode, with_tangent, without_tangents
+from deqlm.wrap.eager import asked_again
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.held import Held
 from deqlm.wrap.memory_cap import MemoryCap
@@ -52,13 +55,14 @@ def solve_rows(
     how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:
         tokens = _tokens(how.stop, rows)
-    layout = Layout(
-        leaves=rows.row_shapes,
-        batch_dims=rows.batch_dims,
-        scale=_scale(scale, rows),
-        token_mask=None if token_mask is None else _token_mask(token_mask, rows),
-        round=rows.round if len(set(rows.dtypes)) > 1 else None,
-    )
+    layout = _plain_layout(rows.row_shapes, rows.batch_dims)
+    if scale is not None or token_mask is not None or len(set(rows.dtypes)) > 1:
+        layout = replace(
+            layout,
+            scale=_scale(scale, rows),
+            token_mask=None if token_mask is None else _token_mask(token_mask, rows),
+            round=rows.round if len(set(rows.dtypes)) > 1 else None,
+        )
     if cap is not None:
         how, gradient = cap.apply(how, gradient.for_solve(how), rows, layout)
     if watch is not None:
@@ -72,7 +76,8 @@ def solve_rows(
         if parametrize._cache_enabled:
             # inside parametrize.cached() the first evaluation makes the weights of all, and the solver's has no graph
             f(z0)
-        sol = gradient.attach(how, f, z0, layout, failures)
+        with asked_again():
+            sol = gradient.attach(how, f, z0, layout, failures)
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
@@ -87,6 +92,11 @@ def solve_rows(
         sol.adjoint.reshape(tuple(rows.batch_shape))
     spent = Cost(f.calls, f.row_calls, f.row_calls * tokens, sol.cost.vjps, sol.cost.jvps)
     return _unpack(sol, rows, spent)
+
+
+@functools.lru_cache(maxsize=256)
+def _plain_layout(row_shapes: tuple[tuple[int, ...], ...], batch_dims: int) -> Layout:
+    return Layout(leaves=row_shapes, batch_dims=batch_dims)
 
 
 def _tokens(stop: Stop, rows: Rows) -> int:
@@ -130,7 +140,7 @@ def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
 
 
 def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
-    states = tuple(rows.result(state) for state in sol.states) if sol.states else ()
+    states = tuple(rows.result(state) for state in sol.states)
     sol = sol.replace(z=rows.result(sol.z), states=states, cost=cost)
     if rows.batch_dims == 1:
         return sol

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from deqlm.gradients.base import GRADIENTS, Gradient
-from deqlm_solvers import Solve, Solver, Stop
+from deqlm_solvers import SOLVERS, Solve, Solver, Stop
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.kept import Kept
 
-__all__ = ["GivenGradient", "GivenSolver", "GivenStop", "check_evaluation", "in_use", "make_solve"]
+__all__ = ["GivenGradient", "GivenSolver", "GivenStop", "check_evaluation", "in_use", "kept_solve", "make_solve"]
 
 GivenSolver = str | Mapping[str, Any] | Solver
 GivenStop = Stop | Mapping[str, Any]
@@ -21,6 +22,25 @@ GivenGradient = str | Mapping[str, Any] | Gradient
 def make_solve(solver: GivenSolver, stop: GivenStop | None, default: Stop) -> Solve:
     """Return a solve of what a constructor was given; ``default`` stands for a stop of None."""
     return Solve(solver, default if stop is None else stop)
+
+
+def kept_solve(solver: GivenSolver, stop: GivenStop) -> Solve:
+    """Return a solve, made and checked once for the same two objects.
+
+    Raises:
+        TypeError, ValueError, KeyError: see `Solve`.
+    """
+    if isinstance(solver, str):
+        solver = SOLVERS.make(solver)
+    kept = _SOLVES.get((id(solver), id(stop)))
+    if kept is None:
+        kept = Solve(solver, stop)
+        if isinstance(stop, Stop) and isinstance(solver, Solver):
+            _SOLVES.keep((solver, stop), kept)
+    return kept
+
+
+_SOLVES: Kept[Solve] = Kept()
 
 
 def check_evaluation(evaluation: Solve | Mapping[str, Any] | None, gradient: Gradient) -> Solve | None:
@@ -62,7 +82,7 @@ def in_use(
     if solver is None and stop is None and gradient is None:
         return how, method
     if solver is not None or stop is not None:
-        how = Solve(how.solver if solver is None else solver, how.stop if stop is None else stop)
+        how = kept_solve(how.solver if solver is None else solver, how.stop if stop is None else stop)
     if gradient is not None:
         method = GRADIENTS.make(gradient)
         check_evaluation(evaluation, method)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deqlm.gradients.along import Along, one_by_one
 from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
-from deqlm.gradients.pull_back import pull_back
+from deqlm.gradients.pull_back import pull_back, pull_back_many
 from deqlm.wrap.held import Held
-from deqlm_solvers import Adjoint, Cost, Layout, Map, Solution, Solve, Status
+from deqlm_solvers import Adjoint, Anderson, Cost, Layout, Map, Solution, Solve, Status
 from deqlm_solvers.core.kinds import refuse_transforms
 from deqlm_solvers.loop.criterion import warn_below_floor
+from deqlm_solvers.methods.deer.grid import Grid
 
 __all__ = ["System"]
 
@@ -25,7 +27,7 @@ class System:
 
     Attributes:
         how: solver and stop.
-        rescue: whether rows that fail are solved again by GMRES.
+        rescue: whether rows that fail are solved again by GMRES, and maps that no scan can solve by Anderson's method.
         failed: what rows get that fail all the same; see `Implicit`.
         layout: leaves, batch dimensions and token mask of the rows.
         held: unknowns that are constants of the map, or None.
@@ -33,6 +35,7 @@ class System:
         fz: f at the point, (B, N), with its graph.
         source: the point, where that graph starts.
         adjoint: report to fill in.
+        grid: how rows are read along a sequence, for a solve by a scan; None for other solves.
     """
 
     how: Solve
@@ -44,6 +47,7 @@ class System:
     fz: Tensor
     source: Tensor
     adjoint: Adjoint
+    grid: Grid | None = None
 
     def invert(self, g: Tensor, *, plain: bool = False, correction: bool = False) -> Tensor:
         """Solve for ``g`` (B, N); rows that fail badly get zero, rows whose g is not finite get NaN.
@@ -56,30 +60,55 @@ class System:
         refuse_transforms(g)
         warn_below_floor(self.how.stop, g.dtype)
         rhs = g if self.held is None else torch.where(self.held.masked, 0.0, g)
-        lost = ~rhs.isfinite().all(1)
+        lost = None if g.device.type == "cpu" and bool(rhs.isfinite().all()) else ~rhs.isfinite().all(1)
+        product = self._plain() if plain else self._transposed
+        how, along = self._along(product, rhs, plain=plain)
         system = LinearSystem(
-            product=self._plain() if plain else self._transposed,
-            g=torch.where(lost[:, None], 0.0, rhs),
+            product=product,
+            g=rhs if lost is None else torch.where(lost[:, None], 0.0, rhs),
             layout=self.layout,
             narrow=self.narrow or g.dtype == torch.float16,
+            along=along,
         )
-        sol = solve_cotangent(self.how, system, rescue=self.rescue)
+        sol = solve_cotangent(how, system, rescue=self.rescue)
         return self._answer(g, sol, lost, plain=plain, correction=correction)
 
-    def _answer(self, g: Tensor, sol: Solution, lost: Tensor, *, plain: bool, correction: bool) -> Tensor:
+    def _along(self, product: Map, like: Tensor, *, plain: bool) -> tuple[Solve, Along | None]:
+        """Return the solve, and the products as a map along the sequence where it is a scan.
+
+        Raises:
+            ValueError: a scan was asked for by name, and a token sees more than itself and the one before.
+        """
+        if self.grid is None:
+            return self.how, None
+        many = one_by_one(product, like) if plain else lambda v: pull_back_many(self.fz, self.source, v)
+        along = Along(many, self.grid, backwards=not plain, counts=self.layout.token_mask, like=like)
+        if not along.reach.further:
+            return self.how, along
+        if not self.rescue:
+            raise ValueError(
+                "a scan solves for the gradient of maps in which token t sees no others than itself and token t - 1; "
+                f"{along.seen()}; use Implicit(), which solves by iteration"
+            )
+        return Solve(Anderson(), self.how.stop), None
+
+    def _answer(self, g: Tensor, sol: Solution, lost: Tensor | None, *, plain: bool, correction: bool) -> Tensor:
         w = sol.z
-        if self.failed != "keep":
+        if sol.worst() <= int(Status.BUDGET):
+            pass  # there is none to mend
+        elif self.failed != "keep":
             w = torch.where(sol.failed[:, None], g if self.failed == "one_step" else 0.0, w)
         elif self.adjoint.failed_grad != "keep":
             w = torch.where(sol.status[:, None] >= BAD, 0.0, w)
-        sol = sol.replace(
-            status=sol.status.masked_fill(lost, int(Status.NONFINITE)),
-            residual=sol.residual.masked_fill(lost, torch.inf),
-        )
+        if lost is not None:
+            sol = sol.replace(
+                status=sol.status.masked_fill(lost, int(Status.NONFINITE)),
+                residual=sol.residual.masked_fill(lost, torch.inf),
+            )
         products = sol.cost.evaluations + sol.cost.jvps
         cost = Cost(jvps=products) if plain else Cost(vjps=products)
         self.adjoint.record(sol, cost, report=not correction)
-        w = w.masked_fill(lost[:, None], torch.nan)
+        w = w if lost is None else w.masked_fill(lost[:, None], torch.nan)
         return w if self.held is None else torch.where(self.held.masked, g, w)
 
     def _transposed(self, w: Tensor) -> Tensor:

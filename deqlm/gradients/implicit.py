@@ -14,9 +14,24 @@ from deqlm.gradients.refused import refusing
 from deqlm.wrap.graph import begin, depends, reaches_leaf
 from deqlm.wrap.left_behind import left_by
 from deqlm.wrap.rows import RowMap
-from deqlm_solvers import Adjoint, Anderson, Layout, Map, Newton, NewtonKrylov, Solve, Solver, StepSolver, Stop, options
+from deqlm_solvers import (
+    Adjoint,
+    Anderson,
+    Deer,
+    Layout,
+    Map,
+    Newton,
+    NewtonKrylov,
+    Solve,
+    Solver,
+    StepSolver,
+    Stop,
+    options,
+)
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.core.kept import Kept
+from deqlm_solvers.methods.deer.grid import Grid
 from deqlm_solvers.methods.dense import DenseSolver
 
 __all__ = ["Implicit"]
@@ -49,9 +64,11 @@ class Implicit(Gradient):
 
     Args:
         solve: solver and `Stop` of the backward solve (an object or a dict); ``atol`` must be 0. Newton's method on a
-            linear system is LU, with GMRES it is GMRES. "auto" goes by the forward solver: LU after `Newton` and
-            `Dogleg`, GMRES after `NewtonKrylov`, else Anderson, each with ``Stop(max_iter=200, rtol="auto")``, where
-            "auto" is 1e-6, or 4 eps of the dtype that f computes in; rows that fail are solved again by GMRES, and
+            linear system is LU, with GMRES it is GMRES, along a sequence (`Deer`) it is one scan from the last token to
+            the first, exact for maps whose token t sees no others than itself and token t - 1, and refused on others.
+            "auto" goes by the forward solver: LU after `Newton` and `Dogleg`, GMRES after `NewtonKrylov`, the scan
+            after `Deer` where it is exact, else Anderson, each with ``Stop(max_iter=200, rtol="auto")``, where "auto"
+            is 1e-6, or 4 eps of the dtype that f computes in; rows that fail are solved again by GMRES, and
             `Adjoint.picked` says which. A solve that is given stays as it is.
         second_order: make second derivatives right, at the price of one more evaluation of f in the graph and a second
             backward solve. Without it a second derivative raises, but for one in the incoming gradient alone.
@@ -105,9 +122,11 @@ class Implicit(Gradient):
         if isinstance(self.solve, Solve):
             return self.solve
         if isinstance(forward, DenseSolver):
-            return Solve(Newton(), AUTO)
+            return DENSE
+        if isinstance(forward, Deer):
+            return Solve(Deer(structure=forward.structure), AUTO)
         products = isinstance(forward, StepSolver) and forward.differentiates
-        return Solve(NewtonKrylov(), AUTO) if products else Solve(Anderson(), AUTO)
+        return PRODUCTS if products else STEPS
 
     def graphs(self, stop: Stop) -> int:
         return 2 if self.second_order else 1
@@ -142,20 +161,39 @@ class Implicit(Gradient):
         layout = Layout() if by is None else by.layout
         computed = evaluated_dtype(source)
         how = self.backward(None if by is None else by.solve.solver)
+        grid = None
+        if isinstance(how.solver, Deer):
+            stop = how.stop if by is None else by.solve.stop
+            grid = Grid.of(layout, stop, source.shape[1], how.solver.structure)
         return System(
-            how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
+            how=_resolved(how, computed),
             rescue=self.solve == "auto",
             failed=self.failed,
-            layout=Layout(leaves=layout.leaves, batch_dims=layout.batch_dims, token_mask=layout.token_mask),
+            layout=Layout(layout.leaves, layout.batch_dims, token_mask=layout.token_mask),
             held=f.held if isinstance(f, RowMap) else None,
             narrow=computed == torch.float16,
             fz=fz,
             source=source,
             adjoint=adjoint,
+            grid=grid,
         )
 
 
 AUTO = Stop(max_iter=200, rtol="auto")
+DENSE, PRODUCTS, STEPS = Solve(Newton(), AUTO), Solve(NewtonKrylov(), AUTO), Solve(Anderson(), AUTO)
+
+
+def _resolved(how: Solve, computed: torch.dtype) -> Solve:
+    """Return the solve of a cotangent with a number for ``rtol="auto"``, by what f computes in."""
+    if how.stop.rtol != "auto":
+        return how
+    made = _RESOLVED.get((id(how), computed))
+    if made is None:
+        made = _RESOLVED.keep((how,), Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)), computed)
+    return made
+
+
+_RESOLVED: Kept[Solve] = Kept()
 
 
 def _check(solve: Solve) -> None:
@@ -167,6 +205,9 @@ def _check(solve: Solve) -> None:
     require(stop.criterion is None, "solve.stop.criterion", stop.criterion, "None: a cotangent is no state")
     require(stop.share == 1, "solve.stop.share", stop.share, "1: every row needs its gradient")
     require(stop.norm == "l2", "solve.stop.norm", stop.norm, "'l2', the norm of the tolerance rtol ||g||")
+    if isinstance(solver, Deer):
+        plain = solver == Deer(structure=solver.structure)
+        require(plain, "solve.solver", solver, "a Deer with no option but structure: the scan has its blocks from J^T")
     if stop.per == "row" and not stop.is_budget:
         require("atol" in solver.honours, "solve.solver", solver.name, "a solver that honours Stop(atol=...)")
 

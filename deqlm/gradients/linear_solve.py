@@ -1,14 +1,17 @@
-"""Solves w = A w + g on rows for products with A: by the steps of a solver, by LU, or by GMRES."""
+"""Solves w = A w + g on rows for products with A: by the steps of a solver, by LU, by a scan, or by GMRES."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from deqlm_solvers import Cost, Layout, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
+from deqlm.gradients.along import Along, Inverse
+from deqlm_solvers import Cost, Deer, Layout, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
 from deqlm_solvers.core.dtypes import inner_dtype
+from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.linalg.gmres import BatchedGMRES
 from deqlm_solvers.linalg.small_systems import solve_general
@@ -33,12 +36,14 @@ class LinearSystem:
         g: right-hand side, finite.
         layout: what rows stand for.
         narrow: whether products are computed in float16, whose range is small.
+        along: A as a map along a sequence, for a scan; None where it is none.
     """
 
     product: Map
     g: Tensor
     layout: Layout
     narrow: bool = False
+    along: Along | None = None
 
     def matrix(self) -> Tensor:
         """Return A of every row, (B, N, N), by N products, where rows do not depend on each other."""
@@ -54,8 +59,8 @@ def solve_cotangent(how: Solve, system: LinearSystem, *, rescue: bool) -> Soluti
     """Solve to the tolerance rtol ||g|| of each row, or rtol ||A w + g|| of each token or leaf.
 
     Args:
-        how: solver and stop. Newton's method on a linear system is LU, with GMRES it is GMRES: those solvers stand for
-            the two here.
+        how: solver and stop. Newton's method on a linear system is LU, with GMRES it is GMRES, along a sequence it is a
+            scan: those solvers stand for the three here.
         system: to solve.
         rescue: rows that do not converge are solved again by GMRES.
 
@@ -64,7 +69,7 @@ def solve_cotangent(how: Solve, system: LinearSystem, *, rescue: bool) -> Soluti
         evaluations.
     """
     sol = _attempt(how, system).replace(picked=None, choices=())
-    if not bool(sol.failed.any()):
+    if sol.worst() <= int(Status.BUDGET):
         return sol
     sol = sol if system.narrow else _in_range(how, system, sol)
     return _rescued(how, system, sol) if rescue else sol
@@ -88,6 +93,8 @@ def _attempt(how: Solve, system: LinearSystem) -> Solution:
         return _by_lu(stop, system)
     if isinstance(solver, NewtonKrylov):
         return _by_gmres(stop, system, solver.krylov)
+    if isinstance(solver, Deer) and system.along is not None:
+        return _by_scan(stop, system, system.along)
     steps = isinstance(solver, StepSolver) or stop.per != "row"
     return _by_steps(how, system) if steps else _in_units(how, system)
 
@@ -148,16 +155,26 @@ def _by_gmres(stop: Stop, system: LinearSystem, size: int = SPACE) -> Solution:
 
 def _by_steps(solve: Solve, system: LinearSystem) -> Solution:
     """Solve by the steps of a solver; the tolerance of a row is absolute, in units of ||g||."""
-    scaled, solver, stop = _Scaled.of(system), solve.solver, solve.stop
+    scaled, stop = _Scaled.of(system), solve.stop
     g = scaled.g
-    layout = system.layout
-    if stop.per == "row":
-        layout = Layout(atol_scale=scaled.unit)
-        if not stop.is_budget:
-            stop = stop.replace(rtol=0.0, atol=stop.rtol)
-    sol = Solve(solver, stop)(lambda w: system.product(w) + g, g, layout)
+    layout = Layout(atol_scale=scaled.unit) if stop.per == "row" else system.layout
+    sol = _absolute(solve)(lambda w: system.product(w) + g, g, layout)
     residual = sol.residual / scaled.unit if stop.per == "row" else sol.relative
-    return sol.replace(residual=residual, z=torch.ldexp(sol.z, scaled.power))
+    return sol.replace(residual=residual, z=sol.z if scaled.power is None else torch.ldexp(sol.z, scaled.power))
+
+
+def _absolute(solve: Solve) -> Solve:
+    """Return a solve whose tolerance of a row is absolute."""
+    if solve.stop.per != "row" or solve.stop.is_budget:
+        return solve
+    made = _ABSOLUTE.get((id(solve),))
+    if made is None:
+        stop = solve.stop.replace(rtol=0.0, atol=solve.stop.rtol)
+        made = _ABSOLUTE.keep((solve,), Solve(solve.solver, stop))
+    return made
+
+
+_ABSOLUTE: Kept[Solve] = Kept()
 
 
 def _in_units(solve: Solve, system: LinearSystem) -> Solution:
@@ -166,8 +183,7 @@ def _in_units(solve: Solve, system: LinearSystem) -> Solution:
     A map that mixes rows needs the products in the units of g.
     """
     unit, norm = _unit(system.g)
-    stop = solve.stop if solve.stop.is_budget else solve.stop.replace(rtol=0.0, atol=solve.stop.rtol)
-    sol = Solve(solve.solver, stop)(lambda w: norm.divide(system.product(norm.times(w))) + unit, unit)
+    sol = _absolute(solve)(lambda w: norm.divide(system.product(norm.times(w))) + unit, unit)
     return sol.replace(z=norm.times(sol.z))
 
 
@@ -185,6 +201,54 @@ def _by_lu(stop: Stop, system: LinearSystem) -> Solution:
     return scaled.judge(stop, w, r, steps, products + 1, torch.minimum(floor, LOST * scaled.unit))
 
 
+def _by_scan(stop: Stop, system: LinearSystem, along: Along) -> Solution:
+    """Solve by a scan along the sequence, in float64, and correct while that helps; products tell the true residual.
+
+    One scan is exact where the blocks are A. Blocks that are only its diagonal are refined by further scans, and where
+    those do not arrive, replaced by full ones.
+    """
+    scaled = _Scaled.of(system)
+    g = scaled.g.double()
+    at = _Refined(w=torch.zeros_like(g), r=g, norm=_norm(g), goal=torch.zeros_like(scaled.unit), spent=1)
+    tried: Along | None = along
+    open_rows = torch.ones_like(at.norm, dtype=torch.bool)
+    while tried is not None:
+        at = _refined(stop, scaled, tried.inverse(), at, open_rows)
+        open_rows = at.norm > at.goal
+        tried = tried.dense() if bool(open_rows.any()) else None
+    steps = torch.full_like(at.norm, at.spent, dtype=torch.int64)
+    return scaled.judge(stop, at.w.to(scaled.g.dtype), at.r.to(scaled.g.dtype), steps, at.spent, at.goal)
+
+
+@dataclass(frozen=True, eq=False)
+class _Refined:
+    """Where a solve by scans stands: w and its residual r (B, N), ||r|| and what it must reach (B,), products."""
+
+    w: Tensor
+    r: Tensor
+    norm: Tensor
+    goal: Tensor
+    spent: int
+
+
+def _refined(stop: Stop, scaled: _Scaled, inverse: Inverse, at: _Refined, rows: Tensor) -> _Refined:
+    """Correct the ``rows`` (B,) by scans while each halves their residual and they have not arrived."""
+    w, r, norm, goal, spent = at.w, at.r, at.norm, at.goal, at.spent + inverse.products
+    first, limit, g = spent, stop.max_iter, scaled.g.double()
+    while bool(rows.any()) and (spent == first or spent < limit):
+        new = w + inverse(r)
+        left = scaled.product(new.to(scaled.g.dtype)).double() + g - new
+        spent, after = spent + 1, _norm(left)
+        # what the dtype of the products can resolve of I - A
+        floor = 64 * torch.finfo(scaled.g.dtype).eps * (1 + inverse.size) * _norm(new)
+        goal = torch.where(rows, torch.minimum(floor, LOST * scaled.unit).maximum(stop.rtol * scaled.unit), goal)
+        better = rows & ((after < norm) | ~after.isfinite())
+        w, r = torch.where(better[:, None], new, w), torch.where(better[:, None], left, r)
+        rows = better & (after > goal) & (after < 0.5 * norm)
+        norm = torch.where(better, after, norm)
+    return _Refined(w, r, norm, goal, spent)
+
+
 def _joined(stop: Stop, system: LinearSystem) -> Solution:
     """Solve all rows as one system by GMRES; every row is judged on its own."""
     shape = system.g.shape
@@ -195,7 +259,8 @@ def _joined(stop: Stop, system: LinearSystem) -> Solution:
     )
     row = _by_gmres(stop.replace(per="row", token_dim=1), one)
     scaled = _Scaled.of(system)
-    w = torch.ldexp(row.z.reshape(shape), -scaled.power).to(inner_dtype(scaled.g.dtype))
+    w = row.z.reshape(shape)
+    w = (w if scaled.power is None else torch.ldexp(w, -scaled.power)).to(inner_dtype(scaled.g.dtype))
     r = scaled.product(w) + scaled.g - w
     return scaled.judge(stop, w, r, row.steps.expand(shape[0]), row.cost.evaluations + 1)
 
@@ -214,18 +279,20 @@ class _Scaled:
     Attributes:
         system: as it was.
         g: its right-hand side times 2^-power.
-        power: one for all rows, which may mix; a power of two changes no digit.
+        power: one for all rows, which may mix; a power of two changes no digit. None is 0.
         unit: ||g|| of each row, (B,) float64; a row of zeros is measured in the unit of the largest row.
     """
 
     system: LinearSystem
     g: Tensor
-    power: Tensor
+    power: Tensor | None
     unit: Tensor
 
     @classmethod
     def of(cls, system: LinearSystem) -> _Scaled:
         g = system.g.detach()
+        if (norm := _in_middle(g, system.narrow)) is not None:
+            return cls(system, g, None, norm)
         largest = g.abs().amax().double() if g.numel() else g.new_ones((), dtype=torch.float64)
         exponent = torch.frexp(torch.where(largest.isfinite(), largest, 1.0)).exponent
         # only where squares or small rows would leave the range of float32, or products that of float16
@@ -268,8 +335,18 @@ class _Scaled:
         if stop.is_budget:
             status = torch.full_like(status, int(Status.BUDGET))
         status = torch.where(relative.isfinite(), status, int(Status.NONFINITE)).to(torch.int8)
-        z = torch.ldexp(w, self.power).to(self.g.dtype)
+        z = (w if self.power is None else torch.ldexp(w, self.power)).to(self.g.dtype)
         return Solution(z=z, residual=relative, relative=relative, steps=steps, status=status, cost=Cost(spent))
+
+
+def _in_middle(g: Tensor, narrow: bool) -> Tensor | None:
+    """Return ||g|| of rows where all lie in a range that needs no scaling, none is zero and to look costs no sync."""
+    if narrow or g.device.type != "cpu" or not g.numel():
+        return None
+    norm = _norm(g)
+    least, most = (each.item() for each in torch.aminmax(norm))
+    # the largest unknown is at least ||g|| / sqrt(N) of the largest row
+    return norm if least > 0 and 2.0**-40 * math.sqrt(g.shape[1]) <= most <= 2.0**79 else None
 
 
 def _norm(t: Tensor) -> Tensor:

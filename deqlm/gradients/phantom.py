@@ -70,11 +70,12 @@ class Phantom(Steps):
         again = self.checkpoint and torch.is_grad_enabled()
         if again and isinstance(f, RowMap):
             f.settle(z)
-        for _ in range(self.steps):
+        for step in range(self.steps):
             state = point.to(dtype)
             image = (checkpoint(f, state, use_reentrant=False) if again else f(state)).to(inner)
             following = image if self.damping == 1 else torch.lerp(point, image, self.damping)
-            lengths.append(_length(following - point))
+            if self.steps > 1 and step >= self.steps - 2:
+                lengths.append(_length(following.detach() - point.detach()))
             point = following
         if self.steps > 1:
             noise = 8 * torch.finfo(dtype).eps * _length(point)

@@ -1,4 +1,4 @@
-"""One product with a transposed Jacobian on a graph that is kept."""
+"""Products with a transposed Jacobian on a graph that is kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["pull_back"]
+from deqlm.wrap.graph import keep_buffers
+
+__all__ = ["pull_back", "pull_back_many"]
+
+GIVEN_AWAY = (
+    "a part of the layer was compiled, with gradients, before this solve met it, so that its backward gives its "
+    "buffers away and can run once, where the adjoint solve needs it many times. Set "
+    "torch._functorch.config.donated_buffer = False before it is compiled, or let the solve be the first to "
+    "evaluate it with gradients"
+)
 
 _engine: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
 
@@ -27,7 +36,37 @@ def pull_back(out: Tensor, source: Tensor, w: Tensor) -> Tensor | None:
     Returns:
         Shape of ``source``, or None where ``out`` does not depend on it.
     """
+    try:
+        return _product(out, source, w)
+    except RuntimeError as error:
+        if "donated" not in str(error):
+            raise
+        if not keep_buffers(out):
+            raise RuntimeError(GIVEN_AWAY) from error
+    return _product(out, source, w)
+
+
+def _product(out: Tensor, source: Tensor, w: Tensor) -> Tensor | None:
     if _engine is None:
         return torch.autograd.grad(out, source, w, retain_graph=True, allow_unused=True)[0]
     keep_graph, create_graph = True, False
     return _engine((out,), (w,), keep_graph, create_graph, (source,), allow_unreachable=True, accumulate_grad=False)[0]
+
+
+def pull_back_many(out: Tensor, source: Tensor, w: Tensor) -> Tensor:
+    """Return the products of K cotangents with the transposed Jacobian, (K, *source.shape), without a graph.
+
+    By one backward that carries all, or by one for each where an operation of f cannot be vectorised over them.
+
+    Args:
+        out: as for `pull_back`.
+        source: likewise.
+        w: (K, N), each for all rows of ``out`` (B, N).
+    """
+    wide = w[:, None].expand(-1, *out.shape)
+    try:
+        (found,) = torch.autograd.grad(out, source, wide, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    except Exception:  # whatever an operation of the user's makes of a batched cotangent
+        parts = [pull_back(out, source, one.contiguous()) for one in wide]
+        found = None if parts[0] is None else torch.stack([part for part in parts if part is not None])
+    return torch.zeros_like(wide) if found is None else found

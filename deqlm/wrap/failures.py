@@ -51,6 +51,12 @@ class Failures:
         """Return the empty report that the backward solve will fill in."""
         return Adjoint(on_failure=self.on_failure, failed_grad=self.failed_grad, ask=self.ask, then=self.then)
 
+    def of_call(self, then: Callable[[Adjoint], object] | None, **changes: Any) -> Failures:
+        """Return the policies for a call with a callback of its own, and what else is known of it by name."""
+        if then is not None and not callable(then):
+            raise TypeError(f"on_backward must be a function, got {type(then).__name__}")
+        return self._with(then=then, **changes)
+
     def of(self, f: RowMap) -> Failures:
         """Return the policies for the solve of ``f``."""
         return self._with(map=f)
@@ -77,15 +83,17 @@ class Failures:
         """
         if self.failed_grad == "keep":
             return None
-        bad = sol.status >= int(Status.DIVERGED)
-        if not bool(bad.any()):
+        if sol.worst() < int(Status.DIVERGED):
             return None
+        bad = sol.status >= int(Status.DIVERGED)
         policy = "raise" if self.failed_grad == "raise" else self.on_failure
         if self.failed_grad == "raise" or stop.is_budget:
             self._apply(policy, sol)
         return bad
 
     def _apply(self, policy: OnFailure, sol: Solution) -> None:
+        if policy == "ignore" or sol.worst() <= int(Status.BUDGET):
+            return
         f = self.map if self.looks else None
 
         def likely() -> str:

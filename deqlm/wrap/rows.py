@@ -45,6 +45,10 @@ class Rows:
 
     def __init__(self, state: Any, batch_dims: int | None = None, name: str = "z0") -> None:
         refuse_tracing()
+        if type(state) is Tensor and state.is_floating_point():
+            require_state(state, name)
+            self._of_tensor(state, batch_dims)
+            return
         leaves, self.spec = ([state], _LEAF) if isinstance(state, Tensor) else tree_flatten(state)
         self._check_leaves(leaves, state, name)
         self.batch_dims = _batch_dims(leaves, batch_dims)
@@ -66,9 +70,20 @@ class Rows:
         self.z0 = self._join(reals)
         self.plain = self.spec.is_leaf() and not leaves[0].is_complex()
 
+    def _of_tensor(self, state: Tensor, batch_dims: int | None) -> None:
+        """Pack one real tensor, as the rest of ``__init__`` does in general."""
+        shape = state.shape
+        self.spec, self.plain = _LEAF, True
+        self.batch_dims = 1 if batch_dims is None and len(shape) > 1 else _batch_dims([state], batch_dims)
+        self.batch_shape, row_shape = shape[: self.batch_dims], tuple(shape[self.batch_dims :])
+        self.count, size = math.prod(self.batch_shape), math.prod(row_shape)
+        self.shapes, self.row_shapes, self.sizes = [shape], (row_shape,), [size]
+        self.dtype, self.device = state.dtype, state.device
+        self.dtypes = [self.dtype]
+        self.formats = [memory_format(state) if len(shape) > 3 else None]
+        self.z0 = state if len(shape) == 2 and self.batch_dims == 1 else state.reshape(self.count, size)
+
     def _check_leaves(self, leaves: list[Any], state: Any, name: str) -> None:
-        if len(leaves) == 1 and type(leaves[0]) is Tensor and leaves[0].is_floating_point():
-            return require_state(leaves[0], name)
         require(len(leaves) > 0, name, state, "a tensor or a tree with at least one tensor")
         also = "an inject that embeds ids" if self.spec.is_leaf() else "further arguments for what is no unknown"
         for leaf in leaves:
@@ -122,7 +137,9 @@ class Rows:
     def unpack(self, rows: Tensor) -> Any:
         """Return the state of rows (B, N), each leaf in its shape and dtype."""
         if self.plain:
-            return rows.reshape(self.shapes[0]).to(self.dtypes[0])
+            shape, dtype = self.shapes[0], self.dtypes[0]
+            rows = rows if rows.dtype == dtype else rows.to(dtype)
+            return rows if rows.shape == shape else rows.reshape(shape)
         leaves = []
         parts = [rows] if len(self.sizes) == 1 else rows.split(self.sizes, dim=1)
         for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True):

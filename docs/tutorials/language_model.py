@@ -54,8 +54,8 @@ print(repr(tokenizer.decode(corpus.train[1000:1064])))
 
 # %%
 config = deqlm.hf.ImplicitMamba2Config(vocab_size=256, hidden_size=64, num_hidden_layers=1, state_size=16, head_dim=32)
-print(config.deq.grad)
-print(config.deq.no_grad)
+for how in (config.deq.grad, config.deq.no_grad):
+    print(how.stop.max_iter, "evaluations at most, to", how.stop.rtol, "of every", how.stop.per, "by", how.solver.name)
 print(deqlm.hf.ImplicitMamba2ForCausalLM(config).num_parameters(), "parameters")
 
 # %% [markdown]

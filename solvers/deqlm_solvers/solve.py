@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import Options, options
 from deqlm_solvers.core.solution import Solution
@@ -104,6 +105,13 @@ class Solve(Options):
         if self.stop.rtol != "auto":
             return self
         check_start(z0)
-        made = copy.copy(self)  # checked before, and to check all again costs as much as an evaluation of a small f
-        object.__setattr__(made, "stop", self.stop.resolve(evaluated_dtype(z0), *dtypes))
+        computed = evaluated_dtype(z0)
+        made = _RESOLVED.get((id(self), computed, *dtypes))
+        if made is None:
+            made = copy.copy(self)  # checked before, and to check all again costs as much as an evaluation of a small f
+            object.__setattr__(made, "stop", self.stop.resolve(computed, *dtypes))
+            _RESOLVED.keep((self,), made, computed, *dtypes)
         return made
+
+
+_RESOLVED: Kept[Any] = Kept()

@@ -100,11 +100,12 @@ def look(context: Any, address: str, window: str, scheme: str, picture: Path | N
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address, wait_until="load")
+    page.add_style_tag(content="* { transition: none !important; animation: none !important }")
     page.evaluate("(scheme) => document.body.setAttribute('data-md-color-scheme', scheme)", scheme)
     page.evaluate(
         "() => Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode().catch(() => 0); }))"
     )
-    page.wait_for_timeout(300)  # colours fade
+    page.wait_for_timeout(100)
     found = page.evaluate(LOOK, window == "wide")
     if picture is not None:
         page.screenshot(path=picture)

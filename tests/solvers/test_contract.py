@@ -16,6 +16,7 @@ from deqlm.testing.solvers.problems import contractions
 from deqlm_solvers import (
     GUARANTEES,
     SOLVERS,
+    Deer,
     Evaluation,
     Layout,
     Map,
@@ -48,6 +49,13 @@ def test_contract(check: Check):
         check()
     except ImportError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("promise", contract.CHECKS["sequences"], ids=lambda promise: promise.__name__)
+@pytest.mark.parametrize("solver", [Deer(structure="block"), Deer(structure="diagonal")], ids=lambda s: s.structure)
+def test_every_structure_of_a_sequence(solver: Solver, promise: contract.Promise):
+    assert "known_answers" not in solver.guarantees, "what is left out of a state without tokens may be what matters"
+    promise(solver)
 
 
 def test_every_guarantee_has_its_checks():

@@ -19,6 +19,7 @@ from deqlm.testing.solvers.rows import (
     check_every_is_bit_equal,
     neighbours_do_not_matter,
 )
+from deqlm.testing.solvers.sequences import recurrences_are_solved, rows_of_sequences_keep_apart
 from deqlm.testing.solvers.truth import declarations, half_states, known_answers, true_counts, true_residual
 from deqlm_solvers import SOLVERS, Solver
 
@@ -43,6 +44,7 @@ CHECKS: dict[str, tuple[Promise, ...]] = {
     "budget": (budget, budget_does_not_read_the_device),
     "lean": (lean,),
     "differentiable": (differentiable,),
+    "sequences": (recurrences_are_solved, rows_of_sequences_keep_apart),
 }
 
 
@@ -109,13 +111,13 @@ def solver_checks(solver: type[Solver] | Solver | str | Mapping[str, Any]) -> li
     return [
         bind(promise, realised, str(realised), prefix + promise.__name__)
         for realised, prefix in _realisations(made)
-        for promise in promises(type(made))
+        for promise in promises(made)
     ]
 
 
-def promises(cls: type[Solver]) -> list[Promise]:
-    """Return what a class of solver is held to; a guarantee of an unknown name is left to `declarations`."""
-    return [*ALWAYS, *(promise for name in sorted(cls.guarantees) for promise in CHECKS.get(name, ()))]
+def promises(solver: type[Solver] | Solver) -> list[Promise]:
+    """Return what a solver is held to; a guarantee of an unknown name is left to `declarations`."""
+    return [*ALWAYS, *(promise for name in sorted(solver.guarantees) for promise in CHECKS.get(name, ()))]
 
 
 def _realisations(solver: Solver) -> list[tuple[Solver, str]]:

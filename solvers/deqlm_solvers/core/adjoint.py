@@ -100,6 +100,8 @@ class Adjoint:
         self.picked, self.choices = None if sol.picked is None else self._shaped(sol.picked), sol.choices
         if self.then is not None:
             self.then(self)
+        if sol.worst() <= int(Status.BUDGET):
+            return
         if self.failed_grad == "raise":
             apply_policy(
                 "raise",

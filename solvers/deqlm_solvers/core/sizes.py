@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
+
 from deqlm_solvers.core.checks import require
 
-__all__ = ["read_bytes", "show_bytes"]
+__all__ = ["installed_bytes", "read_bytes", "show_bytes"]
 
 UNITS = {
     "B": 1,
@@ -47,3 +51,17 @@ def read_bytes(name: str, value: int | str) -> int:
         value = int(float(digits) * UNITS[unit])
     require(isinstance(value, int) and not isinstance(value, bool) and value > 0, name, value, rule)
     return value
+
+
+def installed_bytes(device: torch.device) -> int | None:
+    """Return the memory that a device has, used or not; None where that cannot be told.
+
+    Examples:
+        >>> installed_bytes(torch.device("meta")) is None
+        True
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None

@@ -31,6 +31,7 @@ GUARANTEES = {
     "budget": "rtol=0, atol=0 makes exactly max_iter evaluations and steps",
     "lean": "operations and host syncs per evaluation stay within the budget of the contract suite",
     "differentiable": "its steps can be differentiated by autograd",
+    "sequences": "solves recurrences along tokens as a loop over tokens does, each row by itself",
 }
 """What a solver may promise beyond a true residual and true counts; the contract suite tests what is declared."""
 
@@ -93,7 +94,8 @@ class Solver(Options, ABC):
     """Anything that solves z = f(z) on rows. Subclass `StepSolver` for an update rule, this for a whole method.
 
     Class attributes:
-        guarantees: names from `GUARANTEES` that hold; the contract suite tests exactly those.
+        guarantees: names from `GUARANTEES` that hold; the contract suite tests exactly those. Options may take some
+            away from an object.
         honours: fields of `Stop` that may differ from their default; any other non-default field raises.
         attempts: budgets of ``Stop.max_iter`` evaluations that a solve may spend.
         steps_evaluate: f may be evaluated beside the points that are tested; False lets finished rows leave the batch.

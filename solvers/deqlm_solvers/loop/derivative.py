@@ -76,6 +76,8 @@ class Derivatives:
         """Return J v for K tangents (K, N), (K, B, N); see `Evaluator.products`."""
         while self._push_modes:
             try:
+                if v.shape[0] == 1:  # a call without vmap costs less
+                    return push_forward(f, point, v[0].expand(point.shape), grad=self._push_modes[0])[1][None]
                 return push_forward_many(f, point, v, grad=self._push_modes[0])
             except NoDerivativeError as error:
                 self._obstacle = error
@@ -210,11 +212,11 @@ def push_forward(f: Map, z: Tensor, v: Tensor, *, grad: bool = True) -> tuple[Te
         NoDerivativeError: an operation of f has no forward mode.
     """
     _load_forward_mode()
-    with _differentiating(grad), forward_ad.dual_level():
-        try:
+    try:  # a level that the caller has open allows no other one
+        with _differentiating(grad), forward_ad.dual_level():
             fz, product = forward_ad.unpack_dual(f(forward_ad.make_dual(z.detach().clone(), v.clone())))
-        except Exception as error:
-            raise NoDerivativeError(str(error)) from error
+    except Exception as error:
+        raise NoDerivativeError(str(error)) from error
     fz = fz.detach()
     return fz, torch.zeros_like(fz) if product is None else product.detach()
 

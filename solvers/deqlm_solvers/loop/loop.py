@@ -92,7 +92,10 @@ def choose_backend(method: Method, evaluator: Evaluator, stop: Stop, layout: Lay
     Raises:
         ValueError: the engine was asked for by name and declines.
     """
-    impl = getattr(method, "impl", "torch")
+    for engine in ENGINES.values():
+        if (known := engine.again(method, evaluator, stop, layout, z)) is not None:
+            return known
+    asked, impl = method, getattr(method, "impl", "torch")
     fit = method.fitted if method.native_rule() is None else functools.partial(_fitted, method)
     method = fit(z.shape[1], stop.max_iter)
     for name, engine in ENGINES.items():
@@ -100,7 +103,9 @@ def choose_backend(method: Method, evaluator: Evaluator, stop: Stop, layout: Lay
             continue
         why = engine.declines(method, stop, layout, z)
         if not why:
-            return engine(method, evaluator, stop, layout, z)
+            backend = engine(method, evaluator, stop, layout, z)
+            engine.remember(asked, backend, evaluator, layout, z)
+            return backend
         if impl == name:
             raise ValueError(f"impl={name!r} is not possible here: {why}; use impl='auto' or 'torch'")
     return TorchBackend(method, evaluator, stop, layout, z)

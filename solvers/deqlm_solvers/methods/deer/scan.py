@@ -7,22 +7,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deqlm_solvers.linalg.small_systems import finite_or_identity, solve_general
+from deqlm_solvers.methods.deer.grid import Blocks
 
 __all__ = ["affine_scan", "bidiagonal_product", "damped_step", "newton_step"]
+
+WIDE = 32
+"""Width from which a loop over tokens is faster on a CPU: it takes products with vectors, the tree those of matrices.
+
+Milliseconds of the tree and the loop for 1024 tokens on one thread: 7 and 33 at width 16, 152 and 64 at width 64; of 8
+rows 61 and 51 at width 16, 464 and 121 at width 32.
+"""
 
 
 def affine_scan(gain: Tensor, offset: Tensor) -> Tensor:
     """Return x with x_t = gain_t x_{t-1} + offset_t and x_{-1} = 0, by composing neighbouring maps in a tree.
 
     Composition of affine maps is associative, so the depth is log2 L where a loop over tokens has L; the work is that
-    of about two loops with products of matrices in place of products with vectors.
+    of one product of matrices and one with a vector per token. Wide maps on a CPU, where work counts, go by the loop.
 
     Args:
-        gain: (B, L, D, D).
-        offset: (B, L, D).
+        gain: (B, L, ..., S, S).
+        offset: (B, L, ..., S).
 
     Returns:
-        (B, L, D).
+        (B, L, ..., S).
 
     Reference:
         G. E. Blelloch (1990), Prefix sums and their applications, section 1.4 (first-order recurrences).
@@ -35,72 +43,90 @@ def affine_scan(gain: Tensor, offset: Tensor) -> Tensor:
     length = offset.shape[1]
     if length <= 1:
         return offset
+    if gain.shape[-1] >= WIDE and gain.device.type == "cpu":
+        return _by_loop(gain, offset)
     before, after = gain[:, 0 : length - 1 : 2], gain[:, 1::2]
-    odd = affine_scan(after @ before, _times(after, offset[:, 0 : length - 1 : 2]) + offset[:, 1::2])
+    odd = affine_scan(_matmul(after, before), _times(after, offset[:, 0 : length - 1 : 2]) + offset[:, 1::2])
     even = offset[:, 0::2].clone()
     even[:, 1:] += _times(gain[:, 2::2], odd[:, : even.shape[1] - 1])
     return _interleaved(even, odd)
 
 
-def bidiagonal_product(blocks: Tensor, x: Tensor) -> Tensor:
-    """Return (I - A) x for the blocks A_t,t-k of every lag k, (B, L, D).
+def _by_loop(gain: Tensor, offset: Tensor) -> Tensor:
+    gains, offsets = gain.unbind(1), offset.unbind(1)
+    x = [offsets[0]]
+    for one, more in zip(gains[1:], offsets[1:], strict=True):
+        x.append(more + _times(one, x[-1]))
+    return torch.stack(x, 1)
+
+
+def bidiagonal_product(blocks: Blocks, x: Tensor) -> Tensor:
+    """Return (I - A) x, (B, L, G, S).
 
     Args:
-        blocks: (lags + 1, B, L, D, D); those of lag k that would lie before the first token are zero.
-        x: (B, L, D).
+        blocks: of A.
+        x: (B, L, G, S).
     """
-    length, out = x.shape[1], x.clone()
-    for lag, block in enumerate(blocks):
-        out[:, lag:] -= _times(block[:, lag:], x[:, : max(0, length - lag)])
+    out = x.clone()
+    if blocks.own is not None:
+        out -= _times(blocks.own, x)
+    if blocks.before is not None:
+        out[:, 1:] -= _times(blocks.before[:, 1:], x[:, :-1])
     return out
 
 
-def newton_step(blocks: Tensor, r: Tensor) -> Tensor:
+def newton_step(blocks: Blocks, r: Tensor) -> Tensor:
     """Solve (I - A) x = r by forward substitution in the form of a scan; a singular row gets an x that does not.
 
     Args:
-        blocks: A, as for `bidiagonal_product`, of lags 0 and at most 1, float64.
-        r: (B, L, D), float64.
+        blocks: of A.
+        r: (B, L, G, S), float64.
 
     Returns:
-        (B, L, D).
+        (B, L, G, S).
     """
-    system = _identity_like(blocks[0]) - blocks[0]
-    if blocks.shape[0] == 1 or r.shape[1] == 1:
-        return solve_general(system.flatten(0, 1), r.flatten(0, 1)).reshape(r.shape)
-    solved = _solve(system, torch.cat([blocks[1], r[..., None]], dim=3))
+    own, before = blocks
+    if own is None:
+        return r if before is None else affine_scan(before, r)
+    system = _identity_like(own) - own
+    if before is None or r.shape[1] == 1:
+        return _solve_vector(system, r)
+    solved = _solve(system, torch.cat([before, r[..., None]], dim=-1))
     return affine_scan(solved[..., :-1], solved[..., -1])
 
 
-def damped_step(blocks: Tensor, r: Tensor, damping: Tensor) -> Tensor:
+def damped_step(blocks: Blocks, r: Tensor, damping: Tensor) -> Tensor:
     """Return the x that minimises ||(I - A) x - r||^2 + damping ||x||^2.
 
     Its normal equations are block tridiagonal and symmetric positive definite. They are solved by odd-even reduction,
     whose depth is log2 L like that of a scan.
 
     Args:
-        blocks: A, as for `newton_step`.
-        r: (B, L, D), float64.
+        blocks: of A.
+        r: (B, L, G, S), float64.
         damping: (B,), float64, > 0.
 
     Returns:
-        (B, L, D).
+        (B, L, G, S).
 
     Reference:
         X. Gonzalez et al. (2024), Towards scalable and stable parallelization of nonlinear RNNs, NeurIPS, section 4
         (ELK). Deviates: blocks on the diagonal, because token t of an implicit map sees its own state; solved as the
         normal equations, which the Kalman smoother of the paper solves too.
     """
-    own = _identity_like(blocks[0]) - blocks[0]
+    own, before = blocks
+    held = damping[:, None, None, None, None]
+    eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+    own = eye.expand(*r.shape, r.shape[-1]) if own is None else eye - own
     adjoint = own.mT
-    diagonal, rhs = adjoint @ own, _times(adjoint, r)
-    diagonal += damping[:, None, None, None] * _identity_like(own)
-    if blocks.shape[0] == 1:
-        return solve_general(diagonal.flatten(0, 1), rhs.flatten(0, 1)).reshape(r.shape)
-    before = blocks[1][:, 1:]
-    diagonal[:, :-1] += before.mT @ before
+    diagonal, rhs = _matmul(adjoint, own), _times(adjoint, r)
+    diagonal = diagonal + held * eye
+    if before is None:
+        return _solve_vector(diagonal, rhs)
+    before = before[:, 1:]
+    diagonal[:, :-1] += _matmul(before.mT, before)
     rhs[:, :-1] -= _times(before.mT, r[:, 1:])
-    lower = F.pad(-adjoint[:, 1:] @ before, (0, 0, 0, 0, 1, 0))
+    lower = F.pad(-_matmul(adjoint[:, 1:], before), (0, 0, 0, 0, 0, 0, 1, 0))
     return _tridiagonal(diagonal, lower, rhs)
 
 
@@ -108,40 +134,71 @@ def _tridiagonal(diagonal: Tensor, lower: Tensor, rhs: Tensor) -> Tensor:
     """Solve lower_t x_{t-1} + diagonal_t x_t + lower_{t+1}^T x_{t+1} = rhs_t: tokens 0, 2, ... first, in the others.
 
     Args:
-        diagonal: (B, L, D, D).
+        diagonal: (B, L, G, S, S).
         lower: likewise; lower_0 is zero.
-        rhs: (B, L, D).
+        rhs: (B, L, G, S).
     """
-    length, width = rhs.shape[1:]
+    length, width = rhs.shape[1], rhs.shape[-1]
     if length == 1:
-        return solve_general(diagonal.flatten(0, 1), rhs.flatten(0, 1)).reshape(rhs.shape)
+        return _solve_vector(diagonal, rhs)
     odds = length // 2
-    upper = F.pad(lower[:, 1:], (0, 0, 0, 0, 0, 1)).mT
-    columns = torch.cat([lower[:, 0::2], upper[:, 0::2], rhs[:, 0::2, :, None]], dim=3)
-    left, right, own = _solve(diagonal[:, 0::2], columns).split([width, width, 1], dim=3)
+    upper = _padded(lower[:, 1:], 1).mT
+    columns = torch.cat([lower[:, 0::2], upper[:, 0::2], rhs[:, 0::2, ..., None]], dim=-1)
+    left, right, own = _solve(diagonal[:, 0::2], columns).split([width, width, 1], dim=-1)
     down, up = lower[:, 1::2], upper[:, 1::2]
     # an odd token has an even one before it, and one behind it unless it is the last
-    more = (0, 0, 0, 0, 0, odds + 1 - left.shape[1])
-    left_behind, own_behind = (F.pad(t, more)[:, 1:] for t in (left, own))
-    reduced = diagonal[:, 1::2] - down @ right[:, :odds] - up @ left_behind
+    left_behind, own_behind = (_padded(t, odds + 1 - t.shape[1])[:, 1:] for t in (left, own))
+    reduced = diagonal[:, 1::2] - _matmul(down, right[:, :odds]) - _matmul(up, left_behind)
     # the odd token before, seen through the even one between
-    further = -down @ left[:, :odds]
-    odd = _tridiagonal(reduced, further, rhs[:, 1::2] - (down @ own[:, :odds] + up @ own_behind)[..., 0])
+    further = -_matmul(down, left[:, :odds])
+    odd = _tridiagonal(
+        reduced, further, rhs[:, 1::2] - _times(down, own[:, :odds, ..., 0]) - _times(up, own_behind[..., 0])
+    )
     even = own[..., 0].clone()
     even[:, :odds] -= _times(right[:, :odds], odd)
     even[:, 1:] -= _times(left[:, 1:], odd[:, : even.shape[1] - 1])
     return _interleaved(even, odd)
 
 
+def _padded(t: Tensor, tokens: int) -> Tensor:
+    """Return (B, L, G, S, K) with so many tokens of zeros behind."""
+    return F.pad(t, (0, 0, 0, 0, 0, 0, 0, tokens))
+
+
 def _solve(system: Tensor, columns: Tensor) -> Tensor:
-    """Return system^-1 columns, (B, L, D, K); the answer of a singular or infinite system means nothing."""
-    n = system.shape[:2]
-    solved, _ = torch.linalg.solve_ex(finite_or_identity(system.flatten(0, 1)), columns.flatten(0, 1))
-    return solved.unflatten(0, n)
+    """Return system^-1 columns, (B, L, G, S, K); the answer of a singular or infinite system means nothing."""
+    if system.shape[-1] == 1:
+        return columns / system
+    flat = finite_or_identity(system.flatten(0, -3))
+    solved, _ = torch.linalg.solve_ex(_twice(flat), _twice(columns.flatten(0, -3)))
+    return solved[: flat.shape[0]].reshape(columns.shape)
+
+
+def _solve_vector(system: Tensor, rhs: Tensor) -> Tensor:
+    """Return system^-1 rhs, (B, L, G, S); zero where a system is singular or infinite."""
+    if system.shape[-1] == 1:
+        return torch.nan_to_num(rhs / system[..., 0], nan=0.0, posinf=0.0, neginf=0.0)
+    return solve_general(system.flatten(0, -3), rhs.flatten(0, -2)).reshape(rhs.shape)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b for matrices (..., S, S), each with the bits that it has in any batch."""
+    if a.shape[-1] == 1:
+        return a * b
+    flat = torch.bmm(_twice(a.flatten(0, -3)), _twice(b.flatten(0, -3)))
+    return flat[: a[..., 0, 0].numel()].reshape(*a.shape[:-1], b.shape[-1])
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector[..., None])[..., 0]
+    """Return the products of matrices (..., S, S) with vectors (..., S), by plain sums: BLAS rounds by the batch."""
+    if matrix.shape[-1] == 1:
+        return matrix[..., 0] * vector
+    return (matrix * vector[..., None, :]).sum(-1)
+
+
+def _twice(batch: Tensor) -> Tensor:
+    """Return a batch of one twice: BLAS has other kernels, and other bits, for one matrix alone."""
+    return batch.expand(2, -1, -1) if batch.shape[0] == 1 else batch
 
 
 def _identity_like(matrix: Tensor) -> Tensor:
