@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from deqlm.equilibrium.by_graph import solve_by_graph
 from deqlm.equilibrium.module import Equilibrium
 from deqlm.equilibrium.rows import solve_rows
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop
@@ -18,10 +19,13 @@ from deqlm.gradients.collective import refuse_collective
 from deqlm.sequence.causal import CausalCall
 from deqlm.sequence.chunks import per_token, solve_chunks
 from deqlm.sequence.modes import MODES, Mode, Simultaneous
+from deqlm.wrap.captured import Captured
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
 from deqlm.wrap.inject import Add, make_inject, passes_on
+from deqlm.wrap.keywords import refuse_peer_names
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import OnCap
 from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.part import part_of
@@ -86,6 +90,10 @@ class DEQ(Equilibrium):
         memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
             such as "2GiB", or None for no limit. Forecast before the solve; the layer's own memory is not in it.
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
+        graph: calls without grad are captured as CUDA graphs, one for every shape of the input, and replayed, which
+            saves the host's time for every launch. Their stop makes a known number of evaluations, a budget
+            (``rtol=0``) or ``check_every=0``, the layer draws no noise, moves no buffers (eval()), and lets the host
+            read nothing. Calls with grad are not captured.
 
     Raises:
         ValueError, TypeError, KeyError: an option that is unknown, out of range, or would be ignored.
@@ -122,6 +130,7 @@ class DEQ(Equilibrium):
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
+        graph: bool = False,
     ) -> None:
         if not callable(layer):
             raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
@@ -150,6 +159,9 @@ class DEQ(Equilibrium):
                     how.replace(stop=per_token(how.stop))
         else:
             require(self.mode == Simultaneous(), "mode", self.mode, "'simultaneous' without causal=True")
+        require(isinstance(graph, bool), "graph", graph, "True or False")
+        require(not (graph and causal), "graph", graph, "False with causal=True, whose chunks depend on numbers")
+        self.graph, self.graphs = graph, Captured()
         self.causal = causal
         if isinstance(start, Tensor) and not isinstance(start, nn.Parameter):
             self.register_buffer("start", start)
@@ -192,8 +204,8 @@ class DEQ(Equilibrium):
                 how gradients reach them.
             on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an
                 error in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
-            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`; methods that solve
-                nothing never call).
+            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`, `Neumann`, `Shine`
+                that refines; with grad, refused beside methods that solve nothing in backward).
             **kwargs: further keywords of the layer, such as masks.
 
         Returns:
@@ -205,10 +217,18 @@ class DEQ(Equilibrium):
             RuntimeError: parts of the layer talk to other processes, and the solve is no budget; or the call is
                 recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
+        if kwargs:
+            refuse_peer_names(self.layer, kwargs)
         how, method = self.settings(solver, stop, gradient)
         refuse_collective(self.layer, how, method)
-        rowmap, layer = self.on_rows(x, args, kwargs, start)
         failures = self.failures.of_call(on_backward, layer=self.layer, ask="deqlm.diagnose(deq, x)")
+        if self.graph and not torch.is_grad_enabled():
+            require(states is None and on_evaluation is None, "graph", True, "False with states or on_evaluation")
+            sol = solve_by_graph(self, (x, args, kwargs, start, token_mask), how, method)
+            failures.report(sol, how.stop)
+            self.last = sol.without_state()
+            return (sol.z, sol) if with_stats else sol.z
+        rowmap, layer = self.on_rows(x, args, kwargs, start)
         watch = Watch.of(states, on_evaluation)
         with layer:
             if self.causal:
@@ -287,7 +307,8 @@ class DEQ(Equilibrium):
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
         call = CausalCall(self.layer, self.inject, rowmap.prepared, shapes[0], rowmap.rows.device)
         several = not self.mode.one_solve(shapes[0][1])
-        call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
+        if not transformed():  # where values decide nothing
+            call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
         how = how.replace(stop=per_token(how.stop))
         if not several:
             more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
@@ -303,9 +324,16 @@ class DEQ(Equilibrium):
         )[0]
 
     def on_rows(
-        self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], start: Any = None
+        self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], start: Any = None, *, still: bool = False
     ) -> tuple[RowMap, Replay]:
         """Return the map of one call on rows, started where the call starts, and what replays the layer's noise in it.
+
+        Args:
+            x: see `forward`.
+            args: likewise.
+            kwargs: likewise.
+            start: likewise.
+            still: see `Replay`.
 
         Raises:
             TypeError: an ``x`` that is no tensor or tree of tensors.
@@ -315,14 +343,14 @@ class DEQ(Equilibrium):
         first = first_tensor(x)
         if first is None:
             raise TypeError(f"x must be a tensor or a tree of tensors, got {type(x).__name__}")
-        inject, u = self._injected(x, first.device)
+        inject, u = self._injected(x, first.device, still)
         name = "start" if self.start is not None else "x" if u is x else "inject(x)"
         z0 = self._start(u, name)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims, name)
         if isinstance(self.inject, Add):
             self.inject.check(rows.shapes, u)
         default = start is None and self.start is None
-        layer = Replay(self.layer, rows.device, hint=AT_ZERO if default else "")
+        layer = Replay(self.layer, rows.device, hint=AT_ZERO if default else "", still=still)
 
         def prepare(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
             return inject(x), args, kwargs
@@ -334,11 +362,11 @@ class DEQ(Equilibrium):
         )
         return made, layer
 
-    def _injected(self, x: Any, device: torch.device) -> tuple[Callable[[Any], Any], Any]:
+    def _injected(self, x: Any, device: torch.device, still: bool = False) -> tuple[Callable[[Any], Any], Any]:
         """Return what makes u of x, and u."""
         if passes_on(self.inject):
             return self.inject, x
-        inject = Replay(self.inject, device)
+        inject = Replay(self.inject, device, still=still)
         with inject:
             return inject, inject(x)
 

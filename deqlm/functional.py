@@ -86,7 +86,8 @@ def solve(
             gradients reach them.
         on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an error
             in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
-        on_backward: called with the `Adjoint` when a backward solve has been made.
+        on_backward: called with the `Adjoint` when a backward solve has been made; with grad, refused beside methods
+            that make none.
 
     Returns:
         `Solution` with ``z`` in the structure of ``z0`` and one entry per row in the batch shape.
@@ -184,8 +185,9 @@ def root(
     backward = Newton() if dense else NewtonKrylov()
     method = Implicit(solve=Solve(backward, BACKWARD)) if gradient is None else GRADIENTS.make(gradient)
     method.check(how)
-    failures = Failures(on_failure, failed_grad, looks=False, ask="deqlm.diagnose(lambda z: z - F(z), z0)")  # type: ignore[arg-type]
-    return solve_map(partial(_map_of_root, F), rows, args, {}, how, method, failures, scale=scale)
+    failures = Failures(on_failure, failed_grad, problem="root", ask="deqlm.diagnose(lambda z: z - F(z), z0)")  # type: ignore[arg-type]
+    sol = solve_map(partial(_map_of_root, F), rows, args, {}, how, method, failures, scale=scale)
+    return sol.replace(problem="root")
 
 
 def _map_of_root(F: Callable[..., Any], z: Any, *args: Any) -> Any:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from deqlm.equilibrium.call import solve_map
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, check_evaluation, in_use, make_solve
+from deqlm.equilibrium.transformed import summary
 from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
+from deqlm.wrap.keywords import refuse_peer_names
 from deqlm.wrap.memory_cap import MemoryCap, OnCap
 from deqlm.wrap.rows import Rows
 from deqlm.wrap.trees import start_like
@@ -96,7 +98,7 @@ class Equilibrium(nn.Module):
         self.solve = make_solve(solver, stop, AUTO)
         self.gradient = GRADIENTS.make(gradient)
         self.gradient.check(self.solve)
-        self.evaluation = check_evaluation(evaluation, self.gradient)
+        self.evaluation = check_evaluation(evaluation, self.gradient, self.solve)
         self.failures = Failures(on_failure, failed_grad)
         self.cap = MemoryCap.of(memory_cap, on_cap)
         if batch_dims is not None:
@@ -144,8 +146,8 @@ class Equilibrium(nn.Module):
                 how gradients reach them.
             on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an
                 error in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
-            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`; methods that solve
-                nothing never call).
+            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`, `Neumann`, `Shine`
+                that refines; with grad, refused beside methods that solve nothing in backward).
             **kwargs: further keywords of f.
 
         Raises:
@@ -155,6 +157,8 @@ class Equilibrium(nn.Module):
             RuntimeError: parts of f talk to other processes, and the solve is no budget; or the call is recorded by
                 torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
+        if kwargs:
+            refuse_peer_names(f, kwargs)
         how, method = self.settings(solver, stop, gradient)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
         more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": self.cap}
@@ -191,7 +195,7 @@ class Equilibrium(nn.Module):
     def keep(self, sol: Solution) -> None:
         """Make ``sol`` the last one."""
         # nn.Module's own way looks for a parameter, a module and a buffer in it
-        self.__dict__["last"] = sol.without_state()
+        self.__dict__["last"] = summary(sol)
 
     def extra_repr(self) -> str:
         told = f"solver={self.solve.solver!s}, stop={self.solve.stop!s}, gradient={self.gradient!s}"

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import functools
-import reprlib
-import sys
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from deqlm.equilibrium.given import row_mask, row_scale, tokens_of
+from deqlm.equilibrium.transformed import solve_transformed
 from deqlm.equilibrium.watch import Watch
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.forward_mode import in_forward_mode, with_tangent, without_tangents
 from deqlm.wrap.eager import asked_again
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.held import Held
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import MemoryCap
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.solved_by import SolvedBy
-from deqlm_solvers import Cost, Layout, Map, Solution, Solve, Stop
-from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.kinds import require_state
+from deqlm_solvers import Cost, Layout, Map, Solution, Solve
 from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["solve_rows"]
@@ -45,6 +44,14 @@ def solve_rows(
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
     ``watch`` is what the call looks at on the way.
     """
+    if failures.then is not None and torch.is_grad_enabled() and not gradient.reports():
+        raise ValueError(
+            f"on_backward would never be called: {gradient} solves nothing in backward; leave it away, or use a "
+            "gradient that does, such as 'implicit'"
+        )
+    if transformed():
+        given = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
+        return solve_transformed(f, how, gradient, failures, **given)  # type: ignore[arg-type]
     if in_forward_mode():
         with without_tangents():
             more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
@@ -54,13 +61,13 @@ def solve_rows(
     rows = f.rows
     how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:
-        tokens = _tokens(how.stop, rows)
+        tokens = tokens_of(how.stop, rows)
     layout = _plain_layout(rows.row_shapes, rows.batch_dims)
     if scale is not None or token_mask is not None or len(set(rows.dtypes)) > 1:
         layout = replace(
             layout,
-            scale=_scale(scale, rows),
-            token_mask=None if token_mask is None else _token_mask(token_mask, rows),
+            scale=row_scale(scale, rows, how.stop),
+            token_mask=None if token_mask is None else row_mask(token_mask, rows),
             round=rows.round if len(set(rows.dtypes)) > 1 else None,
         )
     if cap is not None:
@@ -99,10 +106,6 @@ def _plain_layout(row_shapes: tuple[tuple[int, ...], ...], batch_dims: int) -> L
     return Layout(leaves=row_shapes, batch_dims=batch_dims)
 
 
-def _tokens(stop: Stop, rows: Rows) -> int:
-    return rows.row_shapes[0][stop.token_dim - rows.batch_dims] if stop.per == "token" else 0
-
-
 def _inferring(f: Map) -> Map:
     """Return f evaluated in inference mode, but where a derivative is wanted; its result is none of its tensors."""
 
@@ -112,31 +115,6 @@ def _inferring(f: Map) -> Map:
         return fz.clone()
 
     return evaluate
-
-
-def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
-    if scale is None:
-        return None
-    ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
-    ok = ok and (not isinstance(scale, int) or abs(scale) <= sys.float_info.max)
-    require(ok, "scale", scale, "a number or one value per row")
-    if isinstance(scale, Tensor):
-        require_state(scale, "scale")
-        require(not scale.is_complex(), "scale", scale.dtype, "real")
-    value = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
-    ok = value.dim() == 0 or value.shape == rows.batch_shape
-    require(ok, "scale", tuple(value.shape), f"a number or one value per row, {tuple(rows.batch_shape)}")
-    return value.expand(rows.batch_shape).reshape(rows.count)
-
-
-def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"token_mask must be a bool tensor, True where a token counts, got {reprlib.repr(mask)}")
-    require_state(mask, "token_mask")
-    require(mask.dtype == torch.bool, "token_mask", mask.dtype, "bool, True where a token counts (token_mask.bool())")
-    ok = mask.dim() == rows.batch_dims + 1 and mask.shape[:-1] == rows.batch_shape
-    require(ok, "token_mask", tuple(mask.shape), f"the batch shape {tuple(rows.batch_shape)} and the tokens behind it")
-    return mask.reshape(rows.count, mask.shape[-1])
 
 
 def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:

@@ -43,8 +43,15 @@ def kept_solve(solver: GivenSolver, stop: GivenStop) -> Solve:
 _SOLVES: Kept[Solve] = Kept()
 
 
-def check_evaluation(evaluation: Solve | Mapping[str, Any] | None, gradient: Gradient) -> Solve | None:
+def check_evaluation(
+    evaluation: Solve | Mapping[str, Any] | None, gradient: Gradient, solve: Solve | None = None
+) -> Solve | None:
     """Return the solve without grad, or None where it is that with grad.
+
+    Args:
+        evaluation: what was given.
+        gradient: the method beside it.
+        solve: that with grad, to which the other may be equal.
 
     Raises:
         TypeError, ValueError: it is neither a `Solve` nor a dict of one, or the gradient method asks for the same value
@@ -54,7 +61,7 @@ def check_evaluation(evaluation: Solve | Mapping[str, Any] | None, gradient: Gra
         return None
     how = Solve.from_dict(evaluation) if isinstance(evaluation, Mapping) else evaluation
     require(isinstance(how, Solve), "evaluation", evaluation, "a Solve(solver, stop), a dict of its fields, or None")
-    same = getattr(gradient, "same_value", False)
+    same = getattr(gradient, "same_value", False) and how != solve
     require(not same, "gradient", gradient, "one without same_value, because evaluation is another solve")
     return how
 
@@ -80,12 +87,13 @@ def in_use(
     grad, method, evaluation = stored
     how = grad if evaluation is None or torch.is_grad_enabled() else evaluation
     if solver is None and stop is None and gradient is None:
+        check_evaluation(evaluation, method, grad)
         return how, method
     if solver is not None or stop is not None:
         how = kept_solve(how.solver if solver is None else solver, how.stop if stop is None else stop)
     if gradient is not None:
         method = GRADIENTS.make(gradient)
-        check_evaluation(evaluation, method)
+    check_evaluation(evaluation, method, grad)
     if torch.is_grad_enabled() or evaluation is None:
         method.check(how)
     return how, method

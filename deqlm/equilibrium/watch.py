@@ -101,6 +101,8 @@ class Watch:
 
     def over(self, how: Solve, rows: Rows) -> Solve:
         """Return a solve that shows its evaluations here."""
+        rule = "True or False with states or on_evaluation, which see all rows"
+        require(how.stop.compact != "at_once", "compact", how.stop.compact, rule)
         return _Watched(how.solver, how.stop, watch=self, rows=rows)
 
     def close(self, sol: Solution, f: RowMap, solved_by: SolvedBy, gradient: Gradient, failures: Failures) -> Solution:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from deqlm.gradients.transformable import Point
 from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
@@ -51,6 +52,10 @@ class Gradient(Options, ABC):
     def for_solve(self, solve: Solve) -> Gradient:
         """Return the method with every choice made that it leaves to the forward ``solve``."""
         return self
+
+    def reports(self) -> bool:
+        """Say whether backward fills in the `Adjoint`, and so calls ``on_backward``; the default says no."""
+        return False
 
     def truncation(self) -> tuple[int, float] | None:
         """Return (k, tau) of a method whose error is a series cut after k terms, ((1 - tau) I + tau J^T)^k of it.
@@ -96,6 +101,19 @@ class Gradient(Options, ABC):
         raise RuntimeError(
             f"gradient {self.name!r} has no forward mode: use gradient='implicit', whose derivative is the same in "
             "both modes, or torch.autograd.grad"
+        )
+
+    def transform(self, at: Point) -> Tensor:
+        """Return the solved point, (B, N) of its levels, so that the transforms of torch.func around it find it right.
+
+        Args:
+            at: the point.
+
+        Raises:
+            RuntimeError: the method cannot be transformed so.
+        """
+        raise RuntimeError(
+            f"gradient {self.name!r} cannot be transformed by torch.func; use gradient='implicit', or torch.autograd"
         )
 
     def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
@@ -148,6 +166,13 @@ class Steps(Gradient):
     same_value: bool
 
     keeps_point: ClassVar[bool] = False
+
+    def transform(self, at: Point) -> Tensor:
+        adjoint = Adjoint()
+        y = self.connect(at.f.f, at.f.given(at.z), adjoint)
+        if adjoint.growth is not None:
+            at.adjoint.growth = at.f.taken(adjoint.growth)
+        return y
 
     def settle(self, f: Map, sol: Solution, failures: Failures) -> Solution:
         if not self.same_value:

@@ -11,9 +11,13 @@ from torch.autograd import forward_ad
 from deqlm.gradients.adjoint import System
 from deqlm.gradients.base import Gradient, register_gradient
 from deqlm.gradients.refused import refusing
+from deqlm.gradients.transformable import Inverse, Point, chord
 from deqlm.wrap.graph import begin, depends, reaches_leaf
+from deqlm.wrap.held import Held
 from deqlm.wrap.left_behind import left_by
+from deqlm.wrap.levels import bare, outside
 from deqlm.wrap.rows import RowMap
+from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import (
     Adjoint,
     Anderson,
@@ -128,6 +132,9 @@ class Implicit(Gradient):
         products = isinstance(forward, StepSolver) and forward.differentiates
         return PRODUCTS if products else STEPS
 
+    def reports(self) -> bool:
+        return True
+
     def graphs(self, stop: Stop) -> int:
         return 2 if self.second_order else 1
 
@@ -136,7 +143,9 @@ class Implicit(Gradient):
         fz = f(source)
         if not reaches_leaf(fz, beyond=source):
             return z
-        system = self._system(f, fz, source, adjoint)
+        rowmap = f if isinstance(f, RowMap) else None
+        by, held = (None, None) if rowmap is None else (rowmap.solved_by, rowmap.held)
+        system = self._system(by, held, fz, source, adjoint)
         y = _Chord.apply(fz, None, z, system, self.second_order)
         if self.second_order:
             return _Chord.apply(f(y), y, z, system, True)  # type: ignore[no-any-return]
@@ -153,11 +162,24 @@ class Implicit(Gradient):
             source = begin(z)
             fz = f(source)
             with torch.no_grad():
-                v = self._system(f, fz, source, adjoint).invert(moved, plain=True) if fz.requires_grad else moved
+                system = self._system(f.solved_by, f.held, fz, source, adjoint)
+                v = system.invert(moved, plain=True) if fz.requires_grad else moved
         return refusing(v, "the tangent of a solve has no reverse mode", fz)
 
-    def _system(self, f: Map, fz: Tensor, source: Tensor, adjoint: Adjoint) -> System:
-        by = f.solved_by if isinstance(f, RowMap) else None
+    def transform(self, at: Point) -> Tensor:
+        given = at.f.given(at.z)
+        fz = at.f.f(given)
+        outer = 1 + self.second_order if bare(fz).requires_grad else 0
+        steps = at.f.levels.orders + outer
+        if not steps:
+            return given
+        with outside(), torch.enable_grad():
+            source = begin(at.z)
+            system = self._system(at.by, at.f.held, at.f(source), source, at.adjoint)
+        why = THIRD if self.second_order else SECOND
+        return chord(at, _Solved(system), fz, steps=steps, outer=outer, why=why)
+
+    def _system(self, by: SolvedBy | None, held: Held | None, fz: Tensor, source: Tensor, adjoint: Adjoint) -> System:
         layout = Layout() if by is None else by.layout
         computed = evaluated_dtype(source)
         how = self.backward(None if by is None else by.solve.solver)
@@ -170,13 +192,24 @@ class Implicit(Gradient):
             rescue=self.solve == "auto",
             failed=self.failed,
             layout=Layout(layout.leaves, layout.batch_dims, token_mask=layout.token_mask),
-            held=f.held if isinstance(f, RowMap) else None,
+            held=held,
             narrow=computed == torch.float16,
             fz=fz,
             source=source,
             adjoint=adjoint,
             grid=grid,
         )
+
+
+class _Solved(Inverse):
+    """The inverses by a solve of their own for every right-hand side."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+
+    def __call__(self, g: Tensor, *, plain: bool, correction: bool) -> Tensor:
+        rows = g.reshape(g.shape[0] * g.shape[1], g.shape[2])
+        return self.system.times(g.shape[0]).invert(rows, plain=plain, correction=correction).reshape(g.shape)
 
 
 AUTO = Stop(max_iter=200, rtol="auto")

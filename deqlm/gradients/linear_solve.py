@@ -10,8 +10,10 @@ from torch import Tensor
 
 from deqlm.gradients.along import Along, Inverse
 from deqlm_solvers import Cost, Deer, Layout, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
+from deqlm_solvers.core.at_hand import at_hand
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.kept import Kept
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.linalg.gmres import BatchedGMRES
 from deqlm_solvers.linalg.small_systems import solve_general
@@ -341,7 +343,7 @@ class _Scaled:
 
 def _in_middle(g: Tensor, narrow: bool) -> Tensor | None:
     """Return ||g|| of rows where all lie in a range that needs no scaling, none is zero and to look costs no sync."""
-    if narrow or g.device.type != "cpu" or not g.numel():
+    if narrow or not at_hand(g) or not g.numel():
         return None
     norm = _norm(g)
     least, most = (each.item() for each in torch.aminmax(norm))
@@ -350,7 +352,7 @@ def _in_middle(g: Tensor, narrow: bool) -> Tensor | None:
 
 
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+    return lengths(t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,6 +378,6 @@ def _unit(g: Tensor) -> tuple[Tensor, _Norm]:
     common = torch.where(largest.isfinite(), largest, 0.0).max()
     largest = torch.where(largest == 0, torch.where(common == 0, 1.0, common), largest)
     scaled = g / largest
-    rest = torch.linalg.vector_norm(scaled, dim=1, keepdim=True, dtype=torch.float64).to(g.dtype)
+    rest = lengths(scaled)[:, None].to(g.dtype)
     norm = _Norm(largest, torch.where(rest == 0, 1.0, rest))
     return scaled / norm.rest, norm

@@ -1,7 +1,8 @@
-"""Products with a transposed Jacobian on a graph that is kept."""
+"""Products with a Jacobian and its transpose on a graph that is kept."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from deqlm.wrap.graph import keep_buffers
 
-__all__ = ["pull_back", "pull_back_many"]
+__all__ = ["pull_back", "pull_back_many", "push_through"]
 
 GIVEN_AWAY = (
     "a part of the layer was compiled, with gradients, before this solve met it, so that its backward gives its "
@@ -51,6 +52,26 @@ def _product(out: Tensor, source: Tensor, w: Tensor) -> Tensor | None:
         return torch.autograd.grad(out, source, w, retain_graph=True, allow_unused=True)[0]
     keep_graph, create_graph = True, False
     return _engine((out,), (w,), keep_graph, create_graph, (source,), allow_unreachable=True, accumulate_grad=False)[0]
+
+
+def push_through(out: Tensor, source: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return v -> J v with the Jacobian of ``out`` with respect to ``source``, by differentiating the transposed one.
+
+    Args:
+        out: result of an evaluation, with its graph, which is kept; every product is two reverse passes.
+        source: what it is differentiated by.
+    """
+    with torch.enable_grad():
+        w = torch.zeros_like(out, requires_grad=True)
+        (pulled,) = torch.autograd.grad(out, source, w, create_graph=True, allow_unused=True)
+
+    def product(v: Tensor) -> Tensor:
+        if pulled is None or not pulled.requires_grad:
+            return torch.zeros_like(v)
+        (pushed,) = torch.autograd.grad(pulled, w, v, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(v) if pushed is None else pushed
+
+    return product
 
 
 def pull_back_many(out: Tensor, source: Tensor, w: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from deqlm.gradients.one_graph import Linearised, OneGraph
 from deqlm.wrap.rows import RowMap
 from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Adjoint, Cost, Layout, Map, NewtonKrylov, Solution, Solve, Status, Stop, options
-from deqlm_solvers.core.checks import whole
+from deqlm_solvers.core.checks import require, whole
+from deqlm_solvers.core.norms import lengths
 
 __all__ = ["Shine"]
 
@@ -65,6 +66,13 @@ class Shine(OneGraph):
         whole("memory", self.memory, 1)
         whole("refine", self.refine, 0)
 
+    def check(self, solve: Solve) -> None:
+        rule = "True or False with gradient 'shine', which watches all rows"
+        require(solve.stop.compact != "at_once", "compact", solve.stop.compact, rule)
+
+    def reports(self) -> bool:
+        return self.refine > 0
+
     def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
         watched = Watched(f, self.memory)
         sol = solve(watched, z0, layout)
@@ -98,4 +106,4 @@ class Shine(OneGraph):
 
 
 def _length(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+    return lengths(t)

@@ -12,9 +12,14 @@ from deqlm.gradients.base import Gradient, nothing
 from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
-from deqlm_solvers import Adjoint, Layout, Map, Solution, Solve
+from deqlm.wrap.solved_by import SolvedBy
+from deqlm_solvers import Adjoint, Layout, Map, Solution, Solve, StepSolver
+from deqlm_solvers.core.checks import require
+from deqlm_solvers.loop.loop import run
 
 __all__ = ["ThroughSteps"]
+
+STAY = "rows whose steps carry a graph stay in the batch"
 
 
 class ThroughSteps(Gradient):
@@ -22,9 +27,24 @@ class ThroughSteps(Gradient):
 
     through_steps: ClassVar[bool] = True
 
+    def check(self, solve: Solve) -> None:
+        require(
+            solve.stop.compact != "at_once", "compact", solve.stop.compact, f"True or False with {self.name!r}: {STAY}"
+        )
+
     @abstractmethod
     def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
         """Solve from ``z0`` (B, N); the point carries the graph of its steps, or of nothing where there is none."""
+
+    def forward(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
+        return self.last_iterate(solve, f, z0, layout), SolvedBy(solve, layout)
+
+    def last_iterate(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
+        """Return what `run` does, without a graph."""
+        solver = solve.solver
+        assert isinstance(solver, StepSolver)
+        evaluate = solve.seen(torch.no_grad()(lambda z: f(z)))
+        return run(solver, evaluate, z0.detach(), solve.stop, layout, graph=True).replace(solver=solver)
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         raise TypeError(f"gradient {self.name!r} differentiates the forward solve; it cannot connect a solved point")

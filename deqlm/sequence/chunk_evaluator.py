@@ -97,11 +97,17 @@ class ChunkEvaluator:
             self.last = (z.clone(), y, cache)
         return y.reshape(z.shape)
 
-    def commit(self, z: Tensor) -> tuple[Tensor, Any]:
+    def commit(self, z: Tensor, *, stepped: bool = False) -> tuple[Tensor, Any]:
         """Return f at ``z`` (B, l N), in the shape of the state, and the cache with these tokens.
 
         Rows that are done stay where they are, so the last evaluation is often at ``z`` already.
+
+        Args:
+            z: the point.
+            stepped: ``z`` is a step behind the last evaluation, as after a budget, so that nothing is compared.
         """
+        if stepped:
+            self.last = None
         if self.last is not None and torch.equal(self.last[0], z):
             return self.last[1:]
         return self._evaluate(z)

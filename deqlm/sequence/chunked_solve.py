@@ -81,7 +81,7 @@ class ChunkedSolve:
             piece = ChunkEvaluator(self.chunk(first, end), self.cache, part.shape, self._count, self._apart)
             sol = how.solver.solve(piece, part.flatten(1), how.stop, layout_of(layout, first, end))
             if self.commit or end < self.shape[1]:
-                y, self.cache = piece.commit(sol.z)
+                y, self.cache = piece.commit(sol.z, stepped=how.stop.is_budget)
                 self.outputs.append(y)
             if sol.cost.vjps or sol.cost.jvps:
                 self._products = self._products + Cost(vjps=sol.cost.vjps, jvps=sol.cost.jvps)

@@ -20,6 +20,7 @@ from deqlm.sequence.chunked_solve import ChunkedSolve
 from deqlm.sequence.frontier import WindowSolve
 from deqlm.sequence.modes import Mode, TokenCall
 from deqlm.wrap.failures import Failures
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import MemoryCap
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Layout, Map, Solution, Solve, Stop, options
@@ -100,10 +101,18 @@ def solve_chunks(
     Raises:
         ValueError: a gradient that differentiates the solver's own steps, with several chunks or a commit; a solver or
             stop that the mode cannot honour.
+        RuntimeError: several chunks, or a commit, inside transforms of torch.func.
     """
     (shape,) = f.rows.shapes
     mode = mode.for_solver(how.solver)
     tokens = {"token_mask": token_mask, "cap": cap, "tokens": shape[1]}
+    if transformed():
+        if mode.one_solve(shape[1]) and not commit:
+            return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
+        raise RuntimeError(
+            f"mode {mode.name!r} and caches cannot be transformed by torch.func, because chunks are cut and committed "
+            "by values; use mode='simultaneous' without a cache"
+        )
     if isinstance(gradient, Unrolled) and (torch.is_grad_enabled() or gradient.same_value):
         if mode.one_solve(shape[1]) and not commit:
             return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)

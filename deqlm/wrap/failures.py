@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class Failures:
         layer: what is solved, whose parts may tell what is wrong.
         map: what is solved, on rows.
         then: called with the `Adjoint` when a backward solve has been recorded.
-        looks: whether a failure is looked into by a few evaluations more.
+        problem: "map" or "root", as in `Solution`; a failure of a map is looked into by a few evaluations more.
     """
 
     on_failure: OnFailure = "warn"
@@ -38,7 +38,7 @@ class Failures:
     layer: Any = None
     map: RowMap | None = None
     then: Callable[[Adjoint], object] | None = None
-    looks: bool = True
+    problem: Literal["map", "root"] = "map"
 
     def __post_init__(self) -> None:
         check_on_failure(self.on_failure)
@@ -94,7 +94,8 @@ class Failures:
     def _apply(self, policy: OnFailure, sol: Solution) -> None:
         if policy == "ignore" or sol.worst() <= int(Status.BUDGET):
             return
-        f = self.map if self.looks else None
+        sol = sol.replace(problem=self.problem)
+        f = self.map if self.problem == "map" else None
 
         def likely() -> str:
             return "" if f is None else likely_mistake(f, f.f if self.layer is None else self.layer, sol)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from deqlm.wrap.buffers import Buffer, Turn, moved, watch
+from deqlm.wrap.generators import accelerators, generator_states, set_generator_states
 from deqlm.wrap.hidden import reached
 from deqlm.wrap.once import close_call, made_once, open_call
 
@@ -31,28 +32,37 @@ class Replay:
     one is in train(). Buffers of more than 2**20 elements are watched in train() only.
 
     Noise from elsewhere (`random`, numpy, a `torch.Generator`), and noise that the first evaluation did not draw yet,
-    is not replayed. Putting back torch's generators repeats the numbers of other threads that draw meanwhile.
+    is not replayed, nor what a module in eval() draws on an accelerator, whose generators are watched where a part in
+    train() may draw (`accelerators`). Putting back torch's generators repeats the numbers of other threads that draw
+    meanwhile.
 
     Args:
         layer: what is evaluated.
-        device: device of the state, whose generator is watched beside the CPU's.
+        device: of the state, whose generator is watched beside those of the CPU and of the module's parts.
         module: whose buffers are watched; None is the layer, or the modules that it reads where it is a function.
         hint: noted on an error of the first evaluation, such as what the layer may not bear.
+        still: the layer is known to draw nothing and to move no buffer, so that nothing is watched.
     """
 
     def __init__(
-        self, layer: Callable[..., Any], device: torch.device, module: nn.Module | None = None, hint: str = ""
+        self,
+        layer: Callable[..., Any],
+        device: torch.device,
+        module: nn.Module | None = None,
+        hint: str = "",
+        *,
+        still: bool = False,
     ) -> None:
-        self.layer = layer
-        self.hint = hint
-        self.device = device
-        self.evaluated = False
+        self.layer, self.hint, self.still = layer, hint, still
+        self.evaluated = still
         self.sealed = False
         self.noisy = False
-        self.start = _generator_states(device)
+        seen = module is not None or isinstance(layer, nn.Module)
         if module is None:
             module = layer if isinstance(layer, nn.Module) else reached(layer)
         self.module = module
+        self.devices = [] if still else accelerators(module, device, unseen=not seen)
+        self.start = generator_states(self.devices)
         self.buffers: list[Buffer] = []
         self._each: list[Buffer] = []
         self._turn = Turn(self.module, device)
@@ -71,6 +81,8 @@ class Replay:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the layer."""
+        if self.still:
+            return self.layer(*args, **kwargs)
         if self.sealed:
             return self._reproduce(args, kwargs)
         if self.evaluated:
@@ -80,7 +92,7 @@ class Replay:
         buffers = watch(self.module)
         out = self.layer(*args, **kwargs)
         self.evaluated = True
-        self.noisy = _differ(self.start, _generator_states(self.device))
+        self.noisy = _differ(self.start, generator_states(self.devices))
         self.buffers = moved(buffers, self.module)
         if self.buffers:
             once = _makers_of_weights(self.module)
@@ -95,12 +107,12 @@ class Replay:
 
     def _rewind(self, buffers: list[Buffer]) -> None:
         if self.noisy:
-            _set_generator_states(self.start, self.device)
+            set_generator_states(self.start, self.devices)
         for buffer in buffers:
             buffer.put_back()
 
     def _reproduce(self, args: Any, kwargs: Any) -> Any:
-        outside = _generator_states(self.device)
+        outside = generator_states(self.devices)
         still = self.evaluated and not self.buffers
         if not still:
             self._turn.take()
@@ -109,7 +121,7 @@ class Replay:
         try:
             return self.layer(*args, **kwargs)
         finally:
-            _set_generator_states(outside, self.device)
+            set_generator_states(outside, self.devices)
             for buffer in kept:
                 buffer.put_back()
             if not still:
@@ -122,18 +134,9 @@ def _makers_of_weights(module: nn.Module | None) -> set[int]:
     return {id(part) for made in lists if parametrize._cache_enabled or made_once(made) for part in made.modules()}
 
 
-def _generator_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
 def _differ(before: list[Tensor], after: list[Tensor]) -> bool:
-    return not torch.equal(before[0], after[0]) or (len(before) > 1 and not torch.equal(before[1], after[1]))
+    return not torch.equal(before[0], after[0]) or any(map(_unequal, before[1:], after[1:]))
 
 
-def _set_generator_states(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+def _unequal(a: Tensor, b: Tensor) -> bool:
+    return not torch.equal(a, b)

@@ -95,11 +95,11 @@ class Rows:
             require(ok, name, leaf.dtype, f"floating point or complex; use {name}.float() for integers, or {also}")
 
     def narrow(self, count: int) -> Rows:
-        """Return how ``count`` rows of the same state are packed; for one batch dimension. It has no start."""
+        """Return how ``count`` rows of the same state are packed, along one batch dimension. It has no start."""
         made = copy.copy(self)
-        made.count = count
+        made.count, made.batch_dims = count, 1
         made.batch_shape = torch.Size((count,))
-        made.shapes = [torch.Size((count, *shape[1:])) for shape in self.shapes]
+        made.shapes = [torch.Size((count, *shape[self.batch_dims :])) for shape in self.shapes]
         made.__dict__.pop("z0", None)
         return made
 

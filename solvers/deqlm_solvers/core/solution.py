@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, Self
 from torch import Tensor
 
 from deqlm_solvers.core.adjoint import Adjoint
+from deqlm_solvers.core.advice import root_advice
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.detached import detached
 from deqlm_solvers.core.policy import RUNAWAY, apply_policy, chosen, outcome
@@ -64,6 +65,7 @@ class Solution:
             to ||f(z)|| only because z grew, as on layers z + F(z). None where nothing was tested.
         first: ||f(z) - z|| and max(||z||, ||f(z)||) at the start, (2, B) float64; None where nothing was tested.
         solver: what solved it, by which the advice goes.
+        problem: "map", z = f(z), or "root", F(z) = 0, of which f is z - F(z): by it the advice goes, too.
         states: points on the way, each like ``z``, one per evaluation that was asked for; empty where none was.
 
     Examples:
@@ -89,6 +91,7 @@ class Solution:
     runaway: Tensor | None = field(default=None, metadata=_ROWS)
     first: Tensor | None = field(default=None, metadata=_ROWS_SECOND)
     solver: Any = None
+    problem: Literal["map", "root"] = "map"
     states: tuple[Any, ...] = ()
 
     @classmethod
@@ -182,6 +185,8 @@ class Solution:
 
         Reads from the device where rows are DIVERGED.
         """
+        if self.problem == "root":
+            return root_advice(kind)
         told = kind.hint if self.solver is None else self.solver.advice(kind)
         if kind is not Status.DIVERGED or self.runaway is None or not bool(self.runaway.any()):
             return told

@@ -165,6 +165,12 @@ class Stop(Options):
                 "is not used by a budget (rtol=0, atol=0), which tests nothing",
                 *("keep", "test_every", "check_every", "compact", "patience", "divergence", "share", "first_tokens"),
             )
+        if self.max_iter == 0:
+            unused = ("norm", "keep", "test_every", "check_every", "compact", "trace", "patience", "divergence")
+            self._only_default("is not used with max_iter=0, which evaluates nothing", *unused)
+            self._only_default(
+                "is not used with max_iter=0, which evaluates nothing", "criterion", "share", "first_tokens"
+            )
         if self.keep == "best_f":
             unused = ("atol", "per", "test_every", "compact", "patience", "divergence", "criterion", "share")
             self._only_default("is not used with keep='best_f'", *unused)

@@ -42,7 +42,7 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
     check_start(z0)
     if stop.max_iter == 0:
         return unmoved(z0)
-    evaluator = Evaluator(f, z0, layout.round, record=method.differentiates)
+    evaluator = Evaluator(f, z0, layout.round, record=method.differentiates, looks=stop.check_every > 0)
     if stop.rtol < evaluator.eps:
         warn_below_floor(stop, evaluator.autocast or z0.dtype)
     quiet = nullcontext() if evaluator.autocast is None else torch.autocast(z0.device.type, enabled=False)
