@@ -176,7 +176,7 @@ def test_rows_that_are_done_leave(name: str):
         for impl in ("torch", "triton")
     }
     assert_agree(solved["torch"], solved["triton"], 1e-7)
-    assert solved["triton"].cost.rows < 4 * solved["triton"].cost.evaluations
+    assert solved["triton"].cost.row_evaluations < 4 * solved["triton"].cost.evaluations
 
 
 @pytest.mark.slow
