@@ -32,6 +32,7 @@ from deqlm.gradients import (
     Unrolled,
     register_gradient,
 )
+from deqlm.looped.blocks import loop
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
@@ -146,6 +147,7 @@ __all__ = [
     "fixed_point_correction",
     "forecast_memory",
     "forecast_solve",
+    "loop",
     "monitor",
     "once_per_call_",
     "options",

@@ -15,7 +15,7 @@ from deqlm.equilibrium.rows import solve_rows
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop
 from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import Gradient
-from deqlm.gradients.collective import refuse_collective
+from deqlm.gradients.collective import processes_in_step
 from deqlm.sequence.causal import CausalCall
 from deqlm.sequence.chunks import per_token, solve_chunks
 from deqlm.sequence.modes import MODES, Mode, Simultaneous
@@ -37,6 +37,7 @@ from deqlm_solvers.core.checks import explain_options, require
 from deqlm_solvers.core.kinds import require_state
 from deqlm_solvers.core.peer_names import HINTS
 from deqlm_solvers.core.policy import OnFailure
+from deqlm_solvers.core.processes import Processes
 
 __all__ = ["DEQ"]
 
@@ -94,6 +95,8 @@ class DEQ(Equilibrium):
             saves the host's time for every launch. Their stop makes a known number of evaluations, a budget
             (``rtol=0``) or ``check_every=0``, the layer draws no noise, moves no buffers (eval()), and lets the host
             read nothing. Calls with grad are not captured.
+        process_group: of torch.distributed, or a device mesh of one dimension: the processes that end together with
+            ``Stop(collective=True)``; None is all.
 
     Raises:
         ValueError, TypeError, KeyError: an option that is unknown, out of range, or would be ignored.
@@ -131,6 +134,7 @@ class DEQ(Equilibrium):
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
         graph: bool = False,
+        process_group: Any = None,
     ) -> None:
         if not callable(layer):
             raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
@@ -144,6 +148,7 @@ class DEQ(Equilibrium):
             failed_grad=failed_grad,
             memory_cap=memory_cap,
             on_cap=on_cap,
+            process_group=process_group,
         )
         # two frames up: __init__ is wrapped
         warn_of_hidden("layer", layer, stacklevel=3)
@@ -214,13 +219,13 @@ class DEQ(Equilibrium):
         Raises:
             TypeError, ValueError, KeyError: a start of another structure or shape; what `DEQ` refuses of options and
                 of a causal layer.
-            RuntimeError: parts of the layer talk to other processes, and the solve is no budget; or the call is
-                recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
+            RuntimeError: parts of the layer talk to other processes, which would not make equally many evaluations; or
+                the call is recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
         if kwargs:
             refuse_peer_names(self.layer, kwargs)
         how, method = self.settings(solver, stop, gradient)
-        refuse_collective(self.layer, how, method)
+        together = processes_in_step(self.layer, how, method, self.process_group.group)
         failures = self.failures.of_call(on_backward, layer=self.layer, ask="deqlm.diagnose(deq, x)")
         if self.graph and not torch.is_grad_enabled():
             require(states is None and on_evaluation is None, "graph", True, "False with states or on_evaluation")
@@ -232,9 +237,10 @@ class DEQ(Equilibrium):
         watch = Watch.of(states, on_evaluation)
         with layer:
             if self.causal:
-                sol = self._by_chunks(rowmap, how, method, failures, token_mask, watch)
+                sol = self._by_chunks(rowmap, how, method, failures, token_mask, watch, together)
             else:
                 more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+                more["together"] = together
                 sol = solve_rows(rowmap, how, method, failures, **more)
         self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z
@@ -302,6 +308,7 @@ class DEQ(Equilibrium):
         failures: Failures,
         token_mask: Tensor | None,
         watch: Watch | None,
+        together: Processes | None,
     ) -> Solution:
         shapes = rowmap.rows.shapes
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
@@ -312,6 +319,7 @@ class DEQ(Equilibrium):
         how = how.replace(stop=per_token(how.stop))
         if not several:
             more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+            more["together"] = together
             return solve_rows(rowmap, how, gradient, failures, **more)
         require(watch is None, "mode", self.mode, "'simultaneous' with states or on_evaluation, which see all tokens")
         return solve_chunks(
@@ -321,6 +329,7 @@ class DEQ(Equilibrium):
             token_mask=token_mask,
             cap=self.cap,
             owner=self.layer,
+            together=together,
         )[0]
 
     def on_rows(

@@ -22,6 +22,7 @@ from deqlm_solvers import Adjoint, Solution, Solve, Stop
 from deqlm_solvers.core.checks import explain_options, whole
 from deqlm_solvers.core.peer_names import HINTS
 from deqlm_solvers.core.policy import OnFailure
+from deqlm_solvers.core.processes import Processes
 
 __all__ = ["AUTO", "Equilibrium"]
 
@@ -57,6 +58,8 @@ class Equilibrium(nn.Module):
         memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
             such as "2GiB", or None for no limit. Forecast before the solve; the map's own memory is not in it.
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
+        process_group: of torch.distributed, or a device mesh of one dimension: the processes that end together with
+            ``Stop(collective=True)``; None is all.
 
     Attributes:
         last: `Solution` of the last call without its state: statuses, steps, residuals, cost, and ``adjoint`` once
@@ -93,6 +96,7 @@ class Equilibrium(nn.Module):
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
+        process_group: Any = None,
     ) -> None:
         super().__init__()
         self.solve = make_solve(solver, stop, AUTO)
@@ -104,6 +108,7 @@ class Equilibrium(nn.Module):
         if batch_dims is not None:
             whole("batch_dims", batch_dims, 0)
         self.batch_dims = batch_dims
+        self.process_group = Processes(process_group)
         self.last: Solution | None = None
 
     @eagerly
@@ -154,15 +159,15 @@ class Equilibrium(nn.Module):
             TypeError, ValueError, KeyError: bad input, an unknown option, a pair that does not fit, or an f that
                 changes structure, shape, dtype or device.
             ConvergenceError: a row failed and a policy is "raise".
-            RuntimeError: parts of f talk to other processes, and the solve is no budget; or the call is recorded by
-                torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
+            RuntimeError: parts of f talk to other processes, which would not make equally many evaluations; or the call
+                is recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
         if kwargs:
             refuse_peer_names(f, kwargs)
         how, method = self.settings(solver, stop, gradient)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
         more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": self.cap}
-        more["watch"] = Watch.of(states, on_evaluation)
+        more["watch"], more["group"] = Watch.of(states, on_evaluation), self.process_group.group
         sol = solve_map(f, rows, args, kwargs, how, method, self.failures.of_call(on_backward), **more)
         self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from deqlm.wrap.memory_cap import MemoryCap
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Cost, Layout, Map, Solution, Solve
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["solve_rows"]
@@ -38,11 +40,12 @@ def solve_rows(
     cap: MemoryCap | None = None,
     tokens: int | None = None,
     watch: Watch | None = None,
+    together: Processes | None = None,
 ) -> Solution:
     """Solve a packed map from its own start and unpack the solution; see `deqlm.solve`.
 
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
-    ``watch`` is what the call looks at on the way.
+    ``watch`` is what the call looks at on the way, ``together`` are the processes that solve in step.
     """
     if failures.then is not None and torch.is_grad_enabled() and not gradient.reports():
         raise ValueError(
@@ -54,8 +57,9 @@ def solve_rows(
         return solve_transformed(f, how, gradient, failures, **given)  # type: ignore[arg-type]
     if in_forward_mode():
         with without_tangents():
-            more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
-            sol = solve_rows(f, how, gradient, failures, **more)  # type: ignore[arg-type]
+            more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens}
+            more |= {"watch": watch, "together": together}
+            sol = solve_rows(f, how, gradient, failures, **more)
         by = SolvedBy(how, Layout(leaves=f.rows.row_shapes, batch_dims=f.rows.batch_dims))
         return with_tangent(sol, f, by, gradient, failures)
     rows = f.rows
@@ -63,12 +67,13 @@ def solve_rows(
     if tokens is None:
         tokens = tokens_of(how.stop, rows)
     layout = _plain_layout(rows.row_shapes, rows.batch_dims)
-    if scale is not None or token_mask is not None or len(set(rows.dtypes)) > 1:
+    if scale is not None or token_mask is not None or len(set(rows.dtypes)) > 1 or together is not None:
         layout = replace(
             layout,
             scale=row_scale(scale, rows, how.stop),
             token_mask=None if token_mask is None else row_mask(token_mask, rows),
             round=rows.round if len(set(rows.dtypes)) > 1 else None,
+            together=together,
         )
     if cap is not None:
         how, gradient = cap.apply(how, gradient.for_solve(how), rows, layout)

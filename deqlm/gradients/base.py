@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from deqlm.gradients.transformable import Point
-from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
 from deqlm.wrap.solved_by import SolvedBy
+from deqlm.wrap.sparing import spare
 from deqlm_solvers import Adjoint, Layout, Map, Options, Registry, Solution, Solve, Status, Stop
 
 __all__ = ["GRADIENTS", "Gradient", "register_gradient"]
@@ -52,6 +52,11 @@ class Gradient(Options, ABC):
     def for_solve(self, solve: Solve) -> Gradient:
         """Return the method with every choice made that it leaves to the forward ``solve``."""
         return self
+
+    def solves(self, solve: Solve) -> list[Solve]:
+        """Return the solves that a backward makes after the forward ``solve``; the default is a field ``solve``."""
+        own = getattr(self.for_solve(solve), "solve", None)
+        return [own] if isinstance(own, Solve) else []
 
     def reports(self) -> bool:
         """Say whether backward fills in the `Adjoint`, and so calls ``on_backward``; the default says no."""
@@ -128,17 +133,13 @@ class Gradient(Options, ABC):
         if not self.keeps_point:
             sol = sol.replace(residual_of="previous")
         bad = failures.bad_rows(sol, solve.stop)
-        if bad is None:
-            f.solved_by = by
-            return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
-        if bool(bad.all()):
+        spared = spare(f, sol.z, bad, layout.together)
+        if spared is None:
             return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
-        source = healthy_source(bad)
-        healthy = sol.z.index_select(0, source)
-        sound = f.without(bad, healthy)
-        sound.solved_by = by.select(source)
-        z = self.connect(sound, healthy, adjoint)
-        return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
+        sound, point, source = spared
+        sound.solved_by = by if source is None else by.select(source)
+        z = self.connect(sound, point, adjoint)
+        return sol.replace(z=z if bad is None else torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
 
 
 def nothing(f: Map, z: Tensor) -> Tensor:

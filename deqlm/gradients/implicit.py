@@ -73,7 +73,8 @@ class Implicit(Gradient):
             "auto" goes by the forward solver: LU after `Newton` and `Dogleg`, GMRES after `NewtonKrylov`, the scan
             after `Deer` where it is exact, else Anderson, each with ``Stop(max_iter=200, rtol="auto")``, where "auto"
             is 1e-6, or 4 eps of the dtype that f computes in; rows that fail are solved again by GMRES, and
-            `Adjoint.picked` says which. A solve that is given stays as it is.
+            `Adjoint.picked` says which. After a solve with ``Stop(collective=True)`` it is Anderson's with that, and
+            nothing is solved again. A solve that is given stays as it is.
         second_order: make second derivatives right, at the price of one more evaluation of f in the graph and a second
             backward solve. Without it a second derivative raises, but for one in the incoming gradient alone.
         failed: what a row gets whose backward solve does not converge: "keep" (the w that it has come to, zero where it
@@ -115,22 +116,28 @@ class Implicit(Gradient):
         _check(self.solve)  # type: ignore[arg-type]
 
     def for_solve(self, solve: Solve) -> Implicit:
-        return self if self.solve != "auto" else self.replace(solve=self.backward(solve.solver))
+        return self if self.solve != "auto" else self.replace(solve=self._after(solve))
 
-    def backward(self, forward: Solver | None = None) -> Solve:
+    def backward(self, forward: Solver | None = None, *, collective: bool = False) -> Solve:
         """Return the solve of a cotangent.
 
         Args:
             forward: solver of the point, by which "auto" goes; None is any but Newton's.
+            collective: "auto" ends in all processes together.
         """
         if isinstance(self.solve, Solve):
             return self.solve
+        if collective:
+            return Solve(Anderson(), IN_STEP)
         if isinstance(forward, DenseSolver):
             return DENSE
         if isinstance(forward, Deer):
             return Solve(Deer(structure=forward.structure), AUTO)
         products = isinstance(forward, StepSolver) and forward.differentiates
         return PRODUCTS if products else STEPS
+
+    def _after(self, solve: Solve) -> Solve:
+        return self.backward(solve.solver, collective=solve.stop.collective)
 
     def reports(self) -> bool:
         return True
@@ -182,16 +189,22 @@ class Implicit(Gradient):
     def _system(self, by: SolvedBy | None, held: Held | None, fz: Tensor, source: Tensor, adjoint: Adjoint) -> System:
         layout = Layout() if by is None else by.layout
         computed = evaluated_dtype(source)
-        how = self.backward(None if by is None else by.solve.solver)
+        how = self.backward() if by is None else self._after(by.solve)
         grid = None
         if isinstance(how.solver, Deer):
             stop = how.stop if by is None else by.solve.stop
             grid = Grid.of(layout, stop, source.shape[1], how.solver.structure)
         return System(
             how=_resolved(how, computed),
-            rescue=self.solve == "auto",
+            # GMRES makes as many products as the rows of one process need
+            rescue=self.solve == "auto" and not how.stop.collective,
             failed=self.failed,
-            layout=Layout(layout.leaves, layout.batch_dims, token_mask=layout.token_mask),
+            layout=Layout(
+                leaves=layout.leaves,
+                batch_dims=layout.batch_dims,
+                token_mask=layout.token_mask,
+                together=layout.together,
+            ),
             held=held,
             narrow=computed == torch.float16,
             fz=fz,
@@ -213,6 +226,7 @@ class _Solved(Inverse):
 
 
 AUTO = Stop(max_iter=200, rtol="auto")
+IN_STEP = AUTO.replace(collective=True)
 DENSE, PRODUCTS, STEPS = Solve(Newton(), AUTO), Solve(NewtonKrylov(), AUTO), Solve(Anderson(), AUTO)
 
 

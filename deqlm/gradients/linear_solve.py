@@ -71,7 +71,11 @@ def solve_cotangent(how: Solve, system: LinearSystem, *, rescue: bool) -> Soluti
         evaluations.
     """
     sol = _attempt(how, system).replace(picked=None, choices=())
-    if sol.worst() <= int(Status.BUDGET):
+    if system.layout.together is None:
+        done = sol.worst() <= int(Status.BUDGET)
+    else:
+        done = not _anywhere(sol.failed, system.layout)
+    if done:
         return sol
     sol = sol if system.narrow else _in_range(how, system, sol)
     return _rescued(how, system, sol) if rescue else sol
@@ -83,10 +87,16 @@ def _in_range(how: Solve, system: LinearSystem, sol: Solution) -> Solution:
     float16 inside f overflows at cotangents that float32 holds.
     """
     lost = sol.status == int(Status.NONFINITE)
-    if not bool(lost.any()):
+    if not _anywhere(lost, system.layout):
         return sol
     again = _attempt(how, replace(system, narrow=True))
     return _merged(sol, again, lost).replace(cost=sol.cost + again.cost)
+
+
+def _anywhere(rows: Tensor, layout: Layout) -> bool:
+    """Say whether one of ``rows`` (B,) is True, here or in a process that must make the same products."""
+    here = bool(rows.any())
+    return here if layout.together is None else layout.together.any(here, rows.device)
 
 
 def _attempt(how: Solve, system: LinearSystem) -> Solution:
@@ -159,7 +169,9 @@ def _by_steps(solve: Solve, system: LinearSystem) -> Solution:
     """Solve by the steps of a solver; the tolerance of a row is absolute, in units of ||g||."""
     scaled, stop = _Scaled.of(system), solve.stop
     g = scaled.g
-    layout = Layout(atol_scale=scaled.unit) if stop.per == "row" else system.layout
+    layout = system.layout
+    if stop.per == "row":
+        layout = Layout(atol_scale=scaled.unit, together=layout.together)
     sol = _absolute(solve)(lambda w: system.product(w) + g, g, layout)
     residual = sol.residual / scaled.unit if stop.per == "row" else sol.relative
     return sol.replace(residual=residual, z=sol.z if scaled.power is None else torch.ldexp(sol.z, scaled.power))

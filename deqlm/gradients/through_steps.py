@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from deqlm.gradients.base import Gradient, nothing
-from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
 from deqlm.wrap.solved_by import SolvedBy
+from deqlm.wrap.sparing import spare
 from deqlm_solvers import Adjoint, Layout, Map, Solution, Solve, StepSolver
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.loop.loop import run
@@ -53,11 +53,13 @@ class ThroughSteps(Gradient):
         sol = self.run(solve, f, z0, layout)
         failures.report(sol, solve.stop)
         bad = failures.bad_rows(sol, solve.stop)
-        if bad is None:
-            return sol.replace(adjoint=failures.adjoint())
-        if bool(bad.all()):
+        spared = spare(f, z0, bad, layout.together)
+        if spared is None:
             return sol.replace(z=nothing(f, sol.z.detach()), adjoint=failures.adjoint())
-        start = z0.index_select(0, healthy_source(bad))
-        again = self.run(solve, f.without(bad, start), start, layout)
-        z = torch.where(bad[:, None], sol.z.detach(), again.z)
+        sound, start, _ = spared
+        here, together = bad is not None, layout.together
+        if not (here if together is None else together.any(here, z0.device)):
+            return sol.replace(adjoint=failures.adjoint())
+        again = self.run(solve, sound, start, layout)
+        z = again.z if bad is None else torch.where(bad[:, None], sol.z.detach(), again.z)
         return sol.replace(z=z, cost=sol.cost + again.cost, adjoint=failures.adjoint())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, in_use
 from deqlm.equilibrium.transformed import summary
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
-from deqlm.gradients.collective import refuse_collective
+from deqlm.gradients.collective import processes_in_step
 from deqlm.layers import Context, fold_weight_norm_
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
@@ -304,7 +304,7 @@ class ImplicitLM(nn.Module):
         how = how if rule is how.stop else Solve(how.solver, rule)
         if grad:
             method.check(how)
-        refuse_collective(self.backbone, how, method)
+        together = processes_in_step(self.backbone, how, method)
         # the value with grad: in one solve of all tokens, and of the gradient's steps, not of the commit
         as_with_grad = grad or getattr(method, "same_value", False)
         mode = mode.for_model(how.stop, as_with_grad)
@@ -339,6 +339,7 @@ class ImplicitLM(nn.Module):
             commit=use_cache or not as_with_grad,
             token_mask=context.mask if how.stop.per == "token" else None,
             owner=self,
+            together=together,
         )
         replay.seal()
         self.last = summary(sol)

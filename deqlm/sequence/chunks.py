@@ -25,6 +25,7 @@ from deqlm.wrap.memory_cap import MemoryCap
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Layout, Map, Solution, Solve, Stop, options
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.processes import Processes
 
 __all__ = ["Committed", "per_token", "solve_chunks"]
 
@@ -74,6 +75,7 @@ def solve_chunks(
     token_mask: Tensor | None = None,
     cap: MemoryCap | None = None,
     owner: object = None,
+    together: Processes | None = None,
 ) -> tuple[Solution, Committed]:
     """Solve the causal map ``f`` chunk after chunk and tie the joined point to autograd through the whole of f.
 
@@ -92,6 +94,7 @@ def solve_chunks(
         token_mask: (B, L) bool, True where a token counts; None counts all.
         cap: limit of memory, held against a solve of all tokens.
         owner: whose map it is; what ``Chunked("auto")`` has measured is kept as long as it lives.
+        together: processes that solve in step, or None.
 
     Returns:
         The solution, whose ``z`` joins the points of all chunks (with grad: what the gradient method returns),
@@ -105,7 +108,7 @@ def solve_chunks(
     """
     (shape,) = f.rows.shapes
     mode = mode.for_solver(how.solver)
-    tokens = {"token_mask": token_mask, "cap": cap, "tokens": shape[1]}
+    tokens: dict[str, Any] = {"token_mask": token_mask, "cap": cap, "tokens": shape[1], "together": together}
     if transformed():
         if mode.one_solve(shape[1]) and not commit:
             return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)

@@ -271,7 +271,7 @@ class RowMap:
         made.count = self.count
         return made
 
-    def without(self, bad: Tensor, z: Tensor) -> RowMap:
+    def without(self, bad: Tensor, z: Tensor, announce: Callable[[], object] | None = None) -> RowMap:
         """Return the map in which ``bad`` rows (B,) use the inputs of the first healthy row.
 
         Zero times NaN is NaN: a NaN row would spoil every shared gradient even with a zero cotangent, so its inputs are
@@ -282,18 +282,23 @@ class RowMap:
         Args:
             bad: rows to replace; not all of them.
             z: point (B, N) at which maps are compared, healthy in every row.
+            announce: called before inputs are prepared and the map is evaluated, each time: other processes do `again`
+                what this one does here.
         """
-        leaves, spec = tree_flatten(self.inputs)
+        leaves, _ = tree_flatten(self.inputs)
         held = None if self.held is None else self.held.select(healthy_source(bad))
 
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
-            tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
-            made = RowMap(self.rows, self.f, tree, self.prepare, held=held, owner=self.owner)
-            made.count = self.count
-            return made
+            if announce is not None:
+                announce()
+            return self._with_leaves(new, held)
 
-        with torch.no_grad():
-            want = self(z)[~bad]
+        if announce is None:
+            with torch.no_grad():
+                want = self(z)[~bad]
+        else:
+            announce()
+            want = self.again(z)[~bad]
 
         def apart(i: int, new: Tensor | None) -> bool | None:
             """Say whether healthy rows are blind to a change of leaf ``i``; None where f does not take it."""
@@ -311,6 +316,33 @@ class RowMap:
                 text = "f is not finite in failed rows even with the inputs of a healthy row: gradients may be NaN; "
                 warnings.warn(text + "give per-row tensors by args, batch dimensions first", UserWarning, stacklevel=2)
         return healthy
+
+    def again(self, z: Tensor) -> Tensor:
+        """Prepare the inputs and evaluate at ``z`` (B, N) without a graph, only to do what other processes do."""
+        with torch.no_grad():
+            if self.prepare is not None:
+                self.prepare(*self.inputs)
+            return self(z)
+
+    def cleared(self, announce: Callable[[], object]) -> RowMap:
+        """Return the map whose per-row inputs are zeros, where every row failed and other processes have healthy ones.
+
+        Args:
+            announce: as for `without`.
+        """
+        leaves, _ = tree_flatten(self.inputs)
+        announce()
+        made = self._with_leaves({i: torch.zeros_like(t) for i, t in enumerate(leaves) if self.rows.is_per_row(t)})
+        with torch.no_grad():
+            made(torch.zeros_like(self.rows.z0))
+        return made
+
+    def _with_leaves(self, new: dict[int, Tensor], held: Held | None = None) -> RowMap:
+        leaves, spec = tree_flatten(self.inputs)
+        tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
+        made = RowMap(self.rows, self.f, tree, self.prepare, held=held, owner=self.owner)
+        made.count = self.count
+        return made
 
 
 _LEAF = tree_flatten(0)[1]

@@ -64,6 +64,11 @@ class Solve(Options):
                 f"solver {self.solver.name!r} cannot honour Stop(compact='at_once'): its steps evaluate f on all rows; "
                 "use compact=True, or a solver such as 'anderson'"
             )
+        if self.stop.collective and self.solver.steps_evaluate:
+            raise ValueError(
+                f"solver {self.solver.name!r} cannot honour Stop(collective=True): its steps evaluate f as often as "
+                "the rows of one process need; use a solver such as 'anderson', 'broyden' or 'fixed_point'"
+            )
         if self.solver.honours >= Stop.__dataclass_fields__.keys():  # type: ignore[attr-defined]
             return
         for name, field in Stop.__dataclass_fields__.items():  # type: ignore[attr-defined]

@@ -254,8 +254,6 @@ def test_options_without_effect_are_refused(explicit):
         make("llama", labels="both")
     with pytest.raises(ValueError, match="cannot differentiate the steps"):
         make("llama", solve=Solve("anderson"), gradient="unrolled")
-    with pytest.raises(ValueError, match="gradient must be one without same_value"):
-        make("llama", gradient={"name": "phantom", "same_value": True})
 
 
 def test_options_can_be_plain_data():

@@ -48,6 +48,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "criterion": (None, Small()),
     "share": (1.0, 0.6),
     "first_tokens": ((), (9.0,)),
+    "collective": (False, True),
 }
 METHODS: dict[str, Solver] = {
     **{name: SOLVERS[name]() for name in SOLVERS if hasattr(SOLVERS[name], "impl")},

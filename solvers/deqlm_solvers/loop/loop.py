@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.layout import Layout
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Map
 from deqlm_solvers.core.status import Status
@@ -49,7 +50,8 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
     with torch.set_grad_enabled(graph), quiet:
         z = z0.to(evaluator.inner, copy=True, memory_format=torch.contiguous_format)
         backend = choose_backend(method, evaluator, stop, layout, z)
-        compact = stop.compact and not stop.is_budget and not graph
+        compact = stop.compact and not (stop.is_budget or stop.collective or graph)
+        together = (layout.together or Processes()) if stop.collective else None
         for k in range(stop.max_iter):
             at = evaluator.at(z)
             if backend.masked is not None:
@@ -59,7 +61,7 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
             z, goes_on = backend.advance(k, at, last)
             if last or not goes_on:
                 if not evaluator.narrowed:
-                    if stop.check_every and not graph and backend.apart(at.z):
+                    if stop.check_every and not graph and _anywhere(backend.apart(at.z), together, z):
                         backend.review(evaluator.widen(backend.points()), take_up=False)
                     break
                 # a row that left was tested while others were elsewhere, and f may mix rows more weakly than a probe
@@ -75,6 +77,10 @@ def run(method: Method, f: Map, z0: Tensor, stop: Stop, layout: Layout, graph: b
             z = z.to(z0.dtype).to(evaluator.inner)
         sol = backend.finish(z, evaluator.cost, keep_last=graph)
     return sol if sol.z.dtype == z0.dtype else sol.replace(z=sol.z.to(z0.dtype))
+
+
+def _anywhere(here: bool, together: Processes | None, z: Tensor) -> bool:
+    return here if together is None else together.any(here, z.device)
 
 
 def unmoved(z0: Tensor) -> Solution:

@@ -13,6 +13,7 @@ from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.native_rule import NativeRule, Update
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -64,10 +65,11 @@ class NativeBackend(Backend):
         "norm": lambda norm: norm in ("l2", "rms") or type(norm) is tuple,
         "per": lambda per: per in ("row", "token", "leaf"),
         "keep": lambda keep: keep == "best",
+        "collective": lambda collective: isinstance(collective, bool),
         "compact": lambda compact: compact in (True, False, "at_once"),
     }
     knows_layout: ClassVar[Knows] = dict.fromkeys(
-        ("leaves", "batch_dims", "scale", "token_mask", "atol_scale", "round", "first"), anything
+        ("leaves", "batch_dims", "scale", "token_mask", "atol_scale", "round", "first", "together"), anything
     )
 
     @classmethod
@@ -107,6 +109,8 @@ class NativeBackend(Backend):
         plain = stop.per == "row" and stop.norm == "l2" and layout.scale is None and layout.token_mask is None
         criterion = None if plain and not stop.trace else Criterion(stop, layout, z)
         self._begin(plan, stop, z, criterion, plain, layout.first, layout.atol_scale)
+        if stop.collective and layout.together is not None:
+            self.together = layout.together
 
     @classmethod
     def remember(cls, asked: Method, backend: NativeBackend, evaluator: Evaluator, layout: Layout, z: Tensor) -> None:
@@ -126,6 +130,7 @@ class NativeBackend(Backend):
     ) -> None:
         self.plan, self.native, self.functions = plan, plan.native, plan.functions
         self.stop, self.start = stop, z
+        self.together = Processes() if stop.collective else None
         self.rows, self.unknowns = z.shape
         self._advance, self._finish, self._lost, self._settle, self._review, open_, bytes_ = plan.calls
         solve = _Solve.from_buffer_copy(plan.described)
@@ -189,7 +194,9 @@ class NativeBackend(Backend):
         if last and not budget:
             return z, False
         looks = self._looks(k, tests)
-        return z_next, budget or not looks or active > 0
+        if not looks or self.together is None:
+            return z_next, budget or not looks or active > 0
+        return z_next, self.together.any(active > 0, CPU)
 
     def _passes_on(self, k: int, fz: Tensor) -> bool:
         """Say whether f(z) itself is the next point: a plain step of rows that all go on, with nothing to test.
@@ -333,7 +340,8 @@ _PLANS: Kept[_Plan] = Kept()
 
 def _plain_rows(layout: Layout) -> bool:
     """Say whether rows are to be read as they are, but for a factor of ``atol`` that each may have."""
-    return layout.scale is None and layout.token_mask is None and layout.first is None
+    given = (layout.scale, layout.token_mask, layout.first, layout.together)
+    return all(each is None for each in given)
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Layout
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -46,6 +47,7 @@ class Tracker(ABC):
     def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
         self.stop = stop
         self.criterion = Criterion(stop, layout, z)
+        self.together = (layout.together or Processes()) if stop.collective else None
         self.trace: list[Tensor] = []
 
     @abstractmethod
@@ -168,9 +170,8 @@ class RowTracker(Tracker):
             return False
         plain = asked is None and not self._foresees
         self.count = count = int(self.active.sum()) if plain else self._look(asked)
-        if count > self.spare:
-            return False
-        return bool(count) or not self._take_up_lost(k)
+        done = count <= self.spare and (bool(count) or not self._take_up_lost(k))
+        return done if self.together is None else not self.together.any(not done, self.active.device)
 
     def _look(self, asked: Tensor | None) -> int:
         """Return how many rows are active; the same read tells what else the host wants to know."""

@@ -94,7 +94,8 @@ class BestMapTracker(Tracker):
             self.trace.append(reading.residual)
         self.relative = torch.where(self.over, self.relative, relative)
         self.evaluations = self.evaluations + ~self.over
-        self.over = (self.relative < self.stop.rtol).all()
+        failing = (~(self.relative < self.stop.rtol)).sum()
+        self.over = (failing if self.together is None else self.together.total(failing)) == 0
         every, self.answer = self.stop.check_every, None
         if not (every > 0 and (k + 1) % every == 0):
             return False
