@@ -21,10 +21,11 @@ from deqlm_solvers.loop.method import Method
 from deqlm_solvers.loop.native_backend import NativeBackend
 from deqlm_solvers.loop.program import program_declines, run_program
 from deqlm_solvers.loop.torch_backend import TorchBackend
+from deqlm_solvers.loop.triton_backend import TritonBackend
 
 __all__ = ["ENGINES", "run", "unmoved"]
 
-ENGINES: dict[str, type[Backend]] = {"cpp": NativeBackend}
+ENGINES: dict[str, type[Backend]] = {"cpp": NativeBackend, "triton": TritonBackend}
 """Engines beside torch operations, by the name that a method's option ``impl`` asks for them; "auto" tries them all."""
 
 
