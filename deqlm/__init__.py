@@ -5,6 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from deqlm._version import __version__
+from deqlm.compiled.package import ExportedSolve
+from deqlm.compiled.program import Compiled
+from deqlm.compiled.refused import NotCompiledError
+from deqlm.compiled.settings import Compile
 from deqlm.deq import DEQ
 from deqlm.diagnostics import (
     Diagnosis,
@@ -32,6 +36,9 @@ from deqlm.gradients import (
     Unrolled,
     register_gradient,
 )
+from deqlm.looped.blocks import loop
+from deqlm.programs.compiling import CompiledSolve, compile
+from deqlm.programs.exporting import export, load_exported
 from deqlm.sequence.modes import Auto, Chunked, Frontier, Sequential, Simultaneous
 from deqlm.wrap.inject import Inject
 from deqlm.wrap.memory_cap import within_memory
@@ -97,6 +104,9 @@ __all__ = [
     "Bracket",
     "Broyden",
     "Chunked",
+    "Compile",
+    "Compiled",
+    "CompiledSolve",
     "ConvergenceError",
     "ConvergenceWarning",
     "Cost",
@@ -105,6 +115,7 @@ __all__ = [
     "Diagnosis",
     "Dogleg",
     "Equilibrium",
+    "ExportedSolve",
     "Fallback",
     "FixedPoint",
     "Forecast",
@@ -120,6 +131,7 @@ __all__ = [
     "Neumann",
     "Newton",
     "NewtonKrylov",
+    "NotCompiledError",
     "OneStep",
     "Phantom",
     "PseudoTransient",
@@ -142,10 +154,14 @@ __all__ = [
     "__version__",
     "audit_gradient",
     "compare",
+    "compile",
     "diagnose",
+    "export",
     "fixed_point_correction",
     "forecast_memory",
     "forecast_solve",
+    "load_exported",
+    "loop",
     "monitor",
     "once_per_call_",
     "options",

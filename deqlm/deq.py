@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+import torch
 from torch import Tensor, nn
 
+from deqlm.compiled.settings import GivenCompile
+from deqlm.equilibrium.again import refuse_chunks, solve_again
+from deqlm.equilibrium.by_graph import solve_by_graph
 from deqlm.equilibrium.module import Equilibrium
 from deqlm.equilibrium.rows import solve_rows
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop
 from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import Gradient
-from deqlm.gradients.collective import refuse_collective
+from deqlm.gradients.collective import processes_in_step
 from deqlm.sequence.causal import CausalCall
 from deqlm.sequence.chunks import per_token, solve_chunks
 from deqlm.sequence.modes import MODES, Mode, Simultaneous
+from deqlm.wrap.captured import Captured
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.hidden import warn_of_hidden
-from deqlm.wrap.inject import Add, make_inject
+from deqlm.wrap.inject import Add, make_inject, passes_on
+from deqlm.wrap.keywords import refuse_peer_names
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import OnCap
 from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.part import part_of
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
-from deqlm.wrap.trees import first_tensor, start_like, tensors, zeros_like_tree
+from deqlm.wrap.start import AT_ZERO, CALLED, started
+from deqlm.wrap.trees import first_tensor, start_like
 from deqlm_solvers import Adjoint, Solution, Solve
 from deqlm_solvers.core.checks import explain_options, require
-from deqlm_solvers.core.kinds import require_state
 from deqlm_solvers.core.peer_names import HINTS
 from deqlm_solvers.core.policy import OnFailure
+from deqlm_solvers.core.processes import Processes
 
 __all__ = ["DEQ"]
 
 T = TypeVar("T")
-
-AT_ZERO = (
-    "deqlm: the layer raised at the start, a state of zeros; where it needs another one, give start=, such as "
-    "start=torch.ones_like"
-)
-CALLED = (
-    'deqlm: the layer is called as layer(z + x), with inject="argument" as layer(z, x), and with the further arguments '
-    "of the call behind; one that takes others goes into an nn.Module whose forward calls it"
-)
 
 
 class DEQ(Equilibrium):
@@ -93,6 +91,13 @@ class DEQ(Equilibrium):
         memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
             such as "2GiB", or None for no limit. Forecast before the solve; the layer's own memory is not in it.
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
+        compile: True, a `Compile` or a dict of its fields: solve and adjoint become programs; see `deqlm.compile`.
+        graph: calls without grad are captured as CUDA graphs, one for every shape of the input, and replayed, which
+            saves the host's time for every launch. Their stop makes a known number of evaluations, a budget
+            (``rtol=0``) or ``check_every=0``, the layer draws no noise, moves no buffers (eval()), and lets the host
+            read nothing. Calls with grad are not captured.
+        process_group: of torch.distributed, or a device mesh of one dimension: the processes that end together with
+            ``Stop(collective=True)``; None is all.
 
     Raises:
         ValueError, TypeError, KeyError: an option that is unknown, out of range, or would be ignored.
@@ -129,6 +134,9 @@ class DEQ(Equilibrium):
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
+        compile: GivenCompile = None,
+        graph: bool = False,
+        process_group: Any = None,
     ) -> None:
         if not callable(layer):
             raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
@@ -142,7 +150,10 @@ class DEQ(Equilibrium):
             failed_grad=failed_grad,
             memory_cap=memory_cap,
             on_cap=on_cap,
+            process_group=process_group,
+            compile=compile,
         )
+        require(not graph or self.compiler is None, "graph", graph, "False with compile")
         # two frames up: __init__ is wrapped
         warn_of_hidden("layer", layer, stacklevel=3)
         layer = part_of(layer, output)
@@ -157,6 +168,9 @@ class DEQ(Equilibrium):
                     how.replace(stop=per_token(how.stop))
         else:
             require(self.mode == Simultaneous(), "mode", self.mode, "'simultaneous' without causal=True")
+        require(isinstance(graph, bool), "graph", graph, "True or False")
+        require(not (graph and causal), "graph", graph, "False with causal=True, whose chunks depend on numbers")
+        self.graph, self.graphs = graph, Captured()
         self.causal = causal
         if isinstance(start, Tensor) and not isinstance(start, nn.Parameter):
             self.register_buffer("start", start)
@@ -199,8 +213,8 @@ class DEQ(Equilibrium):
                 how gradients reach them.
             on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an
                 error in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
-            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`; methods that solve
-                nothing never call).
+            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`, `Neumann`, `Shine`
+                that refines; with grad, refused beside methods that solve nothing in backward).
             **kwargs: further keywords of the layer, such as masks.
 
         Returns:
@@ -209,21 +223,35 @@ class DEQ(Equilibrium):
         Raises:
             TypeError, ValueError, KeyError: a start of another structure or shape; what `DEQ` refuses of options and
                 of a causal layer.
-            RuntimeError: parts of the layer talk to other processes, and the solve is no budget; or the call is
-                recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
+            RuntimeError: parts of the layer talk to other processes, which would not make equally many evaluations; or
+                the call is recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
+        if kwargs:
+            refuse_peer_names(self.layer, kwargs)
         how, method = self.settings(solver, stop, gradient)
-        refuse_collective(self.layer, how, method)
+        together = processes_in_step(self.layer, how, method, self.process_group.group)
+        if together is None:
+            sol = solve_again(self, x, args, how, method, token_mask, start, states, on_evaluation, kwargs)
+            if sol is not None:
+                self.keep(sol)
+                return (sol.z, sol) if with_stats else sol.z
+        failures = self.failures.of_call(on_backward, layer=self.layer, ask="deqlm.diagnose(deq, x)")
+        if self.graph and not torch.is_grad_enabled():
+            require(states is None and on_evaluation is None, "graph", True, "False with states or on_evaluation")
+            sol = solve_by_graph(self, (x, args, kwargs, start, token_mask), how, method)
+            failures.report(sol, how.stop)
+            self.last = sol.without_state()
+            return (sol.z, sol) if with_stats else sol.z
         rowmap, layer = self.on_rows(x, args, kwargs, start)
-        failures = replace(self.failures, layer=self.layer, ask="deqlm.diagnose(deq, x)", then=on_backward)
         watch = Watch.of(states, on_evaluation)
         with layer:
             if self.causal:
-                sol = self._by_chunks(rowmap, how, method, failures, token_mask, watch)
+                sol = self._by_chunks(rowmap, how, method, failures, token_mask, watch, together)
             else:
                 more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+                more |= {"together": together, "compiler": self.compiler}
                 sol = solve_rows(rowmap, how, method, failures, **more)
-        self.last = sol.without_state()
+        self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z
 
     if TYPE_CHECKING:  # that of nn.Module takes and returns anything
@@ -289,16 +317,20 @@ class DEQ(Equilibrium):
         failures: Failures,
         token_mask: Tensor | None,
         watch: Watch | None,
+        together: Processes | None,
     ) -> Solution:
         shapes = rowmap.rows.shapes
         require(rowmap.rows.plain, "the state", [tuple(shape) for shape in shapes], "one real tensor for causal=True")
         call = CausalCall(self.layer, self.inject, rowmap.prepared, shapes[0], rowmap.rows.device)
         several = not self.mode.one_solve(shapes[0][1])
-        call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
+        if not transformed():  # where values decide nothing
+            call.probe(rowmap.rows.unpack(rowmap.rows.z0), chunks=several)
         how = how.replace(stop=per_token(how.stop))
         if not several:
             more: dict[str, Any] = {"token_mask": token_mask, "cap": self.cap, "watch": watch}
+            more |= {"together": together, "compiler": self.compiler}
             return solve_rows(rowmap, how, gradient, failures, **more)
+        refuse_chunks(self.compiler, self.mode)
         require(watch is None, "mode", self.mode, "'simultaneous' with states or on_evaluation, which see all tokens")
         return solve_chunks(
             *(rowmap, call.chunk, self.mode, how, gradient, failures),
@@ -307,12 +339,20 @@ class DEQ(Equilibrium):
             token_mask=token_mask,
             cap=self.cap,
             owner=self.layer,
+            together=together,
         )[0]
 
     def on_rows(
-        self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], start: Any = None
+        self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], start: Any = None, *, still: bool = False
     ) -> tuple[RowMap, Replay]:
         """Return the map of one call on rows, started where the call starts, and what replays the layer's noise in it.
+
+        Args:
+            x: see `forward`.
+            args: likewise.
+            kwargs: likewise.
+            start: likewise.
+            still: see `Replay`.
 
         Raises:
             TypeError: an ``x`` that is no tensor or tree of tensors.
@@ -322,39 +362,31 @@ class DEQ(Equilibrium):
         first = first_tensor(x)
         if first is None:
             raise TypeError(f"x must be a tensor or a tree of tensors, got {type(x).__name__}")
-        inject = Replay(self.inject, first.device)
-        with inject:
-            u = inject(x)
+        inject, u = self._injected(x, first.device, still)
         name = "start" if self.start is not None else "x" if u is x else "inject(x)"
-        z0 = self._start(u, name)
+        z0 = started(self.start, u, self.batch_dims, name)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims, name)
         if isinstance(self.inject, Add):
             self.inject.check(rows.shapes, u)
         default = start is None and self.start is None
-        layer = Replay(self.layer, rows.device, hint=AT_ZERO if default else "", called=CALLED)
+        hint = AT_ZERO if default else ""
+        layer = Replay(self.layer, rows.device, hint=hint, called=CALLED, still=still)
 
         def prepare(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
             return inject(x), args, kwargs
 
         made = RowMap(
             *(rows, partial(self.inject.join, layer), (x, args, kwargs), prepare, (u, args, kwargs)),
-            fixed=lambda: inject.noisy or layer.noisy,
+            fixed=lambda: layer.noisy or (isinstance(inject, Replay) and inject.noisy),
             owner=self.layer,
         )
+        made.bare, made.replay = partial(self.inject.join, self.layer), layer
         return made, layer
 
-    def _start(self, u: Any, name: str) -> Any:
-        start = self.start
-        if start is None:
-            also = "" if isinstance(u, Tensor) else ", or give what is no unknown as a further argument"
-            for leaf in tensors(u):
-                require_state(leaf, name, also)
-            return zeros_like_tree(u)
-        if not isinstance(start, Tensor):
-            return start(u)
-        like = first_tensor(u)
-        count = 1 if self.batch_dims is None else self.batch_dims
-        batch = start.shape[:count] if like is None else like.shape[:count]
-        if like is not None and start.shape == like.shape[count:]:
-            return start.expand(*batch, *start.shape)
-        return start if start.shape[:count] == batch else start.expand(*batch, *start.shape)
+    def _injected(self, x: Any, device: torch.device, still: bool = False) -> tuple[Callable[[Any], Any], Any]:
+        """Return what makes u of x, and u."""
+        if passes_on(self.inject):
+            return self.inject, x
+        inject = Replay(self.inject, device, still=still)
+        with inject:
+            return inject, inject(x)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deqlm.equilibrium.call import solve_map
+from deqlm.equilibrium.settings import kept_solve
 from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.gradients.implicit import Implicit
@@ -29,6 +30,7 @@ DENSE = 64
 """Most unknowns of a row for which a root is searched with whole Jacobians."""
 SMALL = Fallback("dogleg", "newton", "newton_krylov", "broyden")
 LARGE = Fallback("newton_krylov", "broyden", "anderson")
+DEFAULT = Stop()
 BACKWARD = Stop(max_iter=200, rtol="auto")
 
 
@@ -84,7 +86,8 @@ def solve(
             gradients reach them.
         on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an error
             in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
-        on_backward: called with the `Adjoint` when a backward solve has been made.
+        on_backward: called with the `Adjoint` when a backward solve has been made; with grad, refused beside methods
+            that make none.
 
     Returns:
         `Solution` with ``z`` in the structure of ``z0`` and one entry per row in the batch shape.
@@ -104,7 +107,7 @@ def solve(
         raise TypeError(f"f must be a function or a module, got {type(f).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, args=(x,), got {type(args).__name__}")
-    how = Solve(solver, Stop() if stop is None else stop)
+    how = kept_solve(solver, DEFAULT if stop is None else stop)
     method = GRADIENTS.make(gradient)
     method.check(how)
     failures = Failures(on_failure, failed_grad, then=on_backward)  # type: ignore[arg-type]
@@ -182,8 +185,9 @@ def root(
     backward = Newton() if dense else NewtonKrylov()
     method = Implicit(solve=Solve(backward, BACKWARD)) if gradient is None else GRADIENTS.make(gradient)
     method.check(how)
-    failures = Failures(on_failure, failed_grad, looks=False, ask="deqlm.diagnose(lambda z: z - F(z), z0)")  # type: ignore[arg-type]
-    return solve_map(partial(_map_of_root, F), rows, args, {}, how, method, failures, scale=scale)
+    failures = Failures(on_failure, failed_grad, problem="root", ask="deqlm.diagnose(lambda z: z - F(z), z0)")  # type: ignore[arg-type]
+    sol = solve_map(partial(_map_of_root, F), rows, args, {}, how, method, failures, scale=scale)
+    return sol.replace(problem="root")
 
 
 def _map_of_root(F: Callable[..., Any], z: Any, *args: Any) -> Any:

@@ -81,7 +81,9 @@ def test_nothing_is_loose_at_the_root():
 def test_optional_packages_are_imported_inside_functions():
     rooms = python_files("deqlm", "solvers/deqlm_solvers")
     found = [i for file in rooms for i in imports_of(file) if not i.lazy and i.module.split(".")[0] not in CORE]
-    eager = [str(i) for i in found if ROOT / "deqlm/hf" not in i.file.parents]
+    # the kernels themselves are imported inside functions, and need triton where they stand
+    rooms_apart = {ROOT / "deqlm/hf", ROOT / "solvers/deqlm_solvers/triton_kernels"}
+    eager = [str(i) for i in found if not rooms_apart & set(i.file.parents)]
     assert not eager, "\n".join(eager)
 
 

@@ -22,6 +22,7 @@ PACKAGES = [
         "deqlm.gradients",
         "deqlm.hf",
         "deqlm.layers",
+        "deqlm.looped",
     ),
     *("deqlm.models", "deqlm.ops", "deqlm.ops.ssd", "deqlm.testing", "deqlm.training"),
     *("deqlm_solvers", "deqlm_solvers.adapters"),

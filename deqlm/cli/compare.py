@@ -123,6 +123,7 @@ examples
   deqlm compare --solvers anderson,anderson:memory=5,broyden,torchdeq.anderson --repeats 9
   deqlm compare --problems mine.py:make --batch 64 --out my-results
   deqlm compare --gradients                                     gradient methods against the exact gradient
+  deqlm compare --compile --problems mine.py:make               the same with rows of compiled solves
   deqlm compare --starts                                        from zero against from the solution before
   deqlm compare --starts --problems inputs:change=0.001,tokens:carry=2 --solvers anderson
   deqlm compare --suite literature                              136 published problems, and who solves them
@@ -166,6 +167,11 @@ def add(commands: Any) -> None:
         choices=("default", LITERATURE),
         default="default",
         help="which problems and solvers: the built-in families (default), or those of the literature, see below",
+    )
+    option(
+        "--compile",
+        action="store_true",
+        help="add rows of solves that are compiled, of solvers that can be; some ten seconds for each problem",
     )
     option(
         "--width",
@@ -246,6 +252,8 @@ def _kind(arguments: argparse.Namespace) -> Kind:
     if arguments.gradients and arguments.starts:
         raise UserError("--gradients and --starts are two comparisons; ask for one")
     other = "gradients" if arguments.gradients else "starts" if arguments.starts else None
+    if arguments.compile and (other or arguments.suite == LITERATURE):
+        raise UserError("--compile has no meaning here: it adds rows to a comparison of solvers; leave it out")
     if arguments.suite == LITERATURE:
         for said in (*Settings.fixed(_given(arguments)), *filter(None, [other])):
             raise UserError(f"--{said} has no meaning with --suite {LITERATURE}, its settings are fixed; leave it out")
@@ -298,6 +306,8 @@ def _compare(kind: Kind, arguments: argparse.Namespace) -> Result[Any]:
     if not kind.result.live:
         return kind.compare(chosen, methods, **given)
     width = _width(arguments)
+    if arguments.compile:
+        given["compile"] = True
     return kind.compare(chosen, methods, each=lambda problem: kind.result().block(problem, width) + "\n", **given)
 
 

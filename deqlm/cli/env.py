@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import deqlm
+from deqlm.cli.abilities import abilities
 from deqlm.ops import ssd
 from deqlm.ops.native.library import SOURCE
 from deqlm.reporting.environment import commit, cpu_name, version_of
@@ -67,6 +68,9 @@ def report() -> str:
         _line("compiled step", compiled(load(), WITHOUT_STEP)),
         _line("layers", compiled(build(SOURCE), "Mamba2 and RMSNorm run on torch operations, slower")),
         _line("ssd scan", ssd_scan()),
+        "",
+        "what runs here",
+        *(f"  {name:13} {found}" for name, found in abilities().items()),
     ]
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if find_spec(name) is None]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from deqlm.comparison.spec import PluginError
+from deqlm.reporting.blame import blame
 
 __all__ = ["Parser", "UserError", "user_input"]
 
@@ -28,10 +29,17 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def user_input() -> Iterator[None]:
-    """Turn the errors that bad names and options raise into `UserError`."""
+    """Turn the errors that bad names and options raise, and all of the user's own code, into `UserError`."""
     try:
         yield
-    except KeyError as error:
-        raise UserError(str(error.args[0])) from error
-    except (TypeError, ValueError, ImportError, PluginError) as error:
-        raise UserError(str(error)) from error
+    except UserError:
+        raise
+    except Exception as error:
+        where = blame(error)
+        if where:
+            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+        if isinstance(error, KeyError) and error.args:
+            raise UserError(str(error.args[0])) from error
+        if isinstance(error, TypeError | ValueError | ImportError | PluginError):
+            raise UserError(str(error)) from error
+        raise

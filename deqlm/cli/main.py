@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import deqlm
-from deqlm.cli import compare, diagnose, env, generate, gradients, info, new, solvers
+from deqlm.cli import compare, diagnose, env, generate, gradients, info, new, plan, solvers
 from deqlm.cli.errors import Parser, UserError
 from deqlm.cli.prose import ProseFormatter
 from deqlm_solvers.core.checks import suggest
@@ -16,7 +16,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     **{"compare": compare, "diagnose": diagnose, "env": env, "generate": generate},
-    **{"gradients": gradients, "info": info, "new": new, "solvers": solvers},
+    **{"gradients": gradients, "info": info, "new": new, "plan": plan, "solvers": solvers},
 }
 
 EPILOG = """\
@@ -26,6 +26,7 @@ examples:
   deqlm diagnose mine.py:make                    why your own map or DEQ does not converge
   deqlm generate --model DIR --prompt "Once"     text from a saved model
   deqlm info                                     the models of the paper, and what a token costs
+  deqlm plan mamba2-1.3b --gpu h200 --count 32   memory and days of a pretraining
   deqlm solvers                                  what there is to compare
   deqlm new solver heavy_ball                    a package with a solver of your own
   deqlm COMMAND --help                           more on one command

@@ -11,6 +11,7 @@ import torch
 
 from deqlm.comparison.result import Result
 from deqlm.comparison.settings import Settings
+from deqlm.reporting.blame import blame
 from deqlm.reporting.environment import environment
 from deqlm.reporting.progress import Progress
 
@@ -68,7 +69,9 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the kind and the first line of an exception's message."""
+    """Return the kind and the first line of an exception's message, and where in the user's own code it was raised."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = text.strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    told = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    where = blame(error)
+    return f"{where}: {told}" if where else told

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
+
+from deqlm.wrap.generators import every_accelerator, generator_states, set_generator_states
 
 __all__ = ["Snapshot", "modules_of", "unchanged"]
 
@@ -29,16 +30,14 @@ class Snapshot:
             for name, buffer in part._buffers.items()
         ]
         self.python, self.numpy = random.getstate(), np.random.get_state()
-        self.torch = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self.devices = every_accelerator(started=True)
+        self.torch = generator_states(self.devices)
 
     def restore(self) -> None:
         """Put everything back."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
-        torch.set_rng_state(self.torch)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
+        set_generator_states(self.torch, self.devices)
         for part, name, buffer, value in self.buffers:
             part._buffers[name] = buffer
             if buffer is not None and value is not None:

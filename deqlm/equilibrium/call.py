@@ -8,7 +8,7 @@ from typing import Any
 
 from deqlm.equilibrium.rows import solve_rows
 from deqlm.gradients.base import Gradient
-from deqlm.gradients.collective import refuse_collective
+from deqlm.gradients.collective import processes_in_step
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.replay import Replay
@@ -26,19 +26,25 @@ def solve_map(
     how: Solve,
     gradient: Gradient,
     failures: Failures,
+    *,
+    group: Any = None,
     **more: Any,
 ) -> Solution:
-    """Solve z = f(z, *args, **kwargs) from the start in ``rows``; see `deqlm.solve`. ``more`` is for `solve_rows`."""
+    """Solve z = f(z, *args, **kwargs) from the start in ``rows``; see `deqlm.solve`.
+
+    ``group`` is for `processes_in_step`, ``more`` for `solve_rows`.
+    """
     if not callable(f):
         raise TypeError(f"f must be a function or a module, got {type(f).__name__}")
     held = Replay(f, rows.device)
     if held.module is not None:
         once_per_call_(held.module)
-    refuse_collective(held.module, how, gradient)
+    together = processes_in_step(held.module, how, gradient, group)
     evaluated, inputs = (partial(_spread, held), (args, kwargs)) if kwargs else (held, args)
     rowmap = RowMap(rows, evaluated, inputs, fixed=lambda: held.noisy, owner=f)
+    rowmap.bare, rowmap.replay = (partial(_spread, f) if kwargs else f), held
     with held:
-        return solve_rows(rowmap, how, gradient, failures.of_layer(f), **more)
+        return solve_rows(rowmap, how, gradient, failures.of_layer(f), together=together, **more)
 
 
 def _spread(f: Callable[..., Any], z: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 
+from deqlm.compiled.compiler import Compiler
+from deqlm.compiled.settings import Compile, GivenCompile
 from deqlm.equilibrium.call import solve_map
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, check_evaluation, in_use, make_solve
+from deqlm.equilibrium.transformed import summary
 from deqlm.equilibrium.watch import OnEvaluation, States, Watch
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.wrap.eager import eagerly
 from deqlm.wrap.failures import Failures
+from deqlm.wrap.keywords import refuse_peer_names
 from deqlm.wrap.memory_cap import MemoryCap, OnCap
 from deqlm.wrap.rows import Rows
 from deqlm.wrap.trees import start_like
@@ -21,6 +24,7 @@ from deqlm_solvers import Adjoint, Solution, Solve, Stop
 from deqlm_solvers.core.checks import explain_options, whole
 from deqlm_solvers.core.peer_names import HINTS
 from deqlm_solvers.core.policy import OnFailure
+from deqlm_solvers.core.processes import Processes
 
 __all__ = ["AUTO", "Equilibrium"]
 
@@ -56,6 +60,10 @@ class Equilibrium(nn.Module):
         memory_cap: most bytes that a solver may hold, of the forward and of the backward solve each: a number, a text
             such as "2GiB", or None for no limit. Forecast before the solve; the map's own memory is not in it.
         on_cap: what to do beyond it: "refuse" (`MemoryError`), or "shorten" the solver's history and say so.
+        process_group: of torch.distributed, or a device mesh of one dimension: the processes that end together with
+            ``Stop(collective=True)``; None is all.
+        compile: True, a `Compile` or a dict of its fields: solve and adjoint are compiled at the first call, which
+            takes a while, and run without an interpreter from then on; see `deqlm.compile`.
 
     Attributes:
         last: `Solution` of the last call without its state: statuses, steps, residuals, cost, and ``adjoint`` once
@@ -92,17 +100,22 @@ class Equilibrium(nn.Module):
         failed_grad: Literal["drop", "keep", "raise"] = "drop",
         memory_cap: int | str | None = None,
         on_cap: OnCap = "refuse",
+        process_group: Any = None,
+        compile: GivenCompile = None,
     ) -> None:
         super().__init__()
         self.solve = make_solve(solver, stop, AUTO)
         self.gradient = GRADIENTS.make(gradient)
         self.gradient.check(self.solve)
-        self.evaluation = check_evaluation(evaluation, self.gradient)
+        self.evaluation = check_evaluation(evaluation, self.gradient, self.solve)
         self.failures = Failures(on_failure, failed_grad)
         self.cap = MemoryCap.of(memory_cap, on_cap)
+        settings = Compile.of(compile)
+        self.compiler = None if settings is None else Compiler(settings)
         if batch_dims is not None:
             whole("batch_dims", batch_dims, 0)
         self.batch_dims = batch_dims
+        self.process_group = Processes(process_group)
         self.last: Solution | None = None
 
     @eagerly
@@ -145,23 +158,26 @@ class Equilibrium(nn.Module):
                 how gradients reach them.
             on_evaluation: called after each evaluation of the solve with (k, z, f(z)), k from 1, without graphs; an
                 error in it ends the solve. With ``states`` or this, rows that are done stay in the batch.
-            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`; methods that solve
-                nothing never call).
+            on_backward: called with the `Adjoint` when a backward solve has been made (`Implicit`, `Neumann`, `Shine`
+                that refines; with grad, refused beside methods that solve nothing in backward).
             **kwargs: further keywords of f.
 
         Raises:
             TypeError, ValueError, KeyError: bad input, an unknown option, a pair that does not fit, or an f that
                 changes structure, shape, dtype or device.
             ConvergenceError: a row failed and a policy is "raise".
-            RuntimeError: parts of f talk to other processes, and the solve is no budget; or the call is recorded by
-                torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
+            RuntimeError: parts of f talk to other processes, which would not make equally many evaluations; or the call
+                is recorded by torch.jit.trace, make_fx or torch.export, or transformed by torch.func.
         """
+        if kwargs:
+            refuse_peer_names(f, kwargs)
         how, method = self.settings(solver, stop, gradient)
         rows = Rows(z0 if start is None else start_like(start, z0), self.batch_dims)
         more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": self.cap}
-        more["watch"] = Watch.of(states, on_evaluation)
-        sol = solve_map(f, rows, args, kwargs, how, method, replace(self.failures, then=on_backward), **more)
-        self.last = sol.without_state()
+        more["watch"], more["group"] = Watch.of(states, on_evaluation), self.process_group.group
+        more["compiler"] = self.compiler
+        sol = solve_map(f, rows, args, kwargs, how, method, self.failures.of_call(on_backward), **more)
+        self.keep(sol)
         return (sol.z, sol) if with_stats else sol.z
 
     if TYPE_CHECKING:  # that of nn.Module takes and returns anything
@@ -188,6 +204,11 @@ class Equilibrium(nn.Module):
     ) -> tuple[Solve, Gradient]:
         """Return the solve and the gradient method of one call, in the grad mode of now; see `in_use`."""
         return in_use((self.solve, self.gradient, self.evaluation), solver, stop, gradient)
+
+    def keep(self, sol: Solution) -> None:
+        """Make ``sol`` the last one."""
+        # nn.Module's own way looks for a parameter, a module and a buffer in it
+        self.__dict__["last"] = summary(sol)
 
     def extra_repr(self) -> str:
         told = f"solver={self.solve.solver!s}, stop={self.solve.stop!s}, gradient={self.gradient!s}"

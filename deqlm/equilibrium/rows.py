@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import reprlib
-import sys
+import functools
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from deqlm.compiled.compiler import Compiler
+from deqlm.compiled.maps import CompiledMap
+from deqlm.compiled.refused import NotCompiledError
+from deqlm.equilibrium.given import row_mask, row_scale, tokens_of
+from deqlm.equilibrium.transformed import solve_transformed
 from deqlm.equilibrium.watch import Watch
 from deqlm.gradients.base import Gradient
 from deqlm.gradients.forward_mode import in_forward_mode, with_tangent, without_tangents
+from deqlm.wrap.eager import asked_again
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.held import Held
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import MemoryCap
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.solved_by import SolvedBy
-from deqlm_solvers import Cost, Layout, Map, Solution, Solve, Stop
-from deqlm_solvers.core.checks import require
-from deqlm_solvers.core.kinds import require_state
+from deqlm_solvers import Cost, Layout, Map, Solution, Solve
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.loop.criterion import Criterion
 
 __all__ = ["solve_rows"]
@@ -36,29 +43,57 @@ def solve_rows(
     cap: MemoryCap | None = None,
     tokens: int | None = None,
     watch: Watch | None = None,
+    together: Processes | None = None,
+    compiler: Compiler | None = None,
 ) -> Solution:
     """Solve a packed map from its own start and unpack the solution; see `deqlm.solve`.
 
     ``tokens`` is how many one evaluation of a row takes, for the cost; None reads it from ``Stop(per="token")``.
-    ``watch`` is what the call looks at on the way.
+    ``watch`` is what the call looks at on the way, ``together`` are the processes that solve in step, and ``compiler``
+    makes programs of the solve, if it can.
     """
+    if failures.then is not None and torch.is_grad_enabled() and not gradient.reports():
+        raise ValueError(
+            f"on_backward would never be called: {gradient} solves nothing in backward; leave it away, or use a "
+            "gradient that does, such as 'implicit'"
+        )
+    if transformed():
+        given = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
+        return solve_transformed(f, how, gradient, failures, **given)  # type: ignore[arg-type]
+    if compiler is not None and not compiler.refused:
+        more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
+        try:
+            if watch is not None:
+                raise NotCompiledError("states and on_evaluation look at every evaluation")
+            if together is not None:
+                raise NotCompiledError("processes that solve in step talk to each other at every evaluation")
+            compiled = compiler.over(f, how, gradient)
+            sol = solve_rows(compiled, how, gradient, failures, **more)  # type: ignore[arg-type]
+            if not torch.is_grad_enabled() and scale is None and token_mask is None and cap is None:
+                compiler.remember(compiled, how, gradient, quiet=failures.on_failure == "ignore")
+            return sol
+        except NotCompiledError as error:
+            compiler.refuse(error)
     if in_forward_mode():
         with without_tangents():
-            more = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens, "watch": watch}
-            sol = solve_rows(f, how, gradient, failures, **more)  # type: ignore[arg-type]
+            more: dict[str, Any] = {"scale": scale, "token_mask": token_mask, "cap": cap, "tokens": tokens}
+            more |= {"watch": watch, "together": together}
+            sol = solve_rows(f, how, gradient, failures, **more)
         by = SolvedBy(how, Layout(leaves=f.rows.row_shapes, batch_dims=f.rows.batch_dims))
         return with_tangent(sol, f, by, gradient, failures)
     rows = f.rows
     how = how.resolve(rows.z0, *rows.dtypes)
     if tokens is None:
-        tokens = _tokens(how.stop, rows)
-    layout = Layout(
-        leaves=rows.row_shapes,
-        batch_dims=rows.batch_dims,
-        scale=_scale(scale, rows),
-        token_mask=None if token_mask is None else _token_mask(token_mask, rows),
-        round=rows.round if len(set(rows.dtypes)) > 1 else None,
-    )
+        tokens = tokens_of(how.stop, rows)
+    layout = _plain_layout(rows.row_shapes, rows.batch_dims)
+    if scale is not None or token_mask is not None or len(set(rows.dtypes)) > 1 or together is not None:
+        layout = replace(
+            layout,
+            scale=row_scale(scale, rows, how.stop),
+            token_mask=None if token_mask is None else row_mask(token_mask, rows),
+            round=rows.round if len(set(rows.dtypes)) > 1 else None,
+            together=together,
+        )
     if cap is not None:
         how, gradient = cap.apply(how, gradient.for_solve(how), rows, layout)
     if watch is not None:
@@ -72,11 +107,12 @@ def solve_rows(
         if parametrize._cache_enabled:
             # inside parametrize.cached() the first evaluation makes the weights of all, and the solver's has no graph
             f(z0)
-        sol = gradient.attach(how, f, z0, layout, failures)
+        with asked_again():
+            sol = gradient.attach(how, f, z0, layout, failures)
     elif torch.is_inference_mode_enabled():
         # tensors made in inference mode have no version counter, by which work in place is found
         with torch.inference_mode(False), torch.no_grad():
-            sol = gradient.plain(how, _inferring(f), z0, layout, failures)
+            sol = gradient.plain(how, f if isinstance(f, CompiledMap) else _inferring(f), z0, layout, failures)
         failures.report(sol, how.stop)
     else:
         sol = gradient.plain(how, f, z0, layout, failures)
@@ -89,8 +125,9 @@ def solve_rows(
     return _unpack(sol, rows, spent)
 
 
-def _tokens(stop: Stop, rows: Rows) -> int:
-    return rows.row_shapes[0][stop.token_dim - rows.batch_dims] if stop.per == "token" else 0
+@functools.lru_cache(maxsize=256)
+def _plain_layout(row_shapes: tuple[tuple[int, ...], ...], batch_dims: int) -> Layout:
+    return Layout(leaves=row_shapes, batch_dims=batch_dims)
 
 
 def _inferring(f: Map) -> Map:
@@ -104,33 +141,8 @@ def _inferring(f: Map) -> Map:
     return evaluate
 
 
-def _scale(scale: float | Tensor | None, rows: Rows) -> Tensor | None:
-    if scale is None:
-        return None
-    ok = isinstance(scale, Tensor | int | float) and not isinstance(scale, bool)
-    ok = ok and (not isinstance(scale, int) or abs(scale) <= sys.float_info.max)
-    require(ok, "scale", scale, "a number or one value per row")
-    if isinstance(scale, Tensor):
-        require_state(scale, "scale")
-        require(not scale.is_complex(), "scale", scale.dtype, "real")
-    value = torch.as_tensor(scale, dtype=torch.float64, device=rows.device)
-    ok = value.dim() == 0 or value.shape == rows.batch_shape
-    require(ok, "scale", tuple(value.shape), f"a number or one value per row, {tuple(rows.batch_shape)}")
-    return value.expand(rows.batch_shape).reshape(rows.count)
-
-
-def _token_mask(mask: Tensor, rows: Rows) -> Tensor:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"token_mask must be a bool tensor, True where a token counts, got {reprlib.repr(mask)}")
-    require_state(mask, "token_mask")
-    require(mask.dtype == torch.bool, "token_mask", mask.dtype, "bool, True where a token counts (token_mask.bool())")
-    ok = mask.dim() == rows.batch_dims + 1 and mask.shape[:-1] == rows.batch_shape
-    require(ok, "token_mask", tuple(mask.shape), f"the batch shape {tuple(rows.batch_shape)} and the tokens behind it")
-    return mask.reshape(rows.count, mask.shape[-1])
-
-
 def _unpack(sol: Solution, rows: Rows, cost: Cost) -> Solution:
-    states = tuple(rows.result(state) for state in sol.states) if sol.states else ()
+    states = tuple(rows.result(state) for state in sol.states)
     sol = sol.replace(z=rows.result(sol.z), states=states, cost=cost)
     if rows.batch_dims == 1:
         return sol

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from deqlm.gradients.base import GRADIENTS, Gradient
-from deqlm.wrap.cuts import healthy_source
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.solved_by import SolvedBy
+from deqlm.wrap.sparing import spare
 from deqlm_solvers import Layout, Map, Options, Solution, Solve, Status, options
 from deqlm_solvers.core.checks import require, whole
 from deqlm_solvers.core.kinds import in_transform
@@ -101,6 +101,8 @@ class Watch:
 
     def over(self, how: Solve, rows: Rows) -> Solve:
         """Return a solve that shows its evaluations here."""
+        rule = "True or False with states or on_evaluation, which see all rows"
+        require(how.stop.compact != "at_once", "compact", how.stop.compact, rule)
         return _Watched(how.solver, how.stop, watch=self, rows=rows)
 
     def close(self, sol: Solution, f: RowMap, solved_by: SolvedBy, gradient: Gradient, failures: Failures) -> Solution:
@@ -178,13 +180,11 @@ class _Tie:
     bad: Tensor
 
     def __call__(self, z: Tensor) -> Tensor:
-        if self.failures.failed_grad == "keep" or not bool(self.bad.any()):
-            self.f.solved_by = self.solved_by
-            return self.method.connect(self.f, z, self.failures.adjoint())
-        if bool(self.bad.all()):
+        drop = self.failures.failed_grad != "keep" and bool(self.bad.any())
+        spared = spare(self.f, z, self.bad if drop else None, self.solved_by.layout.together)
+        if spared is None:
             return z
-        source = healthy_source(self.bad)
-        healthy = z.index_select(0, source)
-        sound = self.f.without(self.bad, healthy)
-        sound.solved_by = self.solved_by.select(source)
-        return torch.where(self.bad[:, None], z, self.method.connect(sound, healthy, self.failures.adjoint()))
+        sound, point, source = spared
+        sound.solved_by = self.solved_by if source is None else self.solved_by.select(source)
+        tied = self.method.connect(sound, point, self.failures.adjoint())
+        return torch.where(self.bad[:, None], z, tied) if drop else tied

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from deqlm.gradients.along import Along, one_by_one
 from deqlm.gradients.linear_solve import LinearSystem, solve_cotangent
-from deqlm.gradients.pull_back import pull_back, pull_back_many
+from deqlm.gradients.pull_back import pull_back, pull_back_many, push_through
 from deqlm.wrap.held import Held
 from deqlm_solvers import Adjoint, Anderson, Cost, Layout, Map, Solution, Solve, Status
 from deqlm_solvers.core.kinds import refuse_transforms
@@ -36,6 +36,8 @@ class System:
         source: the point, where that graph starts.
         adjoint: report to fill in.
         grid: how rows are read along a sequence, for a solve by a scan; None for other solves.
+        copies: right-hand sides for each row of the graph.
+        product: w -> J^T w on rows, by what is no graph of autograd; None differentiates ``fz``.
     """
 
     how: Solve
@@ -48,6 +50,8 @@ class System:
     source: Tensor
     adjoint: Adjoint
     grid: Grid | None = None
+    copies: int = 1
+    product: Map | None = None
 
     def invert(self, g: Tensor, *, plain: bool = False, correction: bool = False) -> Tensor:
         """Solve for ``g`` (B, N); rows that fail badly get zero, rows whose g is not finite get NaN.
@@ -60,12 +64,12 @@ class System:
         refuse_transforms(g)
         warn_below_floor(self.how.stop, g.dtype)
         rhs = g if self.held is None else torch.where(self.held.masked, 0.0, g)
-        lost = ~rhs.isfinite().all(1)
-        product = self._plain() if plain else self._transposed
+        lost = None if g.device.type == "cpu" and bool(rhs.isfinite().all()) else ~rhs.isfinite().all(1)
+        product = self._plain() if plain else self.product or self._transposed
         how, along = self._along(product, rhs, plain=plain)
         system = LinearSystem(
             product=product,
-            g=torch.where(lost[:, None], 0.0, rhs),
+            g=rhs if lost is None else torch.where(lost[:, None], 0.0, rhs),
             layout=self.layout,
             narrow=self.narrow or g.dtype == torch.float16,
             along=along,
@@ -81,7 +85,10 @@ class System:
         """
         if self.grid is None:
             return self.how, None
-        many = one_by_one(product, like) if plain else lambda v: pull_back_many(self.fz, self.source, v)
+        if plain or not self.fz.requires_grad:
+            many = one_by_one(product, like)
+        else:
+            many = lambda v: pull_back_many(self.fz, self.source, v).repeat(1, self.copies, 1)  # noqa: E731
         along = Along(many, self.grid, backwards=not plain, counts=self.layout.token_mask, like=like)
         if not along.reach.further:
             return self.how, along
@@ -92,37 +99,56 @@ class System:
             )
         return Solve(Anderson(), self.how.stop), None
 
-    def _answer(self, g: Tensor, sol: Solution, lost: Tensor, *, plain: bool, correction: bool) -> Tensor:
+    def _answer(self, g: Tensor, sol: Solution, lost: Tensor | None, *, plain: bool, correction: bool) -> Tensor:
         w = sol.z
-        if self.failed != "keep":
+        if sol.worst() <= int(Status.BUDGET):
+            pass  # there is none to mend
+        elif self.failed != "keep":
             w = torch.where(sol.failed[:, None], g if self.failed == "one_step" else 0.0, w)
         elif self.adjoint.failed_grad != "keep":
             w = torch.where(sol.status[:, None] >= BAD, 0.0, w)
-        sol = sol.replace(
-            status=sol.status.masked_fill(lost, int(Status.NONFINITE)),
-            residual=sol.residual.masked_fill(lost, torch.inf),
-        )
+        if lost is not None:
+            sol = sol.replace(
+                status=sol.status.masked_fill(lost, int(Status.NONFINITE)),
+                residual=sol.residual.masked_fill(lost, torch.inf),
+            )
         products = sol.cost.evaluations + sol.cost.jvps
         cost = Cost(jvps=products) if plain else Cost(vjps=products)
         self.adjoint.record(sol, cost, report=not correction)
-        w = w.masked_fill(lost[:, None], torch.nan)
+        w = w if lost is None else w.masked_fill(lost[:, None], torch.nan)
         return w if self.held is None else torch.where(self.held.masked, g, w)
+
+    def times(self, copies: int) -> System:
+        """Return the system of ``copies`` right-hand sides for the same rows, one after another."""
+        if copies == 1:
+            return self
+        rows = torch.arange(self.fz.shape[0], device=self.fz.device).repeat(copies)
+        held = None if self.held is None else self.held.select(rows)
+        return replace(self, layout=self.layout.select(rows), held=held, copies=copies)
 
     def _transposed(self, w: Tensor) -> Tensor:
         """Return J^T w, (B, N)."""
-        jtw = pull_back(self.fz, self.source, w)
-        return torch.zeros_like(w) if jtw is None else jtw
+
+        def product(w: Tensor) -> Tensor:
+            jtw = pull_back(self.fz, self.source, w) if self.fz.requires_grad else None
+            return torch.zeros_like(w) if jtw is None else jtw
+
+        return self._each(product, w)
 
     def _plain(self) -> Map:
-        """Return v -> J v, by differentiating the transposed product."""
-        with torch.enable_grad():
-            w = torch.zeros_like(self.fz, requires_grad=True)
-            (jtw,) = torch.autograd.grad(self.fz, self.source, w, create_graph=True, allow_unused=True)
+        """Return v -> J v."""
+        if not self.fz.requires_grad:
+            return torch.zeros_like
+        product = push_through(self.fz, self.source)
+        return lambda v: self._each(product, v)
 
-        def product(v: Tensor) -> Tensor:
-            if jtw is None or not jtw.requires_grad:
-                return torch.zeros_like(v)
-            (jv,) = torch.autograd.grad(jtw, w, v, retain_graph=True, allow_unused=True)
-            return torch.zeros_like(v) if jv is None else jv
-
-        return product
+    def _each(self, product: Map, w: Tensor) -> Tensor:
+        """Return what ``product``, on rows of the graph, makes of every copy."""
+        if self.copies == 1:
+            return product(w)
+        parts = w.reshape(self.copies, *self.fz.shape)
+        try:
+            made = torch.vmap(product)(parts)
+        except RuntimeError:  # an operation whose backward cannot be vectorised
+            made = torch.stack([product(part) for part in parts])
+        return made.reshape(w.shape)

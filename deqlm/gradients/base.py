@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from deqlm.wrap.cuts import healthy_source
+from deqlm.gradients.transformable import Point
 from deqlm.wrap.failures import Failures
 from deqlm.wrap.rows import RowMap
 from deqlm.wrap.solved_by import SolvedBy
+from deqlm.wrap.sparing import spare
 from deqlm_solvers import Adjoint, Layout, Map, Options, Registry, Solution, Solve, Status, Stop
 
 __all__ = ["GRADIENTS", "Gradient", "register_gradient"]
@@ -51,6 +52,15 @@ class Gradient(Options, ABC):
     def for_solve(self, solve: Solve) -> Gradient:
         """Return the method with every choice made that it leaves to the forward ``solve``."""
         return self
+
+    def solves(self, solve: Solve) -> list[Solve]:
+        """Return the solves that a backward makes after the forward ``solve``; the default is a field ``solve``."""
+        own = getattr(self.for_solve(solve), "solve", None)
+        return [own] if isinstance(own, Solve) else []
+
+    def reports(self) -> bool:
+        """Say whether backward fills in the `Adjoint`, and so calls ``on_backward``; the default says no."""
+        return False
 
     def truncation(self) -> tuple[int, float] | None:
         """Return (k, tau) of a method whose error is a series cut after k terms, ((1 - tau) I + tau J^T)^k of it.
@@ -98,6 +108,19 @@ class Gradient(Options, ABC):
             "both modes, or torch.autograd.grad"
         )
 
+    def transform(self, at: Point) -> Tensor:
+        """Return the solved point, (B, N) of its levels, so that the transforms of torch.func around it find it right.
+
+        Args:
+            at: the point.
+
+        Raises:
+            RuntimeError: the method cannot be transformed so.
+        """
+        raise RuntimeError(
+            f"gradient {self.name!r} cannot be transformed by torch.func; use gradient='implicit', or torch.autograd"
+        )
+
     def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
         """Solve from ``z0`` (B, N) without a graph, and say how, for methods that learn from the evaluations."""
         return solve(f, z0, layout), SolvedBy(solve, layout)
@@ -110,17 +133,13 @@ class Gradient(Options, ABC):
         if not self.keeps_point:
             sol = sol.replace(residual_of="previous")
         bad = failures.bad_rows(sol, solve.stop)
-        if bad is None:
-            f.solved_by = by
-            return sol.replace(z=self.connect(f, sol.z, adjoint), adjoint=adjoint)
-        if bool(bad.all()):
+        spared = spare(f, sol.z, bad, layout.together)
+        if spared is None:
             return sol.replace(z=nothing(f, sol.z), adjoint=adjoint)
-        source = healthy_source(bad)
-        healthy = sol.z.index_select(0, source)
-        sound = f.without(bad, healthy)
-        sound.solved_by = by.select(source)
-        z = self.connect(sound, healthy, adjoint)
-        return sol.replace(z=torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
+        sound, point, source = spared
+        sound.solved_by = by if source is None else by.select(source)
+        z = self.connect(sound, point, adjoint)
+        return sol.replace(z=z if bad is None else torch.where(bad[:, None], sol.z, z), adjoint=adjoint)
 
 
 def nothing(f: Map, z: Tensor) -> Tensor:
@@ -148,6 +167,13 @@ class Steps(Gradient):
     same_value: bool
 
     keeps_point: ClassVar[bool] = False
+
+    def transform(self, at: Point) -> Tensor:
+        adjoint = Adjoint()
+        y = self.connect(at.f.f, at.f.given(at.z), adjoint)
+        if adjoint.growth is not None:
+            at.adjoint.growth = at.f.taken(adjoint.growth)
+        return y
 
     def settle(self, f: Map, sol: Solution, failures: Failures) -> Solution:
         if not self.same_value:

@@ -11,9 +11,13 @@ from torch.autograd import forward_ad
 from deqlm.gradients.adjoint import System
 from deqlm.gradients.base import Gradient, register_gradient
 from deqlm.gradients.refused import refusing
+from deqlm.gradients.transformable import Inverse, Point, chord
 from deqlm.wrap.graph import begin, depends, reaches_leaf
+from deqlm.wrap.held import Held
 from deqlm.wrap.left_behind import left_by
+from deqlm.wrap.levels import bare, outside
 from deqlm.wrap.rows import RowMap
+from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import (
     Adjoint,
     Anderson,
@@ -30,6 +34,7 @@ from deqlm_solvers import (
 )
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.methods.deer.grid import Grid
 from deqlm_solvers.methods.dense import DenseSolver
 
@@ -68,7 +73,8 @@ class Implicit(Gradient):
             "auto" goes by the forward solver: LU after `Newton` and `Dogleg`, GMRES after `NewtonKrylov`, the scan
             after `Deer` where it is exact, else Anderson, each with ``Stop(max_iter=200, rtol="auto")``, where "auto"
             is 1e-6, or 4 eps of the dtype that f computes in; rows that fail are solved again by GMRES, and
-            `Adjoint.picked` says which. A solve that is given stays as it is.
+            `Adjoint.picked` says which. After a solve with ``Stop(collective=True)`` it is Anderson's with that, and
+            nothing is solved again. A solve that is given stays as it is.
         second_order: make second derivatives right, at the price of one more evaluation of f in the graph and a second
             backward solve. Without it a second derivative raises, but for one in the incoming gradient alone.
         failed: what a row gets whose backward solve does not converge: "keep" (the w that it has come to, zero where it
@@ -110,32 +116,45 @@ class Implicit(Gradient):
         _check(self.solve)  # type: ignore[arg-type]
 
     def for_solve(self, solve: Solve) -> Implicit:
-        return self if self.solve != "auto" else self.replace(solve=self.backward(solve.solver))
+        return self if self.solve != "auto" else self.replace(solve=self._after(solve))
 
-    def backward(self, forward: Solver | None = None) -> Solve:
+    def backward(self, forward: Solver | None = None, *, collective: bool = False) -> Solve:
         """Return the solve of a cotangent.
 
         Args:
             forward: solver of the point, by which "auto" goes; None is any but Newton's.
+            collective: "auto" ends in all processes together.
         """
         if isinstance(self.solve, Solve):
             return self.solve
+        if collective:
+            return Solve(Anderson(), IN_STEP)
         if isinstance(forward, DenseSolver):
-            return Solve(Newton(), AUTO)
+            return DENSE
         if isinstance(forward, Deer):
             return Solve(Deer(structure=forward.structure), AUTO)
         products = isinstance(forward, StepSolver) and forward.differentiates
-        return Solve(NewtonKrylov(), AUTO) if products else Solve(Anderson(), AUTO)
+        return PRODUCTS if products else STEPS
+
+    def _after(self, solve: Solve) -> Solve:
+        return self.backward(solve.solver, collective=solve.stop.collective)
+
+    def reports(self) -> bool:
+        return True
 
     def graphs(self, stop: Stop) -> int:
         return 2 if self.second_order else 1
 
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
+        if (tie := getattr(f, "tie", None)) is not None and not self.second_order:
+            return tie(z, self._system(f.solved_by, f.held, z, z, adjoint))  # type: ignore[attr-defined,no-any-return]
         source = begin(z)
         fz = f(source)
         if not reaches_leaf(fz, beyond=source):
             return z
-        system = self._system(f, fz, source, adjoint)
+        rowmap = f if isinstance(f, RowMap) else None
+        by, held = (None, None) if rowmap is None else (rowmap.solved_by, rowmap.held)
+        system = self._system(by, held, fz, source, adjoint)
         y = _Chord.apply(fz, None, z, system, self.second_order)
         if self.second_order:
             return _Chord.apply(f(y), y, z, system, True)  # type: ignore[no-any-return]
@@ -152,24 +171,43 @@ class Implicit(Gradient):
             source = begin(z)
             fz = f(source)
             with torch.no_grad():
-                v = self._system(f, fz, source, adjoint).invert(moved, plain=True) if fz.requires_grad else moved
+                system = self._system(f.solved_by, f.held, fz, source, adjoint)
+                v = system.invert(moved, plain=True) if fz.requires_grad else moved
         return refusing(v, "the tangent of a solve has no reverse mode", fz)
 
-    def _system(self, f: Map, fz: Tensor, source: Tensor, adjoint: Adjoint) -> System:
-        by = f.solved_by if isinstance(f, RowMap) else None
+    def transform(self, at: Point) -> Tensor:
+        given = at.f.given(at.z)
+        fz = at.f.f(given)
+        outer = 1 + self.second_order if bare(fz).requires_grad else 0
+        steps = at.f.levels.orders + outer
+        if not steps:
+            return given
+        with outside(), torch.enable_grad():
+            source = begin(at.z)
+            system = self._system(at.by, at.f.held, at.f(source), source, at.adjoint)
+        why = THIRD if self.second_order else SECOND
+        return chord(at, _Solved(system), fz, steps=steps, outer=outer, why=why)
+
+    def _system(self, by: SolvedBy | None, held: Held | None, fz: Tensor, source: Tensor, adjoint: Adjoint) -> System:
         layout = Layout() if by is None else by.layout
         computed = evaluated_dtype(source)
-        how = self.backward(None if by is None else by.solve.solver)
+        how = self.backward() if by is None else self._after(by.solve)
         grid = None
         if isinstance(how.solver, Deer):
             stop = how.stop if by is None else by.solve.stop
             grid = Grid.of(layout, stop, source.shape[1], how.solver.structure)
         return System(
-            how=Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)),
-            rescue=self.solve == "auto",
+            how=_resolved(how, computed),
+            # GMRES makes as many products as the rows of one process need
+            rescue=self.solve == "auto" and not how.stop.collective,
             failed=self.failed,
-            layout=Layout(leaves=layout.leaves, batch_dims=layout.batch_dims, token_mask=layout.token_mask),
-            held=f.held if isinstance(f, RowMap) else None,
+            layout=Layout(
+                leaves=layout.leaves,
+                batch_dims=layout.batch_dims,
+                token_mask=layout.token_mask,
+                together=layout.together,
+            ),
+            held=held,
             narrow=computed == torch.float16,
             fz=fz,
             source=source,
@@ -178,7 +216,33 @@ class Implicit(Gradient):
         )
 
 
+class _Solved(Inverse):
+    """The inverses by a solve of their own for every right-hand side."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+
+    def __call__(self, g: Tensor, *, plain: bool, correction: bool) -> Tensor:
+        rows = g.reshape(g.shape[0] * g.shape[1], g.shape[2])
+        return self.system.times(g.shape[0]).invert(rows, plain=plain, correction=correction).reshape(g.shape)
+
+
 AUTO = Stop(max_iter=200, rtol="auto")
+IN_STEP = AUTO.replace(collective=True)
+DENSE, PRODUCTS, STEPS = Solve(Newton(), AUTO), Solve(NewtonKrylov(), AUTO), Solve(Anderson(), AUTO)
+
+
+def _resolved(how: Solve, computed: torch.dtype) -> Solve:
+    """Return the solve of a cotangent with a number for ``rtol="auto"``, by what f computes in."""
+    if how.stop.rtol != "auto":
+        return how
+    made = _RESOLVED.get((id(how), computed))
+    if made is None:
+        made = _RESOLVED.keep((how,), Solve(how.solver, how.stop.resolve(computed, rtol=1e-6)), computed)
+    return made
+
+
+_RESOLVED: Kept[Solve] = Kept()
 
 
 def _check(solve: Solve) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from deqlm_solvers import Map
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.kinds import in_transform
+from deqlm_solvers.core.norms import lengths
 
 __all__ = ["Watched", "inverse_estimate"]
 
@@ -72,7 +73,7 @@ def inverse_estimate(s: Tensor, y: Tensor, size: Tensor) -> tuple[Tensor, Tensor
         size: ||f(z)||, for what rounding f leaves of y, (B, 1).
     """
     noise = NOISE * torch.finfo(s.dtype).eps * size
-    late = ~(noise <= ACCURATE * torch.linalg.vector_norm(y, dim=2, dtype=torch.float64))
+    late = ~(noise <= ACCURATE * lengths(y))
     order = late.to(torch.uint8).argsort(dim=1, stable=True)[..., None].expand_as(y)
     s, y = s.gather(1, order), y.gather(1, order)
     q, p = torch.zeros_like(y), torch.zeros_like(s)
@@ -92,4 +93,4 @@ def inverse_estimate(s: Tensor, y: Tensor, size: Tensor) -> tuple[Tensor, Tensor
 
 
 def _length(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, keepdim=True, dtype=torch.float64)
+    return lengths(t)[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from deqlm.gradients.along import Along, Inverse
 from deqlm_solvers import Cost, Deer, Layout, Map, Newton, NewtonKrylov, Solution, Solve, Status, StepSolver, Stop
+from deqlm_solvers.core.at_hand import at_hand
 from deqlm_solvers.core.dtypes import inner_dtype
+from deqlm_solvers.core.kept import Kept
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.linalg.gmres import BatchedGMRES
 from deqlm_solvers.linalg.small_systems import solve_general
@@ -30,7 +34,7 @@ class LinearSystem:
     """w = A w + g on rows (B, N).
 
     Attributes:
-        product: w -> A w, linear, in the dtype of g.
+        product: w -> A w, linear, in the dtype of g. One with a method ``plus`` makes of g the map w -> A w + g.
         g: right-hand side, finite.
         layout: what rows stand for.
         narrow: whether products are computed in float16, whose range is small.
@@ -67,7 +71,11 @@ def solve_cotangent(how: Solve, system: LinearSystem, *, rescue: bool) -> Soluti
         evaluations.
     """
     sol = _attempt(how, system).replace(picked=None, choices=())
-    if not bool(sol.failed.any()):
+    if system.layout.together is None:
+        done = sol.worst() <= int(Status.BUDGET)
+    else:
+        done = not _anywhere(sol.failed, system.layout)
+    if done:
         return sol
     sol = sol if system.narrow else _in_range(how, system, sol)
     return _rescued(how, system, sol) if rescue else sol
@@ -79,10 +87,16 @@ def _in_range(how: Solve, system: LinearSystem, sol: Solution) -> Solution:
     float16 inside f overflows at cotangents that float32 holds.
     """
     lost = sol.status == int(Status.NONFINITE)
-    if not bool(lost.any()):
+    if not _anywhere(lost, system.layout):
         return sol
     again = _attempt(how, replace(system, narrow=True))
     return _merged(sol, again, lost).replace(cost=sol.cost + again.cost)
+
+
+def _anywhere(rows: Tensor, layout: Layout) -> bool:
+    """Say whether one of ``rows`` (B,) is True, here or in a process that must make the same products."""
+    here = bool(rows.any())
+    return here if layout.together is None else layout.together.any(here, rows.device)
 
 
 def _attempt(how: Solve, system: LinearSystem) -> Solution:
@@ -153,16 +167,30 @@ def _by_gmres(stop: Stop, system: LinearSystem, size: int = SPACE) -> Solution:
 
 def _by_steps(solve: Solve, system: LinearSystem) -> Solution:
     """Solve by the steps of a solver; the tolerance of a row is absolute, in units of ||g||."""
-    scaled, solver, stop = _Scaled.of(system), solve.solver, solve.stop
+    scaled, stop = _Scaled.of(system), solve.stop
     g = scaled.g
     layout = system.layout
     if stop.per == "row":
-        layout = Layout(atol_scale=scaled.unit)
-        if not stop.is_budget:
-            stop = stop.replace(rtol=0.0, atol=stop.rtol)
-    sol = Solve(solver, stop)(lambda w: system.product(w) + g, g, layout)
+        layout = Layout(atol_scale=scaled.unit, together=layout.together)
+    plus = getattr(system.product, "plus", None)
+    f = (lambda w: system.product(w) + g) if plus is None else plus(g)
+    sol = _absolute(solve)(f, g, layout)
     residual = sol.residual / scaled.unit if stop.per == "row" else sol.relative
-    return sol.replace(residual=residual, z=torch.ldexp(sol.z, scaled.power))
+    return sol.replace(residual=residual, z=sol.z if scaled.power is None else torch.ldexp(sol.z, scaled.power))
+
+
+def _absolute(solve: Solve) -> Solve:
+    """Return a solve whose tolerance of a row is absolute."""
+    if solve.stop.per != "row" or solve.stop.is_budget:
+        return solve
+    made = _ABSOLUTE.get((id(solve),))
+    if made is None:
+        stop = solve.stop.replace(rtol=0.0, atol=solve.stop.rtol)
+        made = _ABSOLUTE.keep((solve,), Solve(solve.solver, stop))
+    return made
+
+
+_ABSOLUTE: Kept[Solve] = Kept()
 
 
 def _in_units(solve: Solve, system: LinearSystem) -> Solution:
@@ -171,8 +199,7 @@ def _in_units(solve: Solve, system: LinearSystem) -> Solution:
     A map that mixes rows needs the products in the units of g.
     """
     unit, norm = _unit(system.g)
-    stop = solve.stop if solve.stop.is_budget else solve.stop.replace(rtol=0.0, atol=solve.stop.rtol)
-    sol = Solve(solve.solver, stop)(lambda w: norm.divide(system.product(norm.times(w))) + unit, unit)
+    sol = _absolute(solve)(lambda w: norm.divide(system.product(norm.times(w))) + unit, unit)
     return sol.replace(z=norm.times(sol.z))
 
 
@@ -248,7 +275,8 @@ def _joined(stop: Stop, system: LinearSystem) -> Solution:
     )
     row = _by_gmres(stop.replace(per="row", token_dim=1), one)
     scaled = _Scaled.of(system)
-    w = torch.ldexp(row.z.reshape(shape), -scaled.power).to(inner_dtype(scaled.g.dtype))
+    w = row.z.reshape(shape)
+    w = (w if scaled.power is None else torch.ldexp(w, -scaled.power)).to(inner_dtype(scaled.g.dtype))
     r = scaled.product(w) + scaled.g - w
     return scaled.judge(stop, w, r, row.steps.expand(shape[0]), row.cost.evaluations + 1)
 
@@ -267,18 +295,20 @@ class _Scaled:
     Attributes:
         system: as it was.
         g: its right-hand side times 2^-power.
-        power: one for all rows, which may mix; a power of two changes no digit.
+        power: one for all rows, which may mix; a power of two changes no digit. None is 0.
         unit: ||g|| of each row, (B,) float64; a row of zeros is measured in the unit of the largest row.
     """
 
     system: LinearSystem
     g: Tensor
-    power: Tensor
+    power: Tensor | None
     unit: Tensor
 
     @classmethod
     def of(cls, system: LinearSystem) -> _Scaled:
         g = system.g.detach()
+        if (norm := _in_middle(g, system.narrow)) is not None:
+            return cls(system, g, None, norm)
         largest = g.abs().amax().double() if g.numel() else g.new_ones((), dtype=torch.float64)
         exponent = torch.frexp(torch.where(largest.isfinite(), largest, 1.0)).exponent
         # only where squares or small rows would leave the range of float32, or products that of float16
@@ -321,12 +351,22 @@ class _Scaled:
         if stop.is_budget:
             status = torch.full_like(status, int(Status.BUDGET))
         status = torch.where(relative.isfinite(), status, int(Status.NONFINITE)).to(torch.int8)
-        z = torch.ldexp(w, self.power).to(self.g.dtype)
+        z = (w if self.power is None else torch.ldexp(w, self.power)).to(self.g.dtype)
         return Solution(z=z, residual=relative, relative=relative, steps=steps, status=status, cost=Cost(spent))
 
 
+def _in_middle(g: Tensor, narrow: bool) -> Tensor | None:
+    """Return ||g|| of rows where all lie in a range that needs no scaling, none is zero and to look costs no sync."""
+    if narrow or not at_hand(g) or not g.numel():
+        return None
+    norm = _norm(g)
+    least, most = (each.item() for each in torch.aminmax(norm))
+    # the largest unknown is at least ||g|| / sqrt(N) of the largest row
+    return norm if least > 0 and 2.0**-40 * math.sqrt(g.shape[1]) <= most <= 2.0**79 else None
+
+
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+    return lengths(t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,6 +392,6 @@ def _unit(g: Tensor) -> tuple[Tensor, _Norm]:
     common = torch.where(largest.isfinite(), largest, 0.0).max()
     largest = torch.where(largest == 0, torch.where(common == 0, 1.0, common), largest)
     scaled = g / largest
-    rest = torch.linalg.vector_norm(scaled, dim=1, keepdim=True, dtype=torch.float64).to(g.dtype)
+    rest = lengths(scaled)[:, None].to(g.dtype)
     norm = _Norm(largest, torch.where(rest == 0, 1.0, rest))
     return scaled / norm.rest, norm

@@ -9,6 +9,7 @@ from deqlm.gradients.base import register_gradient
 from deqlm.gradients.one_graph import Linearised, OneGraph
 from deqlm_solvers import Adjoint, Cost, Map, options
 from deqlm_solvers.core.checks import number, whole
+from deqlm_solvers.core.norms import lengths
 
 __all__ = ["Neumann"]
 
@@ -52,8 +53,23 @@ class Neumann(OneGraph):
         whole("terms", self.terms, 1)
         number("damping", self.damping, "in (0, 1]", lambda d: 0 < d <= 1)
 
+    def reports(self) -> bool:
+        return True
+
     def truncation(self) -> tuple[int, float]:
         return self.terms, self.damping
+
+    def tangent(self, system: Linearised) -> Map:
+        product = system.forward_product()
+
+        def v_of(t: Tensor) -> Tensor:
+            term = total = t
+            for _ in range(self.terms - 1):
+                term = torch.lerp(term, product(term), self.damping)
+                total = total + term
+            return self.damping * total
+
+        return v_of
 
     def cotangent(self, f: Map, system: Linearised, adjoint: Adjoint) -> Map:
         def w_of(g: Tensor) -> Tensor:
@@ -71,4 +87,4 @@ class Neumann(OneGraph):
 
 
 def _length(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+    return lengths(t)

@@ -7,10 +7,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from deqlm.gradients.base import Steps, register_gradient
+from deqlm.gradients.transformable import Point
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Adjoint, Map, Stop, options
 from deqlm_solvers.core.checks import number, require, whole
 from deqlm_solvers.core.dtypes import inner_dtype
+from deqlm_solvers.core.norms import lengths
 
 __all__ = ["Phantom"]
 
@@ -63,18 +66,27 @@ class Phantom(Steps):
     def graphs(self, stop: Stop) -> int:
         return 1 if self.checkpoint else self.steps
 
+    def transform(self, at: Point) -> Tensor:
+        if self.checkpoint and at.differentiated:
+            raise RuntimeError(
+                "gradient 'phantom' with checkpoint=True cannot be transformed by torch.func, which knows no "
+                "activation checkpointing; use checkpoint=False"
+            )
+        return super().transform(at)
+
     def connect(self, f: Map, z: Tensor, adjoint: Adjoint) -> Tensor:
         inner, dtype = inner_dtype(z.dtype), z.dtype
         point = z.to(inner)
         lengths = []
-        again = self.checkpoint and torch.is_grad_enabled()
+        again = self.checkpoint and torch.is_grad_enabled() and not transformed()
         if again and isinstance(f, RowMap):
             f.settle(z)
-        for _ in range(self.steps):
+        for step in range(self.steps):
             state = point.to(dtype)
             image = (checkpoint(f, state, use_reentrant=False) if again else f(state)).to(inner)
             following = image if self.damping == 1 else torch.lerp(point, image, self.damping)
-            lengths.append(_length(following - point))
+            if self.steps > 1 and step >= self.steps - 2:
+                lengths.append(_length(following.detach() - point.detach()))
             point = following
         if self.steps > 1:
             noise = 8 * torch.finfo(dtype).eps * _length(point)
@@ -83,4 +95,4 @@ class Phantom(Steps):
 
 
 def _length(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t.detach(), dim=1, dtype=torch.float64)
+    return lengths(t.detach())

@@ -26,10 +26,15 @@ def refusing(value: Tensor, why: str, *through: Tensor) -> Tensor:
 class _Refused(torch.autograd.Function):
     """A tensor of zeros, with an error for whoever differentiates it by anything that it takes."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, why: str, zeros: Tensor, *through: Tensor) -> Tensor:
-        ctx.why = why
+    def forward(why: str, zeros: Tensor, *through: Tensor) -> Tensor:
         return zeros.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.why = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -41,12 +41,22 @@ class Replayed:
         count = int(self.steps.max()) if self.steps.numel() else 0
         return self._several(z0, self.solver.init(z0.detach()), 0, count)[0] if count else z0
 
+    def straight(self, z0: Tensor, count: int) -> Tensor:
+        """Return the last iterate after ``count`` steps at most, with the whole graph."""
+        z, state = z0, self.solver.init(z0.detach())
+        for k in range(count):
+            z, state = self._step(z, state, k)
+        return z
+
     def _several(self, z: Tensor, state: Any, k: int, count: int) -> tuple[Tensor, Any]:
         """Take ``count`` steps from step ``k`` on."""
         while count > 1:
             half = count // 2
             z, state = checkpoint(self._several, z, state, k, half, use_reentrant=False)  # type: ignore[misc]
             k, count = k + half, count - half
+        return self._step(z, state, k)
+
+    def _step(self, z: Tensor, state: Any, k: int) -> tuple[Tensor, Any]:
         at = self.f.at(z)
         at = at if self.masked is None else at.held(self.masked)
         z_next, state = self.solver.step(self.f, at, state)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from deqlm.gradients.base import nothing, register_gradient
 from deqlm.gradients.through_steps import ThroughSteps
+from deqlm.gradients.transformable import Point
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Layout, Map, ReversibleIteration, Solution, Solve, Stop, options
 from deqlm_solvers.core.checks import number, require
@@ -57,6 +58,7 @@ class Reversible(ThroughSteps):
         number("grad_tol", self.grad_tol, "in (0, 1)", lambda t: 0 < t < 1)
 
     def check(self, solve: Solve) -> None:
+        super().check(solve)
         if not isinstance(solve.solver, ReversibleIteration):
             raise ValueError(
                 f"gradient 'reversible' cannot run the steps of solver {solve.solver.name!r} backwards; use "
@@ -78,6 +80,15 @@ class Reversible(ThroughSteps):
             return 1
         return max(1, math.floor(math.log(self.grad_tol / torch.finfo(dtype).eps) / -math.log1p(-beta)))
 
+    def transform(self, at: Point) -> Tensor:
+        if not at.differentiated:
+            return at.f.given(at.z)
+        raise RuntimeError(
+            "gradient 'reversible' cannot be transformed by torch.func: it evaluates f again in backward, at points "
+            "that it finds on the way, and torch.func knows no such backward; use gradient='unrolled', whose gradient "
+            "is the same, with solver='reversible', or torch.autograd"
+        )
+
     def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
         solver = solve.solver
         assert isinstance(solver, ReversibleIteration)
@@ -86,7 +97,8 @@ class Reversible(ThroughSteps):
         tape = _Tape(f, solver.beta, self.segment(solver.beta, evaluated_dtype(z0)))
         with set_checkpoint_early_stop(False):
             sol = run(solver, solve.seen(tape), z0, solve.stop, layout, graph=True).replace(solver=solver)
-        tape.close(sol.steps if solve.stop.is_budget else sol.steps - 1)
+        if tape.needs:
+            tape.close(sol.steps if solve.stop.is_budget else sol.steps - 1)
         return sol if sol.z.requires_grad else sol.replace(z=nothing(f, sol.z))
 
 

@@ -12,7 +12,8 @@ from deqlm.gradients.one_graph import Linearised, OneGraph
 from deqlm.wrap.rows import RowMap
 from deqlm.wrap.solved_by import SolvedBy
 from deqlm_solvers import Adjoint, Cost, Layout, Map, NewtonKrylov, Solution, Solve, Status, Stop, options
-from deqlm_solvers.core.checks import whole
+from deqlm_solvers.core.checks import require, whole
+from deqlm_solvers.core.norms import lengths
 
 __all__ = ["Shine"]
 
@@ -65,6 +66,19 @@ class Shine(OneGraph):
         whole("memory", self.memory, 1)
         whole("refine", self.refine, 0)
 
+    def solves(self, solve: Solve) -> list[Solve]:
+        return [self._refinement()] if self.refine else []
+
+    def _refinement(self) -> Solve:
+        return Solve(NewtonKrylov(krylov=self.refine), Stop(max_iter=self.refine, rtol=RTOL))
+
+    def check(self, solve: Solve) -> None:
+        rule = "True or False with gradient 'shine', which watches all rows"
+        require(solve.stop.compact != "at_once", "compact", solve.stop.compact, rule)
+
+    def reports(self) -> bool:
+        return self.refine > 0
+
     def forward(self, solve: Solve, f: RowMap, z0: Tensor, layout: Layout) -> tuple[Solution, SolvedBy]:
         watched = Watched(f, self.memory)
         sol = solve(watched, z0, layout)
@@ -88,8 +102,7 @@ class Shine(OneGraph):
         left, size = system.product(w) + g - w, _length(g)
         worse = ~(_length(left) <= size)
         w, left = torch.where(worse[:, None], 0.0, w), torch.where(worse[:, None], g, left)
-        how = Solve(NewtonKrylov(krylov=self.refine), Stop(max_iter=self.refine, rtol=RTOL))
-        more = solve_cotangent(how, LinearSystem(system.product, left, Layout()), rescue=False)
+        more = solve_cotangent(self._refinement(), LinearSystem(system.product, left, Layout()), rescue=False)
         residual = more.residual * _length(left) / torch.where(size > 0, size, 1.0)
         status = torch.where(residual <= RTOL, int(Status.CONVERGED), int(Status.BUDGET)).to(torch.int8)
         sol = more.replace(residual=residual, relative=residual, status=status)
@@ -98,4 +111,4 @@ class Shine(OneGraph):
 
 
 def _length(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, dtype=torch.float64)
+    return lengths(t)

@@ -11,7 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from deqlm.gradients.base import nothing, register_gradient
 from deqlm.gradients.replayed import Replayed
 from deqlm.gradients.through_steps import ThroughSteps
+from deqlm.gradients.transformable import Point
 from deqlm.wrap.failures import Failures
+from deqlm.wrap.levels import outside
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import (
     Criterion,
@@ -79,6 +81,7 @@ class Unrolled(ThroughSteps):
         require(known, "checkpoint", self.checkpoint, "True, False or 'recursive'")
 
     def check(self, solve: Solve) -> None:
+        super().check(solve)
         if "differentiable" not in solve.solver.guarantees or not isinstance(solve.solver, StepSolver):
             raise ValueError(
                 f"gradient 'unrolled' cannot differentiate the steps of solver {solve.solver.name!r}; "
@@ -92,9 +95,25 @@ class Unrolled(ThroughSteps):
     def plain(self, solve: Solve, f: Map, z0: Tensor, layout: Layout, failures: Failures) -> Solution:
         if not self.same_value:
             return super().plain(solve, f, z0, layout, failures)
-        assert isinstance(solve.solver, StepSolver)
-        start, evaluate = z0.detach(), solve.seen(torch.no_grad()(lambda z: f(z)))
-        return run(solve.solver, evaluate, start, solve.stop, layout, graph=True).replace(solver=solve.solver)
+        return self.last_iterate(solve, f, z0, layout)
+
+    def transform(self, at: Point) -> Tensor:
+        if not at.differentiated:
+            return at.f.given(at.z)
+        if self.checkpoint:
+            raise RuntimeError(
+                f"gradient 'unrolled' with checkpoint={self.checkpoint!r} cannot be transformed by torch.func, which "
+                "knows no activation checkpointing; use checkpoint=False"
+            )
+        solver, f, sol = at.by.solve.solver, at.f, at.sol
+        assert isinstance(solver, StepSolver)
+        with outside():
+            steps = sol.steps if at.by.solve.stop.is_budget else sol.steps - 1
+            count = int(steps.max()) if steps.numel() else 0
+            masked = None if f.held is None else f.given(f.held.masked)
+        evaluator = Evaluator(f.f, at.z0, at.by.layout.round and f.f.rows.round)
+        replayed = Replayed(solver, evaluator, f.given(steps), masked)
+        return replayed.straight(at.z0.to(evaluator.inner), count).to(at.z0.dtype)
 
     def run(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
         solver = solve.solver
@@ -110,9 +129,7 @@ class Unrolled(ThroughSteps):
     def _in_halves(self, solve: Solve, f: Map, z0: Tensor, layout: Layout) -> Solution:
         solver, stop = solve.solver, solve.stop
         assert isinstance(solver, StepSolver)
-        sol = run(solver, solve.seen(torch.no_grad()(lambda z: f(z))), z0.detach(), stop, layout, graph=True).replace(
-            solver=solver
-        )
+        sol = self.last_iterate(solve, f, z0, layout)
         evaluator = Evaluator(f, z0, layout.round)
         start = z0.to(evaluator.inner)
         steps = sol.steps if stop.is_budget else sol.steps - 1

@@ -22,6 +22,7 @@ from deqlm.hf.convert.to_implicit import to_implicit
 from deqlm.hf.convert.upstream import from_upstream
 from deqlm.hf.evaluation import evaluation
 from deqlm.hf.generation import ImplicitGenerationMixin
+from deqlm.hf.looped import load_looped
 from deqlm.hf.model import (
     ImplicitForCausalLM,
     ImplicitLlamaForCausalLM,
@@ -58,6 +59,7 @@ __all__ = [
     "export_implicit_llm",
     "from_upstream",
     "import_implicit_llm",
+    "load_looped",
     "register",
     "to_implicit",
 ]

@@ -12,7 +12,7 @@ from deqlm.hf.cache import DecodeCache
 from deqlm.models import LMCache
 from deqlm.models.inputs import require_tensor
 from deqlm_solvers import Stop
-from deqlm_solvers.core.checks import require, suggest
+from deqlm_solvers.core.checks import explain, require
 
 __all__ = ["check_kinds", "check_positions", "one_cache", "one_stop", "real_tokens", "refuse_unknown"]
 
@@ -83,19 +83,22 @@ def real_tokens(attention_mask: Tensor | None, tokens: Tensor, held: LMCache | N
     rule = f"of shape {want}: all tokens, of which {past} are in the cache"
     require(attention_mask.shape == want, "attention_mask", tuple(attention_mask.shape), rule)
     real = attention_mask.bool()
-    if attention_mask.dtype != torch.bool:
-        others = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
-        require(not others.numel(), "attention_mask", others[:1].tolist(), "of zeros and ones")
-    if bool(real.all()) and (held is None or held.committed is None):
+    other = (attention_mask != 0) & (attention_mask != 1)
+    count = real[:, :past].sum(1)
+    known = past if held is None or held.committed is None else held.committed
+    # one read of the device tells all; what is wrong is looked for where something is
+    found = torch.stack((other.any(), real.all(), (~real.any(1)).any(), (count != known).any())).tolist()
+    foreign, whole, lacking, differs = found
+    if foreign:
+        require(False, "attention_mask", attention_mask[other][:1].tolist(), "of zeros and ones")
+    if whole and (held is None or held.committed is None):
         return None
-    empty = (~real.any(1)).nonzero().flatten().tolist()
-    require(not empty, "attention_mask", f"zeros alone in rows {empty}", "1 at one token of each row at least")
-    if held is not None:
-        count = real[:, :past].sum(1)
-        known = torch.full_like(count, past) if held.committed is None else held.committed
-        require(
-            torch.equal(count, known), "attention_mask", count.tolist(), f"{known.tolist()} ones in the cached part"
-        )
+    if lacking:
+        empty = (~real.any(1)).nonzero().flatten().tolist()
+        require(False, "attention_mask", f"zeros alone in rows {empty}", "1 at one token of each row at least")
+    if differs:
+        ones = torch.as_tensor(known, device=count.device).expand(batch).tolist()
+        require(False, "attention_mask", count.tolist(), f"{ones} ones in the cached part")
     return real[:, past:]
 
 
@@ -126,8 +129,8 @@ def check_positions(
     past = 0 if held is None else held.length
     if cache_position is not None:
         want = torch.arange(past, past + length, device=cache_position.device)
-        ok = torch.equal(cache_position, want)
-        require(ok, "cache_position", cache_position.tolist(), f"from {past} to {past + length - 1}")
+        if not torch.equal(cache_position, want):
+            require(False, "cache_position", cache_position.tolist(), f"from {past} to {past + length - 1}")
     if position_ids is None:
         return
     shapes = {(batch, length), (1, length)}
@@ -135,10 +138,10 @@ def check_positions(
     before = past if held is None or held.committed is None else held.committed[:, None]
     real = torch.ones(batch, length, dtype=torch.bool, device=position_ids.device) if mask is None else mask
     want = real.long().cumsum(1) - 1 + before
-    wrong = ((position_ids != want) & real).nonzero()
-    if not len(wrong):
+    wrong = (position_ids != want) & real
+    if not bool(wrong.any()):
         return
-    row, token = wrong[0].tolist()
+    row, token = wrong.nonzero()[0].tolist()
     got = position_ids.expand(batch, length)[row]
     found = got[token].item()
     if token and found < got[token - 1].item():
@@ -163,8 +166,9 @@ def check_kinds(token_type_ids: Tensor | None) -> None:
     if token_type_ids is None:
         return
     require_tensor("token_type_ids", token_type_ids)
-    others = token_type_ids[token_type_ids != 0]
-    require(not others.numel(), "token_type_ids", others[:1].tolist(), "zeros or None: a model has one kind of token")
+    if bool(token_type_ids.any()):
+        others = token_type_ids[token_type_ids != 0]
+        require(False, "token_type_ids", others[:1].tolist(), "zeros or None: a model has one kind of token")
 
 
 def refuse_unknown(model: str, unknown: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -184,4 +188,4 @@ def refuse_unknown(model: str, unknown: Mapping[str, Any], known: Iterable[str])
             continue
         if name in PACKED:
             raise ValueError(f"{name} must be None, because texts cannot be packed into one row: {UNPACKED}")
-        raise TypeError(f"{model} got an unknown argument {name!r}: {suggest(name, known)}")
+        raise TypeError(f"{model} got an unknown argument {name!r}: {explain(name, known)}")

@@ -98,7 +98,7 @@ class DeqOptions(Options):
 
     Args:
         grad: a `Grad`, or a dict of its fields.
-        no_grad: a `NoGrad`, or a dict of its fields.
+        no_grad: a `NoGrad`, or a dict of its fields. Beside a gradient with ``same_value`` it is that of ``grad``.
         phases: `deqlm.training.Phases` or the dict of one: the plan that a training applies to the model at each step,
             ``config.deq.phases.apply(model, step)``; None has no plan. A model itself starts with ``grad``.
         mode: how a forward is solved along its tokens: `deqlm.Auto`, `deqlm.Simultaneous`, `deqlm.Chunked`,
@@ -141,6 +141,11 @@ class DeqOptions(Options):
             if name != "phases" or value is not None:
                 require(isinstance(value, cls), name, value, f"a {cls.__name__}, or a dict of its fields")
             object.__setattr__(self, name, value)
+        if getattr(self.grad.gradient, "same_value", False):
+            same = NoGrad(solver=self.grad.solver, stop=self.grad.stop)
+            given = self.no_grad not in (NoGrad(), same)
+            require(not given, "no_grad", self.no_grad, "that of grad, or left away, beside a gradient with same_value")
+            object.__setattr__(self, "no_grad", same)
         for name in MODE_NAMES:
             object.__setattr__(self, name, MODES.make(getattr(self, name)))
         for name, kind in (("on_failure", WhenFailed), ("failed_grad", FailedGrad), ("start", Start)):
@@ -202,6 +207,8 @@ class DeqOptions(Options):
         no_grad = NoGrad(solver=solver, stop=Stop(max_iter=96, rtol=0, per="token"))
         modes = {"mode": Chunked(32), "prompt_mode": Sequential(), "token_mode": Sequential()}
         grad = Grad() if isinstance(self.grad.gradient, Unrolled) else self.grad
+        if getattr(grad.gradient, "same_value", False):  # evaluation is another solve
+            grad = grad.replace(gradient=grad.gradient.replace(same_value=False))
         return self.replace(grad=grad, no_grad=no_grad, start="zero", **modes)
 
     def apply(self, lm: ImplicitLM) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deqlm.layers.compiled import settled_parts, stock, twin_of
+from deqlm.layers.kept_weights import KeptWeights, usable
 from deqlm.layers.noise import VariationalDropout
 from deqlm.layers.rope import Rope, row_positions
 from deqlm.layers.weight_norm import Normed, NormedConv1d, NormedLinear
@@ -46,6 +47,7 @@ class Context:
         grad: whether grad mode was on when the weights were made.
         constant: whether they are constants of the call on purpose: derivatives that are wanted are those by the state,
             as a solver takes them in a call without grad.
+        kept: what was made of the weights, for the call that goes on from this one; None with grad.
     """
 
     mask: Tensor | None = None
@@ -58,6 +60,7 @@ class Context:
     linears: Mapping[nn.Module, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     grad: bool = True
     constant: bool = False
+    kept: KeptWeights | None = None
 
     @classmethod
     def open(
@@ -69,6 +72,7 @@ class Context:
         offset: int = 0,
         committed: Tensor | None = None,
         build: Build | None = None,
+        kept: KeptWeights | None = None,
     ) -> Context:
         """Return the context of a call of ``module``: weights with grad if grad mode is on, masks drawn, positions.
 
@@ -81,6 +85,7 @@ class Context:
             offset: token slots that caches hold already.
             committed: real tokens among them per row, (B,) int64; None when all are real.
             build: compiles what layers have compiled twins of; None leaves all to torch.
+            kept: of the call that this one goes on from; without grad, weights that still hold are not made again.
 
         Raises:
             ValueError: a mask or counts of another shape, or a mask that is not bool.
@@ -104,6 +109,7 @@ class Context:
         positions = row_positions(mask, length, past=past, device=like.device)
         weights, noise, tables, linears = {}, {}, {}, {}
         twins: dict[nn.Module, Any] = {}
+        keeps = (KeptWeights() if kept is None else kept) if usable() else None
         parts = list(settled_parts(module))
         for part, settled in parts:
             if parametrize._cache_enabled and torch.is_grad_enabled() and parametrize.is_parametrized(part):
@@ -113,14 +119,15 @@ class Context:
             if settled and stock(part, nn.Linear):
                 linears[part] = (part.weight, part.bias)
             elif settled and isinstance(part, Normed) and stock(part, NormedLinear, NormedConv1d):
-                weights[part] = part.effective_weight()
+                make = part.effective_weight
+                weights[part] = make() if keeps is None else keeps.of(part, part.made_of(), make)
                 if isinstance(part, NormedLinear):
                     linears[part] = (weights[part], part.bias)
             rope = getattr(part, "rope", None)
             if isinstance(rope, Rope) and rope not in tables:
                 tables[rope] = rope.table(positions, like.dtype)
         if build is not None:
-            made = {part: twin_of(part, weights, build) for part, settled in parts if settled}
+            made = {part: _twin(part, weights, build, keeps) for part, settled in parts if settled}
             twins = {part: twin for part, twin in made.items() if twin is not None}
         return cls(
             mask=mask,
@@ -132,6 +139,7 @@ class Context:
             twins=twins,
             linears=linears,
             grad=torch.is_grad_enabled(),
+            kept=keeps,
         )
 
     def tokens(self, start: int, stop: int) -> Context:
@@ -201,6 +209,14 @@ class Context:
         if layer in self.noise:
             return layer(x, self.noise[layer])
         return layer(x)
+
+
+def _twin(part: nn.Module, weights: Mapping[nn.Module, Tensor], build: Build, kept: KeptWeights | None) -> Any:
+    """Return the compiled twin of a layer, that of an earlier call where it holds; see `twin_of`."""
+    made_by_parts = not isinstance(part, nn.RMSNorm) and not hasattr(type(part), "twin")
+    if kept is None or made_by_parts or not all(stock(inner, type(inner)) for inner in part.modules()):
+        return twin_of(part, weights, build)
+    return kept.of((part, "twin"), part.parameters(), lambda: twin_of(part, weights, build))
 
 
 def _cache_with_graph(part: Any) -> None:

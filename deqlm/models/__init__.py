@@ -5,11 +5,16 @@ from deqlm.models.call import LMCache
 from deqlm.models.cost import ModelCost, model_cost
 from deqlm.models.lm import ImplicitLM, LMOutput
 from deqlm.models.options import MIXERS, AttentionOptions, LMOptions, Mamba2Options, MixerOptions
+from deqlm.models.planning import GPU, GPUS, PhasePlan, Plan, plan_training
 from deqlm.models.presets import PRESETS, preset
+from deqlm.models.recipes import RECIPES, Recipe, RecipePhase, recipe
 
 __all__ = [
+    "GPU",
+    "GPUS",
     "MIXERS",
     "PRESETS",
+    "RECIPES",
     "AttentionOptions",
     "Backbone",
     "ImplicitLM",
@@ -19,6 +24,12 @@ __all__ = [
     "Mamba2Options",
     "MixerOptions",
     "ModelCost",
+    "PhasePlan",
+    "Plan",
+    "Recipe",
+    "RecipePhase",
     "model_cost",
+    "plan_training",
     "preset",
+    "recipe",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deqlm.layers import Block, Context, depth_scale_, weight_norm_
 from deqlm.layers.context import NOTHING
+from deqlm.layers.kept_weights import KeptWeights
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.native.build import build
 
@@ -94,7 +95,13 @@ class Backbone(nn.Module):
         return self.injection is not None
 
     def open(
-        self, e: Tensor, mask: Tensor | None = None, *, offset: int = 0, committed: Tensor | None = None
+        self,
+        e: Tensor,
+        mask: Tensor | None = None,
+        *,
+        offset: int = 0,
+        committed: Tensor | None = None,
+        kept: KeptWeights | None = None,
     ) -> Context:
         """Return what stays fixed within one call, see `deqlm.layers.Context.open`.
 
@@ -103,8 +110,9 @@ class Backbone(nn.Module):
             mask: (B, L) bool, False at padding, or None.
             offset: token slots that caches hold already.
             committed: real tokens among them per row, (B,) int64; None when all are real.
+            kept: what the call that this one goes on from made of the weights.
         """
-        return Context.open(self, e, mask=mask, offset=offset, committed=committed, build=_build)
+        return Context.open(self, e, mask=mask, offset=offset, committed=committed, build=_build, kept=kept)
 
     def project(self, e: Tensor, context: Context | None = None) -> Tensor:
         """Return the injected input u (B, L, U) of embeddings ``e`` (B, L, D), which are not read at padding.

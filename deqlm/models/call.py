@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deqlm.layers import Context
+from deqlm.layers.kept_weights import KeptWeights
 from deqlm.models.backbone import Backbone
 from deqlm.sequence.chunk_evaluator import refuse_noise
 from deqlm.wrap.replay import Replay
@@ -25,6 +26,7 @@ class LMCache(NamedTuple):
         length: token slots held, padding included.
         committed: real tokens among them per row, (B,) int64; None where all are real.
         ended: rows whose last slot is padding, (B,) bool; None where none is.
+        kept: what was made of the weights, so that the next call need not make it again; None where nothing was.
     """
 
     layers: tuple[Any, ...]
@@ -32,6 +34,7 @@ class LMCache(NamedTuple):
     length: int
     committed: Tensor | None = None
     ended: Tensor | None = None
+    kept: KeptWeights | None = None
 
     @classmethod
     def empty(cls, backbone: Backbone, batch: int, device: torch.device | None = None) -> LMCache:
@@ -44,20 +47,24 @@ class LMCache(NamedTuple):
         """
         return cls(backbone.empty_cache(batch, device), batch, 0)
 
-    def extend(self, layers: tuple[Any, ...], length: int, mask: Tensor | None) -> LMCache:
+    def extend(
+        self, layers: tuple[Any, ...], length: int, mask: Tensor | None, kept: KeptWeights | None = None
+    ) -> LMCache:
         """Return the cache behind ``length`` further tokens, with their ``mask`` (B, length) or None.
 
         Args:
             layers: the new cache of each block.
             length: tokens.
             mask: bool, False at padding.
+            kept: what was made of the weights.
         """
         committed = self.committed
         if mask is not None:
             committed = mask.sum(1) + (self.length if committed is None else committed)
         elif committed is not None:
             committed = committed + length
-        return LMCache(layers, self.batch, self.length + length, committed, None if mask is None else ~mask[:, -1])
+        ended = None if mask is None else ~mask[:, -1]
+        return LMCache(layers, self.batch, self.length + length, committed, ended, kept)
 
     def check_fits(self, backbone: Backbone, batch: int) -> None:
         """Raise unless this is a cache of ``batch`` rows of such a backbone; layers check the sizes of their own part.
@@ -110,7 +117,7 @@ class LMCache(NamedTuple):
         layers = tuple(layer.rows(index) for layer in self.layers)
         committed = None if self.committed is None else self.committed.index_select(0, index)
         ended = None if self.ended is None else self.ended.index_select(0, index)
-        return LMCache(layers, index.shape[0], self.length, committed, ended)
+        return LMCache(layers, index.shape[0], self.length, committed, ended, self.kept)
 
 
 def chunk_forward(backbone: Backbone, z: Tensor, u: Tensor, cache: Any, context: Context) -> tuple[Tensor, Any]:

@@ -86,8 +86,8 @@ class _CallFailures(Failures):
     least: Status
 
     def report(self, sol: Solution, stop: Stop) -> None:
-        """Apply ``on_failure``; a budget with grad is not read here, but where its gradient is made."""
-        if self.on_failure == "ignore" or (stop.is_budget and torch.is_grad_enabled() and self.on_failure != "raise"):
+        """Apply ``on_failure``; a budget is not read for a warning."""
+        if self.on_failure == "ignore" or (stop.is_budget and self.on_failure != "raise"):
             return
         if not bool((sol.status >= int(self.least)).any()):
             return

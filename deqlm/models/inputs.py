@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqlm.wrap.levels import bare, outside, transformed
+from deqlm_solvers.core.at_hand import at_hand
 from deqlm_solvers.core.checks import require, whole
 
 __all__ = ["check_count", "check_mask", "embedded", "require_tensor", "targets", "tokens", "vocabulary", "wanted"]
@@ -21,7 +23,8 @@ def tokens(ids: Any, size: int) -> Tensor:
 
     Raises:
         TypeError: no tensor.
-        ValueError: another dtype or shape, no token, or a value out of range.
+        ValueError: another dtype or shape, no token, or on a CPU a value out of range, which an accelerator's own
+            kernels refuse: to look there would be to wait.
 
     Examples:
         >>> tokens(torch.tensor([[3, 1]], dtype=torch.uint8), 5).dtype
@@ -32,9 +35,7 @@ def tokens(ids: Any, size: int) -> Tensor:
     require(ok, "ids", f"{ids.dtype} {tuple(ids.shape)}", "whole numbers of shape (B, L)")
     require(ids.shape[1] >= 1, "the length of ids", ids.shape[1], ">= 1")
     ids = ids.long()
-    if ids.numel():
-        low, high = torch.stack(torch.aminmax(ids)).tolist()
-        require(low >= 0 and high < size, "ids", f"{low} to {high}", f"from 0 to {size - 1}")
+    _require_range("ids", ids, size)
     return ids
 
 
@@ -79,7 +80,7 @@ def targets(labels: Any, shape: torch.Size, size: int, *, shifted: bool) -> Tens
 
     Raises:
         TypeError: no tensor.
-        ValueError: another dtype or shape, a value out of range, or a single label that is left away.
+        ValueError: another dtype or shape, a single label that is left away, or on a CPU a value out of range.
     """
     require_tensor("labels", labels)
     require(labels.shape == shape, "labels", tuple(labels.shape), f"of shape {tuple(shape)}")
@@ -87,11 +88,22 @@ def targets(labels: Any, shape: torch.Size, size: int, *, shifted: bool) -> Tens
     if shifted:
         require(labels.shape[1] > 1, "the length of shifted labels", labels.shape[1], "> 1: the first is not used")
     labels = labels.long()
-    real = labels[labels != -100]
-    if real.numel():
-        low, high = torch.stack(torch.aminmax(real)).tolist()
-        require(low >= 0 and high < size, "labels", f"{low} to {high}", f"-100 or from 0 to {size - 1}")
+    _require_range("labels", labels, size, also="-100 or ")
     return labels
+
+
+def _require_range(name: str, values: Tensor, size: int, also: str = "") -> None:
+    """Raise unless whole numbers that are at hand are in [0, size), or -100 where ``also`` says so."""
+    if not torch.compiler.is_dynamo_compiling() and transformed():
+        with outside():
+            return _require_range(name, bare(values), size, also)
+    if not at_hand(values):
+        return None
+    counted = values[values != -100] if also else values
+    if counted.numel():
+        low, high = torch.stack(torch.aminmax(counted)).tolist()
+        require(low >= 0 and high < size, name, f"{low} to {high}", f"{also}from 0 to {size - 1}")
+    return None
 
 
 def check_count(count: Any) -> None:
@@ -115,7 +127,7 @@ def wanted(state: Tensor, keep: Any) -> Tensor:
         keep: so many last ones, 0 for all, or an index (K,), whole numbers from -L to L - 1 or a bool mask (L,).
 
     Raises:
-        ValueError: neither.
+        ValueError: neither, or on a CPU an index out of range.
     """
     if not isinstance(keep, Tensor):
         whole("logits_to_keep", keep, 0)
@@ -125,8 +137,8 @@ def wanted(state: Tensor, keep: Any) -> Tensor:
     if keep.dtype == torch.bool:
         return state[:, keep]
     length = state.shape[1]
-    inside = bool(((keep >= -length) & (keep < length)).all())
-    require(inside, "logits_to_keep", keep.tolist(), f"from {-length} to {length - 1}")
+    if at_hand(keep) and not bool(((keep >= -length) & (keep < length)).all()):
+        require(False, "logits_to_keep", keep.tolist(), f"from {-length} to {length - 1}")
     return state[:, keep.long()]
 
 

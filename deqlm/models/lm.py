@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from deqlm.equilibrium.settings import GivenGradient, GivenSolver, GivenStop, in_use
+from deqlm.equilibrium.transformed import summary
 from deqlm.gradients import GRADIENTS, Gradient, Phantom
-from deqlm.gradients.collective import refuse_collective
+from deqlm.gradients.collective import processes_in_step
 from deqlm.layers import Context, fold_weight_norm_
 from deqlm.models.backbone import Backbone
 from deqlm.models.call import BackboneChunk, LMCache, chunk_forward
@@ -26,8 +27,9 @@ from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
 from deqlm.wrap.trees import map_tensors, start_like
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Solution, Solve, Stop
-from deqlm_solvers.core.checks import require, whole
+from deqlm_solvers.core.checks import explain_options, require, whole
 from deqlm_solvers.core.kinds import refuse_tracing
+from deqlm_solvers.core.peer_names import HINTS
 
 __all__ = ["ImplicitLM", "LMOutput"]
 
@@ -36,6 +38,12 @@ FREE = Solve(FixedPoint(), Stop(max_iter=24, rtol=0.05, per="token"))
 depend on how a batch is cut into parts; the paper's own rule, ``keep="best_f"``, ends when all rows pass at once."""
 EVALUATION = Solve(FixedPoint(damping=0.8), Stop(max_iter=96, rtol=0.05, per="token"))
 """Without grad."""
+
+_TWO = "give it in solve=Solve(solver, stop), with grad, and in no_grad=Solve(solver, stop), without"
+LM_HINTS = {name: f"{told}; {_TWO}" for name, told in HINTS.items()} | dict.fromkeys(
+    ("solver", "stop", "evaluation"), _TWO
+)
+"""Where options of others belong."""
 
 DERIVATIVE_FREE = (FixedPoint, Anderson, Broyden)
 """Solvers whose points may be tensors of inference mode, which autograd cannot differentiate at."""
@@ -80,7 +88,8 @@ class ImplicitLM(nn.Module):
             own).
         solve: how to solve with grad; None is plain iteration, at most 24 evaluations, rtol .05 in every token.
         gradient: how gradients are made; None is ``Phantom(4, 0.8)``.
-        no_grad: how to solve without grad; None is damping .8, at most 96 evaluations, rtol .05 in every token.
+        no_grad: how to solve without grad; None is damping .8, at most 96 evaluations, rtol .05 in every token, or
+            ``solve`` beside a gradient with ``same_value``, which makes the state without grad that with grad.
         mode: `Auto`, `Simultaneous`, `Chunked`, `Sequential` or `Frontier`, by object, name or dict; see
             `deqlm.sequence.modes`.
         on_failure: "auto", "warn", "raise" or "ignore" when a row does not converge. Training by a bounded number of
@@ -112,6 +121,7 @@ class ImplicitLM(nn.Module):
         (torch.Size([2, 3, 11]), torch.Size([2]))
     """
 
+    @explain_options(LM_HINTS)
     def __init__(
         self,
         backbone: Backbone,
@@ -149,12 +159,15 @@ class ImplicitLM(nn.Module):
         self.gradient = GRADIENTS.make(Phantom() if gradient is None else gradient)
         self.gradient.check(self.solve)
         same = getattr(self.gradient, "same_value", False)
-        require(not same, "gradient", self.gradient, "one without same_value, because no_grad is another solve")
-        self.no_grad = _solve(no_grad, EVALUATION)
+        self.no_grad = _solve(no_grad, self.solve if same else EVALUATION)
+        if same:
+            rule = "the same as solve, or left away, beside a gradient with same_value"
+            require(self.no_grad == self.solve, "no_grad", self.no_grad, rule)
         self.mode = MODES.make(mode)
         self.failures = LMFailures(on_failure, failed_grad)
         self.last: Solution | None = None
 
+    @explain_options(HINTS)
     def forward(
         self,
         ids: Tensor | None = None,
@@ -219,7 +232,7 @@ class ImplicitLM(nn.Module):
         if not isinstance(stop, Stop | Mapping | None):
             raise TypeError(f"stop must be a Stop, got {type(stop).__name__}")
         before = self._before(e, mask, cache)
-        context = self.backbone.open(e, mask, offset=before.length, committed=before.committed)
+        context = self.backbone.open(e, mask, offset=before.length, committed=before.committed, kept=before.kept)
         how = MODES.make(self.mode if mode is None else mode)
         if self.backbone.implicit:
             state, solution, layers = self._solved(e, context, before, how, given_solve, start, use_cache, on_failure)
@@ -230,7 +243,7 @@ class ImplicitLM(nn.Module):
                 require(given is None, name, given, "None for an explicit model, which solves nothing")
             states, layers = self._explicit(e, context, before, how, output_states)
             state, solution = states[-1], None
-        after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask)
+        after = None if not use_cache or layers is None else before.extend(layers, e.shape[1], mask, context.kept)
         logits = self._logits(state, logits_to_keep)
         loss = label_loss(logits, labels, mask, label_count, self.labels if label_kind is None else label_kind)
         return LMOutput(logits, loss, solution, state, after, states if output_states else None)
@@ -291,8 +304,10 @@ class ImplicitLM(nn.Module):
         how = how if rule is how.stop else Solve(how.solver, rule)
         if grad:
             method.check(how)
-        refuse_collective(self.backbone, how, method)
-        mode = mode.for_model(how.stop, grad)
+        together = processes_in_step(self.backbone, how, method)
+        # the value with grad: in one solve of all tokens, and of the gradient's steps, not of the commit
+        as_with_grad = grad or getattr(method, "same_value", False)
+        mode = mode.for_model(how.stop, as_with_grad)
         # without grad, a solver that takes derivatives takes them by the state
         context = context if grad else replace(context, constant=True)
         u = self.backbone.project(e, context)
@@ -321,13 +336,14 @@ class ImplicitLM(nn.Module):
             method,
             self.failures.of_call(how, mode, on_failure),
             cache=before.layers,
-            commit=use_cache or not grad,
+            commit=use_cache or not as_with_grad,
             token_mask=context.mask if how.stop.per == "token" else None,
             owner=self,
+            together=together,
         )
         replay.seal()
-        self.last = sol.without_state()
-        return sol.z if done.y is None or grad else done.y, sol, done.cache
+        self.last = summary(sol)
+        return sol.z if done.y is None or as_with_grad else done.y, sol, done.cache
 
     def _in_use(self, given: tuple[Any, Any, Any]) -> tuple[Solve, Gradient]:
         """Return solve and gradient method of a call that was ``given`` solver, stop and gradient, or None for each."""

@@ -63,7 +63,8 @@ class ChunkedSolve:
         before = self.cache
         short = how.stop.replace(max_iter=min(how.stop.max_iter, self.tries))
         whole = self._along([(0, self.shape[1])], Solve(how.solver, short), z0, layout)
-        if bool(whole.converged.all()):
+        done = bool(whole.converged.all())
+        if done if layout.together is None else not layout.together.any(not done, z0.device):
             return whole
         self.cache = before
         self.outputs.clear()
@@ -78,10 +79,11 @@ class ChunkedSolve:
             part = start[:, first:end]
             if points and self.start == "previous":
                 part = _after(points[-1], part, layout.token_mask, first, end)
-            piece = ChunkEvaluator(self.chunk(first, end), self.cache, part.shape, self._count, self._apart)
+            given = (self.chunk(first, end), self.cache, part.shape, self._count, self._apart)
+            piece = ChunkEvaluator(*given, together=layout.together)
             sol = how.solver.solve(piece, part.flatten(1), how.stop, layout_of(layout, first, end))
             if self.commit or end < self.shape[1]:
-                y, self.cache = piece.commit(sol.z)
+                y, self.cache = piece.commit(sol.z, stepped=how.stop.is_budget)
                 self.outputs.append(y)
             if sol.cost.vjps or sol.cost.jvps:
                 self._products = self._products + Cost(vjps=sol.cost.vjps, jvps=sol.cost.jvps)

@@ -20,10 +20,12 @@ from deqlm.sequence.chunked_solve import ChunkedSolve
 from deqlm.sequence.frontier import WindowSolve
 from deqlm.sequence.modes import Mode, TokenCall
 from deqlm.wrap.failures import Failures
+from deqlm.wrap.levels import transformed
 from deqlm.wrap.memory_cap import MemoryCap
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Layout, Map, Solution, Solve, Stop, options
 from deqlm_solvers.core.checks import require
+from deqlm_solvers.core.processes import Processes
 
 __all__ = ["Committed", "per_token", "solve_chunks"]
 
@@ -73,6 +75,7 @@ def solve_chunks(
     token_mask: Tensor | None = None,
     cap: MemoryCap | None = None,
     owner: object = None,
+    together: Processes | None = None,
 ) -> tuple[Solution, Committed]:
     """Solve the causal map ``f`` chunk after chunk and tie the joined point to autograd through the whole of f.
 
@@ -91,6 +94,7 @@ def solve_chunks(
         token_mask: (B, L) bool, True where a token counts; None counts all.
         cap: limit of memory, held against a solve of all tokens.
         owner: whose map it is; what ``Chunked("auto")`` has measured is kept as long as it lives.
+        together: processes that solve in step, or None.
 
     Returns:
         The solution, whose ``z`` joins the points of all chunks (with grad: what the gradient method returns),
@@ -100,10 +104,18 @@ def solve_chunks(
     Raises:
         ValueError: a gradient that differentiates the solver's own steps, with several chunks or a commit; a solver or
             stop that the mode cannot honour.
+        RuntimeError: several chunks, or a commit, inside transforms of torch.func.
     """
     (shape,) = f.rows.shapes
     mode = mode.for_solver(how.solver)
-    tokens = {"token_mask": token_mask, "cap": cap, "tokens": shape[1]}
+    tokens: dict[str, Any] = {"token_mask": token_mask, "cap": cap, "tokens": shape[1], "together": together}
+    if transformed():
+        if mode.one_solve(shape[1]) and not commit:
+            return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)
+        raise RuntimeError(
+            f"mode {mode.name!r} and caches cannot be transformed by torch.func, because chunks are cut and committed "
+            "by values; use mode='simultaneous' without a cache"
+        )
     if isinstance(gradient, Unrolled) and (torch.is_grad_enabled() or gradient.same_value):
         if mode.one_solve(shape[1]) and not commit:
             return solve_rows(f, how, gradient, failures, **tokens), Committed(None, None)

@@ -31,7 +31,7 @@ def check_slide(how: Solve) -> None:
     solver, stop = how.solver, how.stop
     require(type(solver) is FixedPoint, "solver", solver, "FixedPoint with mode Frontier, which keeps no history")
     require(not stop.is_budget, "stop", stop, "a tolerance with mode Frontier, which tests every token")
-    for name in ("keep", "test_every", "check_every", "patience", "trace"):
+    for name in ("keep", "test_every", "check_every", "patience", "trace", "collective"):
         default = Stop.__dataclass_fields__[name].default  # type: ignore[attr-defined]
         require(getattr(stop, name) == default, name, getattr(stop, name), f"{default!r} with mode Frontier")
 

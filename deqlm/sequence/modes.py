@@ -183,6 +183,7 @@ class Chunked(Mode):
     def way(self, call: TokenCall) -> ChunkedSolve | WindowSolve:
         if self.size != "auto":
             return super().way(call)
+        require(not call.how.stop.collective, "size", "auto", "a number with Stop(collective=True): the clock decides")
         made = self.replace(size=FIRST).way(call)
         if isinstance(made, ChunkedSolve) and not call.how.stop.is_budget:
             made.sizes = sizes_of(call.owner, call.circumstances, call.how.stop.max_iter)

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from deqlm.wrap.generators import every_accelerator, generator_states, set_generator_states
+
 __all__ = ["get_random_state", "random_state_kept", "set_random_state"]
 
 
 def get_random_state() -> dict[str, Any]:
-    """Return the states of Python, numpy and torch (CPU and every CUDA device), as tensors and plain data.
+    """Return the states of Python, numpy and torch (CPU and every accelerator), as tensors and plain data.
 
     Examples:
         >>> state = get_random_state()
@@ -24,6 +26,8 @@ def get_random_state() -> dict[str, Any]:
         >>> torch.equal(first[0], again[0]), first[1:] == again[1:]
         (True, True)
     """
+    devices = every_accelerator()
+    cpu, *others = generator_states(devices)
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -35,24 +39,25 @@ def get_random_state() -> dict[str, Any]:
             "has_gauss": int(has_gauss),
             "cached": float(cached),
         },
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "torch": cpu,
+        "cuda": [],
+        **({devices[0].type: others} if devices else {}),
     }
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Set what `get_random_state` returned.
 
-    Where the number of CUDA devices differs, those that both have are set.
+    Where the number of accelerators differs, those that both have are set.
     """
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)
     np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
-    torch.set_rng_state(state["torch"])
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for device, one in zip(range(devices), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(one, device)
+    devices = every_accelerator()
+    others = state.get(devices[0].type, []) if devices else []
+    both = min(len(devices), len(others))
+    set_generator_states([state["torch"], *others[:both]], devices[:both])
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class Failures:
         layer: what is solved, whose parts may tell what is wrong.
         map: what is solved, on rows.
         then: called with the `Adjoint` when a backward solve has been recorded.
-        looks: whether a failure is looked into by a few evaluations more.
+        problem: "map" or "root", as in `Solution`; a failure of a map is looked into by a few evaluations more.
     """
 
     on_failure: OnFailure = "warn"
@@ -38,7 +38,7 @@ class Failures:
     layer: Any = None
     map: RowMap | None = None
     then: Callable[[Adjoint], object] | None = None
-    looks: bool = True
+    problem: Literal["map", "root"] = "map"
 
     def __post_init__(self) -> None:
         check_on_failure(self.on_failure)
@@ -50,6 +50,12 @@ class Failures:
     def adjoint(self) -> Adjoint:
         """Return the empty report that the backward solve will fill in."""
         return Adjoint(on_failure=self.on_failure, failed_grad=self.failed_grad, ask=self.ask, then=self.then)
+
+    def of_call(self, then: Callable[[Adjoint], object] | None, **changes: Any) -> Failures:
+        """Return the policies for a call with a callback of its own, and what else is known of it by name."""
+        if then is not None and not callable(then):
+            raise TypeError(f"on_backward must be a function, got {type(then).__name__}")
+        return self._with(then=then, **changes)
 
     def of(self, f: RowMap) -> Failures:
         """Return the policies for the solve of ``f``."""
@@ -77,16 +83,19 @@ class Failures:
         """
         if self.failed_grad == "keep":
             return None
-        bad = sol.status >= int(Status.DIVERGED)
-        if not bool(bad.any()):
+        if sol.worst() < int(Status.DIVERGED):
             return None
+        bad = sol.status >= int(Status.DIVERGED)
         policy = "raise" if self.failed_grad == "raise" else self.on_failure
         if self.failed_grad == "raise" or stop.is_budget:
             self._apply(policy, sol)
         return bad
 
     def _apply(self, policy: OnFailure, sol: Solution) -> None:
-        f = self.map if self.looks else None
+        if policy == "ignore" or sol.worst() <= int(Status.BUDGET):
+            return
+        sol = sol.replace(problem=self.problem)
+        f = self.map if self.problem == "map" else None
 
         def likely() -> str:
             return "" if f is None else likely_mistake(f, f.f if self.layer is None else self.layer, sol)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["begin", "depends", "reaches_leaf", "without_nan"]
+__all__ = ["begin", "depends", "keep_buffers", "reaches_leaf", "without_nan"]
 
 Node = torch.autograd.graph.Node
 
@@ -45,6 +45,24 @@ def reaches_leaf(fz: Tensor, beyond: Tensor) -> bool:
     where one is met the answer is yes.
     """
     return any(type(node).__name__ == "AccumulateGrad" or _hides_leaves(node) for node in _nodes(fz, beyond))
+
+
+def keep_buffers(fz: Tensor) -> bool:
+    """Tell compiled programs in the graph of ``fz`` that gave no buffers away that there are none; False where one did.
+
+    One that was compiled under `asked_again` gives none, but knows that only once its first backward keeps the graph.
+    """
+    unknown = []
+    for node in _nodes(fz, fz.new_empty(0)):
+        program: Any = getattr(getattr(type(node), "_forward_cls", None), "metadata", None)
+        if not hasattr(program, "bw_donated_idxs"):
+            continue
+        if program.bw_donated_idxs:
+            return False
+        unknown.append(program)
+    for program in unknown:
+        program.bw_donated_idxs = []
+    return bool(unknown)
 
 
 def _hides_leaves(node: Node) -> bool:

@@ -20,6 +20,8 @@ DEPTH = 4
 """How many functions, containers and objects are looked into, one within the other."""
 LIBRARIES = frozenset({"builtins", "torch"})
 """Packages whose functions and objects use no module of a user's that is not looked at anyway."""
+_PLAIN = frozenset({Tensor, nn.Parameter, ModuleType, type(None), bool, int, float, complex, str, bytes})
+"""Types that hold no module."""
 FIRST = 256
 """Elements of a container that are looked at."""
 
@@ -85,7 +87,8 @@ def _walk(value: Any, name: str, depth: int, seen: set[int]) -> Iterator[tuple[s
     elif depth and id(value) not in seen:
         seen.add(id(value))
         for inner, part in _parts(value, name):
-            yield from _walk(part, inner, depth - 1, seen)
+            if type(part) not in _PLAIN:
+                yield from _walk(part, inner, depth - 1, seen)
 
 
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deqlm.wrap.trees import tensors, tree_add
 from deqlm_solvers.core.checks import require
 
-__all__ = ["Add", "Argument", "Inject", "Projected", "make_inject"]
+__all__ = ["Add", "Argument", "Inject", "Projected", "make_inject", "passes_on"]
 
 
 class Inject(nn.Module):
@@ -70,6 +70,19 @@ class Projected(Add):
 
     def forward(self, x: Any) -> Any:
         return self.module(x)
+
+
+def passes_on(inject: nn.Module) -> bool:
+    """Say whether u is x itself, and nobody looks at how it is made.
+
+    Examples:
+        >>> passes_on(Add()), passes_on(Projected(nn.Identity()))
+        (True, False)
+    """
+    if type(inject) not in (Add, Argument):
+        return False
+    own = vars(inject)
+    return not (own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_modules"] or own["_buffers"])
 
 
 def make_inject(spec: str | nn.Module) -> Inject:

@@ -20,6 +20,9 @@ DEPTH = 5
 NEWEST = 64
 """Elements of a container that are looked at, from its end."""
 PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, ModuleType, nn.Parameter})
+_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""What every module has; of that, hooks and buffers are looked at."""
+_TABLES = tuple(_EVERY_MODULE - {"_parameters", "_modules", "training"})
 BUILT_IN = frozenset({dict, OrderedDict, list, tuple, set, frozenset, deque})
 
 
@@ -81,7 +84,9 @@ def _newest(values: Any) -> Iterable[Any]:
 
 
 def _of_module(module: nn.Module) -> Iterator[Any]:
-    yield from (value for name, value in list(vars(module).items()) if name not in ("_parameters", "_modules"))
+    own = vars(module)
+    yield from [own[name] for name in own.keys() - _EVERY_MODULE]
+    yield from [table for name in _TABLES if (table := own.get(name))]
     yield from module._modules.values()
     yield from _of_class(type(module))
 

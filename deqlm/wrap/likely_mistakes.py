@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deqlm.wrap.generators import accelerators, generators_kept
 from deqlm.wrap.rows import RowMap
 from deqlm_solvers import Solution
 from deqlm_solvers.core.agreement import rows_changed
@@ -48,9 +49,8 @@ def likely_mistake(f: RowMap, layer: Any, sol: Solution) -> str:
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if several or not f.rows.z0.numel():
         return ""
-    devices = [f.rows.device] if f.rows.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), generators_kept(accelerators(None, f.rows.device)):
             return _found(f, layer, sol)
     except Exception:  # f may raise anything; the failure that is told of is another one
         return ""

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from deqlm.wrap.buffers import Buffer, Turn, moved, watch
+from deqlm.wrap.generators import accelerators, generator_states, set_generator_states
 from deqlm.wrap.hidden import reached
 from deqlm.wrap.once import close_call, made_once, open_call
 
@@ -35,14 +36,17 @@ class Replay:
     one is in train(). Buffers of more than 2**20 elements are watched in train() only.
 
     Noise from elsewhere (`random`, numpy, a `torch.Generator`), and noise that the first evaluation did not draw yet,
-    is not replayed. Putting back torch's generators repeats the numbers of other threads that draw meanwhile.
+    is not replayed, nor what a module in eval() draws on an accelerator, whose generators are watched where a part in
+    train() may draw (`accelerators`). Putting back torch's generators repeats the numbers of other threads that draw
+    meanwhile.
 
     Args:
         layer: what is evaluated.
-        device: device of the state, whose generator is watched beside the CPU's.
+        device: of the state, whose generator is watched beside those of the CPU and of the module's parts.
         module: whose buffers are watched; None is the layer, or the modules that it reads where it is a function.
         hint: noted on an error of the first evaluation, such as what the layer may not bear.
         called: noted where the first evaluation cannot be called with its arguments: what these are.
+        still: the layer is known to draw nothing and to move no buffer, so that nothing is watched.
     """
 
     def __init__(
@@ -52,17 +56,19 @@ class Replay:
         module: nn.Module | None = None,
         hint: str = "",
         called: str = "",
+        *,
+        still: bool = False,
     ) -> None:
-        self.layer = layer
-        self.hint, self.called = hint, called
-        self.device = device
-        self.evaluated = False
+        self.layer, self.hint, self.called, self.still = layer, hint, called, still
+        self.evaluated = still
         self.sealed = False
         self.noisy = False
-        self.start = _generator_states(device)
+        seen = module is not None or isinstance(layer, nn.Module)
         if module is None:
             module = layer if isinstance(layer, nn.Module) else reached(layer)
         self.module = module
+        self.devices = [] if still else accelerators(module, device, unseen=not seen)
+        self.start = generator_states(self.devices)
         self.buffers: list[Buffer] = []
         self._each: list[Buffer] = []
         self._turn = Turn(self.module, device)
@@ -83,6 +89,8 @@ class Replay:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the layer."""
+        if self.still:
+            return self.layer(*args, **kwargs)
         if self.sealed:
             return self._reproduce(args, kwargs)
         if self.evaluated:
@@ -92,8 +100,7 @@ class Replay:
         buffers = watch(self.module)
         out = self.layer(*args, **kwargs)
         self.evaluated = True
-        after = _generator_states(self.device)
-        self.noisy = not all(torch.equal(a, b) for a, b in zip(self.start, after, strict=True))
+        self.noisy = _differ(self.start, generator_states(self.devices))
         self.buffers = moved(buffers, self.module)
         if self.buffers:
             once = _makers_of_weights(self.module)
@@ -114,12 +121,12 @@ class Replay:
 
     def _rewind(self, buffers: list[Buffer]) -> None:
         if self.noisy:
-            _set_generator_states(self.start, self.device)
+            set_generator_states(self.start, self.devices)
         for buffer in buffers:
             buffer.put_back()
 
     def _reproduce(self, args: Any, kwargs: Any) -> Any:
-        outside = _generator_states(self.device)
+        outside = generator_states(self.devices)
         still = self.evaluated and not self.buffers
         if not still:
             self._turn.take()
@@ -128,7 +135,7 @@ class Replay:
         try:
             return self.layer(*args, **kwargs)
         finally:
-            _set_generator_states(outside, self.device)
+            set_generator_states(outside, self.devices)
             for buffer in kept:
                 buffer.put_back()
             if not still:
@@ -141,14 +148,9 @@ def _makers_of_weights(module: nn.Module | None) -> set[int]:
     return {id(part) for made in lists if parametrize._cache_enabled or made_once(made) for part in made.modules()}
 
 
-def _generator_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
+def _differ(before: list[Tensor], after: list[Tensor]) -> bool:
+    return not torch.equal(before[0], after[0]) or any(map(_unequal, before[1:], after[1:]))
 
 
-def _set_generator_states(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+def _unequal(a: Tensor, b: Tensor) -> bool:
+    return not torch.equal(a, b)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deqlm.wrap.cuts import first_dims, healthy_source, some, spared
 from deqlm.wrap.held import Held
+from deqlm.wrap.replay import Replay
 from deqlm.wrap.solved_by import SolvedBy
 from deqlm.wrap.trees import describe, in_order, map_tensors, structure_hint, tree_flatten, tree_unflatten
 from deqlm_solvers.core.checks import require
@@ -47,6 +48,10 @@ class Rows:
 
     def __init__(self, state: Any, batch_dims: int | None = None, name: str = "z0") -> None:
         refuse_tracing()
+        if type(state) is Tensor and state.is_floating_point():
+            require_state(state, name)
+            self._of_tensor(state, batch_dims)
+            return
         leaves, self.spec = ([state], _LEAF) if isinstance(state, Tensor) else tree_flatten(state)
         self._check_leaves(leaves, state, name)
         self.batch_dims = _batch_dims(leaves, batch_dims)
@@ -68,9 +73,20 @@ class Rows:
         self.z0 = self._join(reals)
         self.plain = self.spec.is_leaf() and not leaves[0].is_complex()
 
+    def _of_tensor(self, state: Tensor, batch_dims: int | None) -> None:
+        """Pack one real tensor, as the rest of ``__init__`` does in general."""
+        shape = state.shape
+        self.spec, self.plain = _LEAF, True
+        self.batch_dims = 1 if batch_dims is None and len(shape) > 1 else _batch_dims([state], batch_dims)
+        self.batch_shape, row_shape = shape[: self.batch_dims], tuple(shape[self.batch_dims :])
+        self.count, size = math.prod(self.batch_shape), math.prod(row_shape)
+        self.shapes, self.row_shapes, self.sizes = [shape], (row_shape,), [size]
+        self.dtype, self.device = state.dtype, state.device
+        self.dtypes = [self.dtype]
+        self.formats = [memory_format(state) if len(shape) > 3 else None]
+        self.z0 = state if len(shape) == 2 and self.batch_dims == 1 else state.reshape(self.count, size)
+
     def _check_leaves(self, leaves: list[Any], state: Any, name: str) -> None:
-        if len(leaves) == 1 and type(leaves[0]) is Tensor and leaves[0].is_floating_point():
-            return require_state(leaves[0], name)
         require(len(leaves) > 0, name, state, "a tensor or a tree with at least one tensor")
         also = "an inject that embeds ids" if self.spec.is_leaf() else "further arguments for what is no unknown"
         for leaf in leaves:
@@ -82,11 +98,11 @@ class Rows:
             require(ok, name, leaf.dtype, f"floating point or complex; use {name}.float() for integers, or {also}")
 
     def narrow(self, count: int) -> Rows:
-        """Return how ``count`` rows of the same state are packed; for one batch dimension. It has no start."""
+        """Return how ``count`` rows of the same state are packed, along one batch dimension. It has no start."""
         made = copy.copy(self)
-        made.count = count
+        made.count, made.batch_dims = count, 1
         made.batch_shape = torch.Size((count,))
-        made.shapes = [torch.Size((count, *shape[1:])) for shape in self.shapes]
+        made.shapes = [torch.Size((count, *shape[self.batch_dims :])) for shape in self.shapes]
         made.__dict__.pop("z0", None)
         return made
 
@@ -126,7 +142,9 @@ class Rows:
     def unpack(self, rows: Tensor) -> Any:
         """Return the state of rows (B, N), each leaf in its shape and dtype."""
         if self.plain:
-            return rows.reshape(self.shapes[0]).to(self.dtypes[0])
+            shape, dtype = self.shapes[0], self.dtypes[0]
+            rows = rows if rows.dtype == dtype else rows.to(dtype)
+            return rows if rows.shape == shape else rows.reshape(shape)
         leaves = []
         parts = [rows] if len(self.sizes) == 1 else rows.split(self.sizes, dim=1)
         for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True):
@@ -183,6 +201,8 @@ class RowMap:
     Attributes:
         count: evaluations of f so far, those of maps made by `without` and `narrow` included.
         solved_by: how a solved point was found, for the gradient method that connects it; None elsewhere.
+        bare: f as the user wrote it, without what holds its noise and buffers, for a compiler to look at; or None.
+        replay: what holds them; or None.
     """
 
     def __init__(
@@ -206,6 +226,8 @@ class RowMap:
         self.fixed = fixed
         self.held = held
         self.owner = owner
+        self.bare: Callable[..., Any] | None = None
+        self.replay: Replay | None = None
         self.solved_by: SolvedBy | None = None
         self.count = Count()
 
@@ -258,7 +280,7 @@ class RowMap:
         made.count = self.count
         return made
 
-    def without(self, bad: Tensor, z: Tensor) -> RowMap:
+    def without(self, bad: Tensor, z: Tensor, announce: Callable[[], object] | None = None) -> RowMap:
         """Return the map in which ``bad`` rows (B,) use the inputs of the first healthy row.
 
         Zero times NaN is NaN: a NaN row would spoil every shared gradient even with a zero cotangent, so its inputs are
@@ -269,18 +291,23 @@ class RowMap:
         Args:
             bad: rows to replace; not all of them.
             z: point (B, N) at which maps are compared, healthy in every row.
+            announce: called before inputs are prepared and the map is evaluated, each time: other processes do `again`
+                what this one does here.
         """
-        leaves, spec = tree_flatten(self.inputs)
+        leaves, _ = tree_flatten(self.inputs)
         held = None if self.held is None else self.held.select(healthy_source(bad))
 
         def with_leaves(new: dict[int, Tensor]) -> RowMap:
-            tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
-            made = RowMap(self.rows, self.f, tree, self.prepare, held=held, owner=self.owner)
-            made.count = self.count
-            return made
+            if announce is not None:
+                announce()
+            return self._with_leaves(new, held)
 
-        with torch.no_grad():
-            want = self(z)[~bad]
+        if announce is None:
+            with torch.no_grad():
+                want = self(z)[~bad]
+        else:
+            announce()
+            want = self.again(z)[~bad]
 
         def apart(i: int, new: Tensor | None) -> bool | None:
             """Say whether healthy rows are blind to a change of leaf ``i``; None where f does not take it."""
@@ -298,6 +325,33 @@ class RowMap:
                 text = "f is not finite in failed rows even with the inputs of a healthy row: gradients may be NaN; "
                 warnings.warn(text + "give per-row tensors by args, batch dimensions first", UserWarning, stacklevel=2)
         return healthy
+
+    def again(self, z: Tensor) -> Tensor:
+        """Prepare the inputs and evaluate at ``z`` (B, N) without a graph, only to do what other processes do."""
+        with torch.no_grad():
+            if self.prepare is not None:
+                self.prepare(*self.inputs)
+            return self(z)
+
+    def cleared(self, announce: Callable[[], object]) -> RowMap:
+        """Return the map whose per-row inputs are zeros, where every row failed and other processes have healthy ones.
+
+        Args:
+            announce: as for `without`.
+        """
+        leaves, _ = tree_flatten(self.inputs)
+        announce()
+        made = self._with_leaves({i: torch.zeros_like(t) for i, t in enumerate(leaves) if self.rows.is_per_row(t)})
+        with torch.no_grad():
+            made(torch.zeros_like(self.rows.z0))
+        return made
+
+    def _with_leaves(self, new: dict[int, Tensor], held: Held | None = None) -> RowMap:
+        leaves, spec = tree_flatten(self.inputs)
+        tree = tree_unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
+        made = RowMap(self.rows, self.f, tree, self.prepare, held=held, owner=self.owner)
+        made.count = self.count
+        return made
 
 
 _LEAF = tree_flatten(0)[1]

@@ -13,6 +13,7 @@ from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.kinds import require_state
 
 __all__ = [
+    "apart_from_tensors",
     "describe",
     "first_tensor",
     "in_order",
@@ -53,7 +54,7 @@ def tree_less(state: Any, value: Any) -> Any:
 
     Raises:
         TypeError: F returned another structure, or no tensors.
-        ValueError: other shapes; nothing is broadcast.
+        ValueError: other shapes, for nothing is broadcast, another device, or a dtype beyond that of the state.
     """
     leaves, spec = tree_flatten(state)
     values, found = tree_flatten(in_order(value, state))
@@ -63,6 +64,13 @@ def tree_less(state: Any, value: Any) -> Any:
         if not isinstance(each, Tensor):
             raise TypeError(f"F must return tensors, got {type(each).__name__}")
         require(each.shape == z.shape, "the shape of F(z)", tuple(each.shape), f"that of z, {tuple(z.shape)}")
+        require(each.device == z.device, "the device of F(z)", each.device, f"that of z, {z.device}")
+        require(
+            torch.promote_types(each.dtype, z.dtype) == z.dtype,
+            "the dtype of F(z)",
+            each.dtype,
+            f"that of z, {z.dtype}",
+        )
     return tree_unflatten([z - each for z, each in zip(leaves, values, strict=True)], spec)
 
 
@@ -120,6 +128,12 @@ def tensors(tree: Any) -> list[Tensor]:
     if isinstance(tree, Tensor):
         return [tree]
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def apart_from_tensors(tree: Any) -> Any:
+    """Return what a tree is beside its tensors: its structure, and its other leaves; to be compared by equality."""
+    leaves, structure = tree_flatten(tree)
+    return str(structure), tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
 
 def first_tensor(tree: Any) -> Tensor | None:

@@ -16,6 +16,7 @@ from examples.catbabi.evaluate import guesses, score
 from examples.catbabi.experiment import how_to_test, made_up, read_corpus, read_run, run
 from examples.catbabi.recipe import Recipe
 from examples.catbabi.recipes import CPU_TASKS, RATES_TRIED, TWINS, cpu_recipes, cpu_twin, own_recipe, paper_recipes
+from examples.loop.device import usable
 from examples.loop.results import write_json
 from examples.state_tracking.commands import drawn, tell
 from examples.state_tracking.jobs import run_jobs
@@ -93,7 +94,7 @@ def paper(args: Namespace) -> None:
             _try_out(recipe, data, args)
             continue
         folder = args.out / f"{_slug(recipe)}-{args.lr:g}-{args.rows}-{args.width}"
-        results.append(run(recipe, folder, data=data, device=args.device, progress=args.progress))
+        results.append(run(recipe, folder, data=data, device=usable(args.device), progress=args.progress))
     if results:
         print(report.comparison(results), report.task_table(results), sep="\n\n")
         path = args.out / "paper.json"
@@ -128,7 +129,7 @@ def train(args: Namespace) -> None:
     names = ("family", "layers", "width", "mode", "carried", "length", "rows")
     names += ("steps", "unrolled", "max_iter", "lr", "seed")
     recipe = own_recipe(_words(data, tasks), tasks, **{name: getattr(args, name) for name in names})
-    result = run(recipe, args.out / _slug(recipe), data=data, device=args.device, progress=args.progress)
+    result = run(recipe, args.out / _slug(recipe), data=data, device=usable(args.device), progress=args.progress)
     print(report.comparison([result]), report.task_table([result]), sep="\n\n")
     folder = args.out / _slug(recipe)
     tell([folder / "result.json", *drawn(lambda: _by_task([result], folder / "accuracy"))])
@@ -136,7 +137,7 @@ def train(args: Namespace) -> None:
 
 def evaluate(args: Namespace) -> None:
     data = made_up(MADE_UP) if args.data is None else args.data
-    recipe, model, corpus = read_run(args.folder, data, device=args.device, splits=("train", args.split))
+    recipe, model, corpus = read_run(args.folder, data, device=usable(args.device), splits=("train", args.split))
     held = corpus.splits[args.split]
     how = how_to_test(recipe)
     how |= {name: value for name in ("rows", "length") if (value := getattr(args, name)) is not None}

@@ -19,7 +19,7 @@ from examples.catbabi.evaluate import guesses, score
 from examples.catbabi.recipe import Recipe
 from examples.catbabi.task import CatbAbI
 from examples.loop import train
-from examples.loop.results import RESULT, read_json, write_json
+from examples.loop.results import RESULT, finished, read_json, write_json
 from examples.state_tracking.data.vocabulary import Vocabulary
 
 __all__ = ["how_to_test", "made_up", "read_corpus", "read_run", "run", "trained"]
@@ -143,13 +143,10 @@ def read_run(
 
     Raises:
         FileNotFoundError: the folder holds no result, or no checkpoint.
-        ValueError: the stories have words that the model does not know, or lack a task.
+        ValueError: the stories have words that the model does not know, or lack a task; or the result is of another
+            task, or damaged.
     """
-    path = folder / RESULT
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: train first")
-    found = read_json(path)
-    recipe = Recipe.from_dict(found["recipe"])
+    recipe, found = finished(folder, Recipe, "tasks", "stories")
     corpus = load(data, tasks=recipe.tasks, splits=splits, vocabulary=Vocabulary(found["vocabulary"]))
     recipe.check_corpus(corpus)
     return recipe, _weights(recipe, folder, device), corpus

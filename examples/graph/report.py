@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deqlm.reporting import page
 from deqlm.reporting.style import PALETTE, can_draw, figure, steady, write
 from deqlm.reporting.table import aligned
 from examples.graph.data import CLASSES
@@ -23,6 +24,23 @@ def table(runs: Sequence[Data]) -> str:
         evaluations = run["tests"][-1].get("evaluations", run["depth"])
         rows.append([run["model"], f"{run['parameters']:,}", f"{run['cpu_seconds']:.1f}", *shares, f"{evaluations}"])
     return "\n".join(aligned(rows))
+
+
+def block(record: Data) -> str:
+    """Return the table of a page as markdown: every model of every seed.
+
+    Args:
+        record: of docs/records, with a run per seed.
+    """
+    lengths = [test["nodes"] for test in record["runs"][0]["runs"][0]["tests"]]
+    head = ["model", "seed", "parameters", "CPU s", *(f"L={n}" for n in lengths), f"evaluations, L={lengths[-1]}"]
+    rows = []
+    for seed, run in ((one["settings"]["seed"], run) for one in record["runs"] for run in one["runs"]):
+        shares = [f"{test['accuracy']:.3f}" for test in run["tests"]]
+        evaluations = run["tests"][-1].get("evaluations", run["depth"])
+        cells = [run["model"], f"{seed}", f"{run['parameters']:,}", f"{run['cpu_seconds']:.1f}"]
+        rows.append([*cells, *shares, f"{evaluations}"])
+    return page.table(head, rows)
 
 
 def save(folder: Path, record: Data) -> list[str]:

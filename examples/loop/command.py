@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from deqlm.training import CheckpointError
+from deqlm_solvers.core.checks import require
 
-__all__ = ["add_command", "add_workers", "commands_of", "run_command"]
+__all__ = ["add_command", "add_workers", "commands_of", "distinct", "run_command"]
 
 
 def commands_of(module: str, description: str | None) -> tuple[argparse.ArgumentParser, Any]:
@@ -51,6 +52,22 @@ def add_command(
 def add_workers(made: argparse.ArgumentParser, default: int = 2) -> None:
     """Add the option of how many processes train."""
     made.add_argument("--workers", type=int, default=default, help="processes, one thread each (default %(default)s)")
+
+
+def distinct(name: str, values: Sequence[Any]) -> None:
+    """Refuse what is asked for twice: two trainings would write into one folder.
+
+    Args:
+        name: of the option.
+        values: that were given.
+
+    Raises:
+        ValueError: one of them stands there again.
+
+    Examples:
+        >>> distinct("seeds", [0, 1])
+    """
+    require(len(set(values)) == len(values), name, list(values), "all different")
 
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:

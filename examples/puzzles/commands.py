@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from deqlm_solvers.core.checks import number, require
+from examples.loop.command import distinct
+from examples.loop.device import usable
 from examples.loop.results import write_json
 from examples.puzzles import recipes, report
 from examples.puzzles.data import Sudoku, load, problem_named
@@ -57,10 +59,11 @@ def maze(args: Namespace) -> None:
 
 def _all(made: Sequence[Recipe], out: Path, args: Namespace) -> Data:
     """Run the recipes in folders of their own below ``out``, and store their results together."""
+    folders = [out / folder_of(one) for one in made]
+    distinct("seeds", [one.loop.seed for one in made if one.label == made[0].label])
     began = time.perf_counter()
     for one in made:
         load(one.draw, out / CACHE)
-    folders = [out / folder_of(one) for one in made]
     results = run_jobs(list(zip(made, folders, strict=True)), workers=args.workers, progress=args.progress, do=run)
     data = {"wall_seconds": round(time.perf_counter() - began, 1), "results": results}
     write_json(out / "results.json", data)
@@ -89,12 +92,17 @@ def nine(args: Namespace) -> None:
     draw = recipes.NINE.replace(folder=folder, train=args.train, valid=max(1, args.train // 10), test=args.test)
     made = recipes.nine(draw, args.seed, steps=args.steps, batch=args.batch)
     where = f"{folder}/train.csv and test.csv" if folder else "the generator"
+    device = "cpu" if args.try_steps is not None else args.device
+    if folder is None:
+        # puzzles take minutes to make, files are read at once
+        usable(device)
     print(f"9x9: {args.train} puzzles to learn from, {args.test} to test, from {where}")
     load(draw, args.out / CACHE)
+    usable(device)
     if args.try_steps is not None:
         _try_out(made, args)
         return
-    result = run(made, args.out / str(args.seed), device=args.device, progress=args.progress)
+    result = run(made, args.out / str(args.seed), device=device, progress=args.progress)
     _details(result)
     _draw([result], args.out / str(args.seed))
 

@@ -11,7 +11,7 @@ import torch
 from deqlm.reporting.environment import environment
 from deqlm_solvers.core.checks import require
 from examples.loop import train
-from examples.loop.results import RESULT, known_result, read_json, write_json
+from examples.loop.results import RESULT, finished, known_result, read_json, write_json
 from examples.puzzles.data import Puzzles, Split, load, problem_named
 from examples.puzzles.evaluate import BUDGETS, boards, breadth, by_budget, by_difficulty, calibration
 from examples.puzzles.model import PuzzleModel
@@ -143,12 +143,7 @@ def stored(folder: Path, problem: str | None = None) -> tuple[Recipe, PuzzleMode
         FileNotFoundError: the folder holds no result.
         ValueError: it is the result of another task, or of another problem.
     """
-    path = folder / RESULT
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: train first")
-    found = read_json(path).get("recipe", {})
-    require("draw" in found, "folder", str(folder), "that of a run on puzzles, and its result is of another task")
-    recipe = Recipe.from_dict(found)
+    recipe, _ = finished(folder, Recipe, "draw", "puzzles")
     if problem is not None:
         trained_on = recipe.draw.problem
         require(trained_on == problem, "folder", str(folder), f"that of a run on {problem}, and it is on {trained_on}")

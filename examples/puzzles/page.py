@@ -75,7 +75,7 @@ def draw_page(docs: Path = DOCS) -> Path:
 
 
 def illustrate(docs: Path = DOCS) -> list[Path]:
-    """Draw the pictures of the page, and that of the README, as SVG into docs/assets; return those that have a record.
+    """Draw the pictures of the page, and that of the README, into docs/assets; return those that have a record.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -94,13 +94,14 @@ def illustrate(docs: Path = DOCS) -> list[Path]:
                 draw(sixes[0], here / f"puzzles_{name}")
             plots.breadth(sixes[0], here / "puzzles_breadth")
             plots.boards(sixes[0], here / "puzzles")
+            plots.animation(sixes[0], here / "puzzles")
             plots.accuracy_by_evaluations(sixes, here / "puzzles_accuracy")
         if twins:
             plots.accuracy_by_evaluations(twins, here / "puzzles_twins")
         if mazes:
             plots.boards(mazes[0], here / "puzzles_maze")
         (docs / "assets").mkdir(exist_ok=True)
-        for path in sorted(here.glob("*.svg")):
+        for path in sorted([*here.glob("*.svg"), *here.glob("*.gif")]):
             written.append(docs / "assets" / path.name)
             shutil.copyfile(path, written[-1])
     return written

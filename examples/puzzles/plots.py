@@ -10,7 +10,7 @@ from deqlm.reporting.style import PALETTE, figure, steady, write
 from examples.puzzles.data import Sudoku, problem_named
 from examples.state_tracking.plots import drawing
 
-__all__ = ["accuracy_by_evaluations", "boards", "breadth", "calibration", "difficulty", "pictures"]
+__all__ = ["accuracy_by_evaluations", "animation", "boards", "breadth", "calibration", "difficulty", "pictures"]
 
 Data = dict[str, Any]
 WRONG, RIGHT, GIVEN = PALETTE[1], PALETTE[2], "#222222"
@@ -96,21 +96,49 @@ def breadth(result: Data, path: Path) -> list[Path]:
 
 def boards(result: Data, path: Path) -> list[Path]:
     """Draw the answer to one puzzle behind 1, 2, 4 ... evaluations; what is wrong is red."""
-    data = result["boards"]
-    problem = problem_named(result["problem"])
-    looks = data["looks"]
+    looks = result["boards"]["looks"]
     with steady():
         made = figure(1.75 * len(looks), 2.1)
         for axis, look in zip(made.subplots(1, len(looks), squeeze=False)[0], looks, strict=True):
-            if isinstance(problem, Sudoku):
-                _sudoku(axis, problem, data, look["answer"])
-            else:
-                _maze(axis, data, look["answer"])
-            count = look["evaluations"]
-            axis.set_title(f"{count} evaluation{'s' * (count > 1)}")
+            _board(axis, result, look)
         made.tight_layout(pad=0.4)
         path.parent.mkdir(parents=True, exist_ok=True)
         return write(made, path.parent, path.name)
+
+
+def animation(result: Data, path: Path) -> list[Path]:
+    """Write the boards as a moving picture, ``path`` with the ending .gif: a frame a second, the last one for three.
+
+    Raises:
+        ImportError: pillow is missing, which matplotlib brings.
+    """
+    from matplotlib.animation import FuncAnimation, PillowWriter
+
+    looks = result["boards"]["looks"]
+    frames = [*looks, looks[-1], looks[-1]]
+    written = path.with_suffix(".gif")
+    written.parent.mkdir(parents=True, exist_ok=True)
+    with steady():
+        made = figure(2.4, 2.7)
+        axis = made.subplots()
+
+        def frame(look: Data) -> tuple[()]:
+            axis.clear()
+            _board(axis, result, look)
+            return ()
+
+        FuncAnimation(made, frame, frames, init_func=tuple, repeat=True).save(written, PillowWriter(fps=1), dpi=100)
+    return [written]
+
+
+def _board(axis: Any, result: Data, look: Data) -> None:
+    data, problem = result["boards"], problem_named(result["problem"])
+    if isinstance(problem, Sudoku):
+        _sudoku(axis, problem, data, look["answer"])
+    else:
+        _maze(axis, data, look["answer"])
+    count = look["evaluations"]
+    axis.set_title(f"{count} evaluation{'s' * (count > 1)}")
 
 
 def _sudoku(axis: Any, problem: Sudoku, data: Data, answer: Sequence[int]) -> None:
@@ -150,6 +178,7 @@ def pictures(results: Sequence[Data], folder: Path) -> list[Path]:
     written = accuracy_by_evaluations(results, folder / "accuracy")
     for name, draw in (
         ("boards", boards),
+        ("boards", animation),
         ("calibration", calibration),
         ("difficulty", difficulty),
         ("breadth", breadth),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.loop.command import distinct
 from examples.puzzles.data import Split
 from examples.puzzles.experiment import run
 from examples.puzzles.model import Shape
@@ -54,6 +55,7 @@ def compare(out: Path, *, seeds: Sequence[int], workers: int, progress: bool | N
         workers: processes.
         progress: as for `run_jobs`.
     """
+    distinct("seeds", seeds)
     cases = [(kind, lr) for kind in KINDS for lr in RATES]
     searched = [twin(kind, lr, SEARCHED, "valid") for kind, lr in cases]
     jobs = [(one, out / f"search-{one.loop.lr:g}-{folder_of(one)}") for one in searched]

@@ -7,6 +7,7 @@ implicit layer learns that on short sequences and goes on with longer ones; see 
     python -m examples.state_tracking cpu               half an hour: Z2, Z3, S3, A5, S5, transformers, modes
     python -m examples.state_tracking full              hours: rates, equal steps, equal time, five seeds
     python -m examples.state_tracking automata          parity, cycles, arithmetic: the published table, one label each
+    python -m examples.state_tracking traces            sessions of code: swapped variables, one printed now and then
     python -m examples.state_tracking groups            A5 and S5 from 2 to 32 generators, twelve minutes each
     python -m examples.state_tracking collapse          a solved training that is lost, and the guard that keeps it
     python -m examples.state_tracking schedule          one fixed point by every schedule, to 65,536 tokens
@@ -83,6 +84,13 @@ def parser() -> argparse.ArgumentParser:
     automata.add_argument("--quick", action="store_true", help="three steps of each, to see that it runs")
     add_workers(automata)
 
+    traces = add_command(
+        names, "traces", commands.traces, "sessions of code against an explicit twin and an LSTM, minutes", out=OUT
+    )
+    traces.add_argument("--seeds", type=int, default=1, help="how many (default %(default)s)")
+    traces.add_argument("--quick", action="store_true", help="three steps of each, to see that it runs")
+    add_workers(traces)
+
     collapse = add_command(
         names,
         "collapse",
@@ -107,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     )
     groups.add_argument("--problems", nargs="+", default=list(commands.GENERATED), metavar="GROUP:COUNT")
     groups.add_argument("--seeds", type=int, default=1, help="how many (default %(default)s)")
-    groups.add_argument("--steps", type=int, default=4000, help="of each training (default %(default)s)")
+    groups.add_argument("--steps", type=int, help="of each training (default: 1000 to 6000, by problem)")
     add_workers(groups)
 
     paper = add_command(names, "paper", commands.paper, "the authors' experiments at their size, on one GPU", out=OUT)

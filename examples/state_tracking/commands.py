@@ -11,12 +11,14 @@ import torch
 
 from deqlm.models import ImplicitLM
 from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
+from examples.loop.device import usable
 from examples.loop.results import write_json
 from examples.state_tracking import demo as minute
 from examples.state_tracking import full as hours
 from examples.state_tracking import generated, report, small
 from examples.state_tracking import paper as authors
 from examples.state_tracking.automata import collapse as falling
+from examples.state_tracking.automata import sessions
 from examples.state_tracking.automata import table as automata_table
 from examples.state_tracking.automata.recipe import MODELS
 from examples.state_tracking.automata.tasks import CONTRACTS, TABLE, contract
@@ -121,6 +123,15 @@ def automata(args: Namespace) -> None:
     tell([out / "automata.json"])
 
 
+def traces(args: Namespace) -> None:
+    print(contract(sessions.TASK).line())
+    out = args.out / "quick" if args.quick else args.out
+    data = sessions.compare(out, seeds=args.seeds, workers=args.workers, progress=args.progress, quick=args.quick)
+    print("\nvalues that are named rightly where they are printed, per cent")
+    print(sessions.describe(data))
+    tell([out / "traces.json"])
+
+
 def collapse(args: Namespace) -> None:
     data = falling.compare(args.out, steps=args.steps, workers=args.workers, progress=args.progress)
     print(falling.describe(data))
@@ -168,7 +179,7 @@ def paper(args: Namespace) -> None:
             _try_out(recipe, args)
             continue
         folder = authors.folder_of(recipe, args.out / args.experiment)
-        result = run(recipe, folder, device=args.device, progress=args.progress)
+        result = run(recipe, folder, device=usable(args.device), progress=args.progress)
         print(report.accuracy_table([result], metric="last10"))
         tell([folder / "result.json"])
 
@@ -198,7 +209,7 @@ def train(args: Namespace) -> None:
     settings = {name: getattr(args, name) for name in GENERAL}
     recipe = general(args.problem, model=model, label=label, **settings, start=attends, checkpoint_every=100)
     folder = args.out / f"{args.problem}-{label.replace(', ', '-').replace(' ', '')}-{args.seed}"
-    result = run(recipe, folder, device=args.device, progress=args.progress)
+    result = run(recipe, folder, device=usable(args.device), progress=args.progress)
     print(report.accuracy_table([result]))
     pictures = drawn(lambda: _accuracy_picture(result, folder))
     tell([folder / "result.json", *pictures])

@@ -10,8 +10,9 @@ import torch
 
 from deqlm.models import ImplicitLM
 from deqlm.reporting.environment import environment
+from deqlm.sequence.modes import Chunked
 from examples.loop import train
-from examples.loop.results import RESULT, known_result, read_json, write_json
+from examples.loop.results import RESULT, finished, known_result, write_json
 from examples.state_tracking.data import word_problem
 from examples.state_tracking.evaluate import predict, summary
 from examples.state_tracking.recipe import Recipe
@@ -87,15 +88,16 @@ def load(folder: Path, *, device: str = "cpu") -> tuple[Recipe, ImplicitLM]:
 
     Raises:
         FileNotFoundError: the folder holds no result.
+        ValueError: it is the result of another task, or damaged.
     """
-    path = folder / RESULT
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: train first")
-    recipe = Recipe.from_dict(read_json(path)["recipe"])
+    recipe, _ = finished(folder, Recipe, "problem", "words of groups")
     return recipe, trained(recipe, folder, device=device, progress=False)[0]
 
 
 def _initial(recipe: Recipe) -> ImplicitLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
-        return recipe.model.make()
+        model = recipe.model.make()
+    if recipe.chunk is not None:
+        model.mode = Chunked(recipe.chunk)
+    return model

@@ -10,20 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from deqlm.reporting import page
+from examples.graph import report as graph
 from examples.loop.results import read_json
 from examples.state_tracking import report
+from examples.state_tracking.automata import sessions
 from examples.state_tracking.automata import table as automata_table
 from examples.state_tracking.automata.collapse import describe as describe_collapse
 from examples.state_tracking.automata.recipe import OURS
 from examples.state_tracking.full import TRAINED
 from examples.state_tracking.small import PARTS
+from examples.vision import report as vision
 
 __all__ = ["DOCS", "blocks", "copy_records", "illustrate", "redraw"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDS = Path("records/state_tracking")
-ALONE = ("automata", "collapse", "schedule", "groups")
+ALONE = ("automata", "traces", "collapse", "schedule", "groups")
 """Commands whose one result lies in the folder and the file of their name."""
+
+STORIES = {"graph": graph.block, "vision": vision.block}
+"""Examples of one run a seed, whose records stand beside the folder of these."""
 
 LONGEST = 256
 """Tokens up to which a record keeps what was measured at every position."""
@@ -79,9 +85,10 @@ def blocks(docs: Path = DOCS) -> dict[str, str]:
     for part in PARTS:
         data = records.get(f"cpu-{part}")
         made[f"cpu-{part}"] = _part(part, data) if data else _missing(f"cpu --only {part}")
-    tables = (_automata, _collapse, _schedule, _groups)
+    tables = (_automata, _traces, _collapse, _schedule, _groups)
     for name, draw in zip(ALONE, tables, strict=True):
         made[name] = draw(records[name]) if name in records else _missing(name)
+    made |= {name: _story(name, docs / f"records/{name}.json") for name in STORIES}
     full = {name.removeprefix("full-"): data for name, data in records.items() if name.startswith("full-")}
     made["full"] = "\n\n".join(_full(group, data) for group, data in full.items()) if full else _missing("full")
     return made
@@ -119,6 +126,7 @@ def illustrate(docs: Path = DOCS) -> list[Path]:
             plots.collapse(records["collapse"]["results"], here / "state_tracking_collapse")
         if "schedule" in records:
             plots.schedules(records["schedule"]["table"], here / "state_tracking_schedule")
+        _stories(docs / "records", here)
         (docs / "assets").mkdir(exist_ok=True)
         for path in sorted(here.glob("*.svg")):
             written.append(docs / "assets" / path.name)
@@ -132,6 +140,21 @@ def _records(docs: Path) -> dict[str, Data]:
 
 def _missing(command: str) -> str:
     return f"No record yet: `python -m examples.state_tracking {command}`."
+
+
+def _story(name: str, path: Path) -> str:
+    return STORIES[name](read_json(path)) if path.exists() else f"No record yet: `python -m examples.{name}`."
+
+
+def _stories(records: Path, folder: Path) -> None:
+    """Draw the first seed of the examples of one run a seed."""
+    if (records / "graph.json").exists():
+        first = read_json(records / "graph.json")["runs"][0]
+        for path in graph.draw(first["runs"], first["settings"]["longest"], folder):
+            path.rename(folder / f"graph{path.suffix}")
+    if (records / "vision.json").exists():
+        for path in vision.draw(read_json(records / "vision.json")["runs"][0]["runs"], folder):
+            path.rename(folder / f"vision{path.suffix}")
 
 
 def _demos(group: str, demos: Sequence[Data]) -> str:
@@ -169,6 +192,13 @@ def _automata(data: Data) -> str:
     ours = f"The {count} trainings of the implicit layer took {spent / 60:.1f} CPU minutes in all."
     table = automata_table.describe(data, markdown=True)
     return "\n\n".join(["\n".join(lines), table, f"{ours} {_machine(data['results'][0])}"])
+
+
+def _traces(data: Data) -> str:
+    rates = ", ".join(f"{row['label']} at {row['lr']:g}: {100 * (row['mean'] or 0):.1f}" for row in data["search"])
+    line = f"{automata_table.contract(sessions.TASK).line()}."
+    table = sessions.describe(data, markdown=True)
+    return f"{line}\n\n{table}\n\nOn validation, in a third of the time: {rates}. {_machine(data['results'][0])}"
 
 
 def _collapse(data: Data) -> str:

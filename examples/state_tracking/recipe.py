@@ -12,6 +12,7 @@ from deqlm.training import Curriculum, Stage, free, warm_up
 from deqlm_solvers import Options, options
 from deqlm_solvers.core.checks import number, require, whole
 from examples.loop import LoopOptions
+from examples.state_tracking import forgetting  # noqa: F401  registers a mixer that recipes name
 from examples.state_tracking.data import word_problem
 
 __all__ = ["Recipe", "Test", "by_length"]
@@ -72,6 +73,8 @@ class Recipe(Options):
         start: a token of its own stands before every sequence, and is not counted in its length. An implicit
             transformer with rotary positions needs it: attention over equal tokens returns their one value, so without
             it "x x x" is answered as "x" is.
+        chunk: tokens that a training solve takes at a time where it takes fewer evaluations so; the gradient is that of
+            all tokens. None solves all of them at once.
 
     Raises:
         ValueError, TypeError: a value that breaks its rule, or a model without a row for every token.
@@ -84,6 +87,7 @@ class Recipe(Options):
     tests: tuple[Test, ...]
     watched: tuple[tuple[int, float], ...] = ()
     start: bool = False
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("model", LMOptions), ("loop", LoopOptions)):
@@ -94,6 +98,9 @@ class Recipe(Options):
         object.__setattr__(self, "tests", made)
         object.__setattr__(self, "watched", tuple((int(length), float(p)) for length, p in self.watched))
         require(isinstance(self.start, bool), "start", self.start, "True or False")
+        if self.chunk is not None:
+            whole("chunk", self.chunk, 1)
+            require(self.model.implicit, "chunk", self.chunk, "None for an explicit model, which solves nothing")
         tokens = len(word_problem(self.problem)) + self.start
         what = f"the tokens of {self.problem}" + " and a start token" * self.start
         require(self.model.rows >= tokens, "vocab_size", self.model.rows, f">= {tokens}, {what}")
@@ -125,6 +132,7 @@ def by_length(
     phantom: int = 6,
     damping: float = 1.0,
     start: bool = False,
+    spare: int = 0,
 ) -> Curriculum:
     """Return stages of growing length, each until the running accuracy of the last token is above ``until``.
 
@@ -142,6 +150,7 @@ def by_length(
         phantom: its phantom steps.
         damping: of these.
         start: a start token takes part, so that unrolled stages have one evaluation more.
+        spare: evaluations that unrolled stages have beside one per token, so that what they learn is a fixed point.
 
     Raises:
         ValueError: a number of ``until`` that is not that of the stages but the last.
@@ -155,7 +164,7 @@ def by_length(
         phase = None
         if max_iter is not None:
             solved = free(max_iter=max_iter, phantom=phantom, damping=damping)
-            phase = solved if last or length > unroll else warm_up(iterations=length + start, damping=1.0)
+            phase = solved if last or length > unroll else warm_up(iterations=length + start + spare, damping=1.0)
         limit = None if last else most
         rows = max(1, tokens // length)
         stages.append(Stage(length=length, rows=rows, p=p, until=accuracy, steps=limit, phase=phase))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deqlm.reporting import page
 from deqlm.reporting.style import PALETTE, can_draw, figure, steady, write
 from deqlm.reporting.table import aligned
 
@@ -22,6 +23,23 @@ def table(runs: Sequence[Data]) -> str:
         shares = [f"{found['accuracy']:.3f}", f"{found['evaluations']:.1f}"]
         rows.append([run["model"], f"{run['parameters']:,}", f"{run['cpu_seconds']:.1f}", *shares, *solved])
     return "\n".join(aligned(rows))
+
+
+def block(record: Data) -> str:
+    """Return the table of a page as markdown: every model of every seed.
+
+    Args:
+        record: of docs/records, with a run per seed.
+    """
+    head = ["model", "seed", "parameters", "CPU s", "accuracy", "evaluations", "not converged, of 256"]
+    rows = []
+    for seed, run in ((one["settings"]["seed"], run) for one in record["runs"] for run in one["runs"]):
+        found = run["test"]
+        solved = [f"{found['failed']}", f"{found['radius']:.2f}"] if "radius" in found else ["-", "-"]
+        shares = [f"{found['accuracy']:.3f}", f"{found['evaluations']:.1f}"]
+        cells = [run["model"], f"{seed}", f"{run['parameters']:,}", f"{run['cpu_seconds']:.1f}"]
+        rows.append([*cells, *shares, *solved])
+    return page.table([*head, "spectral radius"], rows)
 
 
 def save(folder: Path, record: Data) -> list[str]:

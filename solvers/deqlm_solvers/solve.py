@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import require
 from deqlm_solvers.core.dtypes import evaluated_dtype
+from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.options import Options, options
 from deqlm_solvers.core.solution import Solution
@@ -63,6 +64,11 @@ class Solve(Options):
                 f"solver {self.solver.name!r} cannot honour Stop(compact='at_once'): its steps evaluate f on all rows; "
                 "use compact=True, or a solver such as 'anderson'"
             )
+        if self.stop.collective and self.solver.steps_evaluate:
+            raise ValueError(
+                f"solver {self.solver.name!r} cannot honour Stop(collective=True): its steps evaluate f as often as "
+                "the rows of one process need; use a solver such as 'anderson', 'broyden' or 'fixed_point'"
+            )
         if self.solver.honours >= Stop.__dataclass_fields__.keys():  # type: ignore[attr-defined]
             return
         for name, field in Stop.__dataclass_fields__.items():  # type: ignore[attr-defined]
@@ -104,6 +110,13 @@ class Solve(Options):
         if self.stop.rtol != "auto":
             return self
         check_start(z0)
-        made = copy.copy(self)  # checked before, and to check all again costs as much as an evaluation of a small f
-        object.__setattr__(made, "stop", self.stop.resolve(evaluated_dtype(z0), *dtypes))
+        computed = evaluated_dtype(z0)
+        made = _RESOLVED.get((id(self), computed, *dtypes))
+        if made is None:
+            made = copy.copy(self)  # checked before, and to check all again costs as much as an evaluation of a small f
+            object.__setattr__(made, "stop", self.stop.resolve(computed, *dtypes))
+            _RESOLVED.keep((self,), made, computed, *dtypes)
         return made
+
+
+_RESOLVED: Kept[Any] = Kept()

@@ -20,7 +20,7 @@ from benchmarks.comparison.page import SECTIONS, blocks, write_page
 from benchmarks.comparison.quality import measure_quality
 from benchmarks.comparison.quality_maps import QualityProblem, all_problems
 from benchmarks.comparison.run import COUNTS, Extent, _double_maps, measure
-from benchmarks.comparison.speed import measure_speed
+from benchmarks.comparison.speed import fitted, measure_speed
 from benchmarks.comparison.timing import interleaved
 from benchmarks.comparison.verdicts import losses, verdicts
 from deqlm_solvers import Anderson, Broyden, FixedPoint
@@ -141,6 +141,17 @@ def test_the_command_prints_verdicts_and_paths(tmp_path, capsys):
 def test_a_cost_below_zero_is_not_printed():
     overhead = [{"solver": "broyden", "per_evaluation_us": 130.3, "per_solve_us": -745.1, "f_us": 5.0}]
     assert "| broyden | 130.3 us | not resolved |" in blocks({"environment": {}, "overhead": overhead})["overhead"]
+
+
+def test_a_cost_within_its_error_is_not_printed():
+    known = {"solver": "broyden", "f_us": 5.0, "per_evaluation_us": 30.3, "per_evaluation_error_us": 1.5}
+    text = blocks({"environment": {}, "overhead": [{**known, "per_solve_us": 70.0, "per_solve_error_us": 40.0}]})
+    assert "| broyden | 30.3 us +- 1.5 | not resolved (+- 40 us) |" in text["overhead"]
+
+
+def test_the_line_through_measured_times_knows_its_errors():
+    line = fitted((10, 20, 40, 80), (52.0, 74.0, 131.0, 248.0))
+    assert line == pytest.approx((2.8322, 20.0435, 0.0695, 3.2038), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -363,3 +363,27 @@ def test_env_names_what_is_missing_and_what_it_would_give(capsys, monkeypatch):
     assert 'extra compare: incomplete; pip install "deqlm[compare]"' in text
     assert "torchdeq     missing      solvers torchdeq.*" in text
     assert "torch " in text
+
+
+def test_env_says_what_the_machine_can_do_and_why_not(capsys, monkeypatch):
+    import deqlm.cli.abilities as abilities
+
+    assert main(["env"]) == 0
+    shown = capsys.readouterr().out
+    for name, found in abilities.abilities().items():
+        assert found.startswith(("yes: ", "no: "))
+        assert f"{name:13} {found}" in shown
+    monkeypatch.setattr(abilities, "find_spec", lambda name: None)
+    assert "triton is not installed" in abilities.triton()
+    assert "mamba-ssm is not installed" in abilities.mamba_kernels()
+    monkeypatch.setattr(abilities, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "triton is installed and cannot be imported" in abilities.triton()
+    monkeypatch.setattr(abilities.torch.cuda, "is_available", lambda: False)
+    assert "needs a CUDA device" in abilities.mamba_kernels()
+    monkeypatch.setattr(abilities.torch.version, "cuda", "13.0")
+    assert "finds no device or no driver" in abilities.cuda()
+    monkeypatch.setattr(abilities.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(abilities, "why_not", lambda: "OSError: undefined symbol")
+    assert abilities.mamba_kernels() == "no: OSError: undefined symbol"
+    assert abilities.graphs().startswith("yes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -21,6 +22,26 @@ def rotation():
 
 def wrong():
     return 3
+
+def divides():
+    return 1 / 0
+
+def mismatched():
+    def f(z):
+        return z @ torch.zeros(3, 3)
+    return f, torch.zeros(2, 4)
+
+def misspelt():
+    return deqlm.DEQ(torch.nn.Linear(2, 2), solvr="anderson"), torch.zeros(2, 2)
+
+def late():
+    seen = []
+    def f(z):
+        seen.append(z)
+        if len(seen) > 3:
+            raise IndexError("after three")
+        return 0.9 * z + 1
+    return f, torch.zeros(2, 4)
 """
 
 
@@ -81,3 +102,29 @@ def test_help_teaches(capsys):
     out = capsys.readouterr().out
     for word in ("examples", "exit status", "--plot", "--json", "def make"):
         assert word in out
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("divides", "in divides: ZeroDivisionError: division by zero"),
+        ("mismatched", "in f: RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        ("misspelt", "in misspelt: TypeError: unknown option 'solvr': did you mean 'solver'?"),
+    ],
+)
+def test_an_error_of_the_users_code_is_one_line_with_its_place(mine, name, told, capsys):
+    assert main(["diagnose", f"{mine}:{name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    place = re.escape(f"deqlm: error: {mine}:") + r"\d+, " + re.escape(told)
+    assert re.match(place, line)
+    assert main(["compare", "--problems", f"{mine}:{name}", "--solvers", "fixed_point", "--no-plots"]) == 1
+    assert told.split(":")[0] in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_read_and_an_error_on_the_way_name_their_place(mine, tmp_path, capsys):
+    (tmp_path / "broken.py").write_text("def make(:\n")
+    assert main(["diagnose", f"{tmp_path}/broken.py:make"]) == 2
+    assert "broken.py:1: SyntaxError: invalid syntax" in capsys.readouterr().err
+    assert main(["diagnose", f"{mine}:late"]) == 1
+    told = "".join(capsys.readouterr().out.split())  # lines are wrapped, within paths too
+    assert re.search(r"stoppedbyIndexError:afterthree\(\S+mine\.py:\d+,inf\)", told)

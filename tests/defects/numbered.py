@@ -324,8 +324,8 @@ NUMBERED = (
         id="40",
         kind="crash",
         does="`torch.func` transforms (grad, jvp, vmap) fail with PyTorch's internal errors.",
-        rule="They are refused with one message that says what to do instead.",
-        ours=transforms.ours_refuses_transforms_and_says_what_to_do,
+        rule="They are right, and of a gradient that has none refused with the reason.",
+        ours=transforms.ours_is_transformed_or_says_why_not,
         theirs=transforms.theirs_raises_in_transforms,
     ),
     Defect(

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -80,8 +81,93 @@ def test_a_compiled_function_around_a_solve() -> None:
 
 def test_the_whole_graph_in_one_is_refused() -> None:
     model = Model(contraction())
-    with pytest.raises(Exception, match=r"disable|graph break"):
+    with pytest.raises(Exception, match=r"a solve ends when values say so.*Leave out fullgraph=True"):
         torch.compile(model, backend="eager", fullgraph=True)(torch.randn(3, 5))
+
+
+def normed() -> nn.Sequential:
+    """Return a layer of which a compiler saves tensors that are its own, to be given away in the first backward."""
+    layer = nn.Sequential(nn.Linear(5, 5), nn.GELU(), nn.LayerNorm(5))
+    layer[0].weight.data.mul_(0.3)
+    layer[2].weight.data.mul_(0.3)
+    return layer
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "neumann"])
+def test_the_backward_of_a_compiled_layer_can_be_asked_again(gradient: str) -> None:
+    layer, x = normed(), torch.randn(3, 5)
+    fast = DEQ(torch.compile(layer, backend="aot_eager"), stop=TIGHT, gradient=gradient)
+    want = trained(DEQ(layer, stop=TIGHT, gradient=gradient), layer, x)
+    torch.testing.assert_close(trained(fast, layer, x), want, rtol=1e-4, atol=1e-5)
+    assert torch._functorch.config.donated_buffer
+
+
+def test_a_compiled_layer_that_a_shorter_gradient_met_first() -> None:
+    layer, x = normed(), torch.randn(3, 5)
+    compiled = torch.compile(layer, backend="aot_eager")
+    for gradient in ("phantom", "implicit"):
+        options = {"stop": TIGHT, "gradient": gradient}
+        want = trained(DEQ(layer, **options), layer, x)
+        torch.testing.assert_close(trained(DEQ(compiled, **options), layer, x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_layer_that_gives_its_buffers_away_is_refused() -> None:
+    layer, x = normed(), torch.randn(3, 5)
+    compiled = torch.compile(layer, backend="aot_eager", dynamic=False)
+    compiled(x.clone().requires_grad_()).sum().backward()
+    deq = DEQ(compiled, stop=TIGHT)
+    with pytest.raises(RuntimeError, match=r"donated_buffer = False before it is compiled"):
+        trained(deq, layer, x)
+
+
+class Counting:
+    """A backend that runs graphs as they are, and counts them."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        self.graphs += 1
+        return graph.forward
+
+
+class Settings(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 5), nn.Linear(5, 2)
+        self.deq, self.options = DEQ(contraction()), {"stop": TIGHT}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.deq(self.first(x), **self.options))
+
+
+def test_a_compiled_model_is_two_graphs_whatever_the_solve_is_told() -> None:
+    model, count = Settings(), Counting()
+    compiled = torch.compile(model, backend=count)
+    keys = list(model.state_dict())
+    compiled(torch.randn(3, 5))
+    assert count.graphs == 2
+    for stop in (Stop(max_iter=30), Stop(rtol=1e-3), Stop(max_iter=4, rtol=0)):
+        model.deq.solve = model.deq.solve.replace(stop=stop)
+        compiled(torch.randn(3, 5))
+    assert count.graphs == 2
+    compiled(torch.randn(4, 5))
+    before = count.graphs
+    for rows in (6, 7):
+        compiled(torch.randn(rows, 5))
+    assert count.graphs == before
+    assert [name.removeprefix("_orig_mod.") for name in compiled.state_dict()] == keys
+
+
+def test_a_layer_that_is_compiled_alone_is_not_compiled_for_every_call() -> None:
+    count = Counting()
+    deq = DEQ(torch.compile(contraction(), backend=count), stop=TIGHT, on_failure="ignore")
+    for rows in (3, 3, 4):
+        deq(torch.randn(rows, 5))
+    before = count.graphs
+    for rows, stop in ((4, Stop(max_iter=5)), (6, Stop(max_iter=3, rtol=0)), (7, TIGHT)):
+        deq(torch.randn(rows, 5), stop=stop)
+    assert count.graphs == before
 
 
 @pytest.mark.parametrize("gradient", NAMES)

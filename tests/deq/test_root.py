@@ -81,6 +81,29 @@ def test_a_map_without_a_root_fails_as_every_solve_does() -> None:
     assert mixed.status.tolist() == [Status.CONVERGED, Status.NONFINITE]
 
 
+@pytest.mark.parametrize("solver", [None, "anderson", "newton", "dogleg", "fixed_point", "df_sane"])
+@pytest.mark.parametrize("start", [0.7, torch.nan])
+def test_the_advice_is_about_roots(solver: str | None, start: float) -> None:
+    z0 = torch.full((2, 1), start, dtype=F64)
+    options = {"solver": solver, "stop": Stop(max_iter=60, rtol=1e-8, atol=1e-10)}
+    with pytest.warns(deqlm.ConvergenceWarning) as warned:
+        sol = root(lambda z: z.exp() + 1, z0, **options)
+    with pytest.raises(deqlm.ConvergenceError) as raised:
+        root(lambda z: z.exp() + 1, z0, on_failure="raise", **options)
+    for text in (str(warned[0].message), str(raised.value), sol.summary(), repr(sol)):
+        told = text.split("print(")[0]
+        for wrong in ("norm after the sum", "f expands", "FixedPoint(", "scale the layer", "layer", "fixed point"):
+            assert wrong not in told
+
+
+def test_the_advice_for_a_singular_backward_solve_is_about_that() -> None:
+    a = torch.zeros(2, 1, dtype=F64, requires_grad=True)
+    sol = root(lambda z: z**2 + a, torch.zeros(2, 1, dtype=F64))
+    with pytest.warns(deqlm.ConvergenceWarning, match="I - J is singular or nearly so"):
+        sol.z.sum().backward()
+    assert "set atol" not in repr(sol.adjoint)
+
+
 def test_trees_complex_numbers_and_one_problem() -> None:
     start = {"x": torch.ones(3, 2, dtype=F64), "y": torch.ones(3, 1, dtype=F64)}
     sol = root(lambda z: {"y": z["y"] - 2, "x": z["x"] * z["y"] - 1}, start)
@@ -104,7 +127,7 @@ def test_noise_of_f_is_held() -> None:
         (lambda z: z[:, :1], ValueError, r"the shape of F\(z\) must be that of z, \(2, 3\), got \(2, 1\)"),
         (lambda z: (z, z), TypeError, "F must return the structure of z, a tensor, got"),
         (lambda z: 1.0, TypeError, "F must return tensors, got float"),
-        (lambda z: z.double(), ValueError, "dtype"),
+        (lambda z: z.double(), ValueError, r"the dtype of F\(z\) must be that of z, torch.float32, got torch.float64"),
     ],
 )
 def test_what_is_no_function_of_a_root_is_named(f, error, text: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Chunked, Equilibrium, FixedPoint, Implicit, OneStep, Phantom, Solve, Status, Stop, Unrolled
-from deqlm.testing.gradients.layers import TanhLayer
+from deqlm.testing.gradients.layers import TanhLayer, solver_for
 
 F64 = torch.float64
 BUDGET = Stop(max_iter=3, rtol=0)
@@ -114,7 +114,6 @@ def test_a_causal_layer_in_chunks_has_settings_of_a_call_too() -> None:
 ZERO = [
     Stop(max_iter=0),
     Stop(max_iter=0, rtol=0),
-    Stop(max_iter=0, patience=3, trace=True),
     Stop(max_iter=0, per="leaf"),
 ]
 
@@ -143,12 +142,38 @@ def test_no_evaluation_leaves_the_gradient_alone_to_move_the_start(layer: TanhLa
     assert torch.equal(same, y)
 
 
-@pytest.mark.parametrize("gradient", ["implicit", "one_step", "unrolled"])
+@pytest.mark.parametrize("gradient", sorted(deqlm.GRADIENTS))
 def test_no_evaluation_and_every_gradient(layer: TanhLayer, x: Tensor, gradient: str) -> None:
-    y = DEQ(layer, solver="fixed_point", stop=Stop(max_iter=0), gradient=gradient)(x)
+    y = DEQ(layer, solver=solver_for(gradient), stop=Stop(max_iter=0), gradient=gradient)(x)
     y.sum().backward()
-    assert torch.equal(y, iterated(layer, x, 1 if gradient == "one_step" else 0))
-    assert (layer.W.grad is None) is (gradient == "unrolled")
+    steps = {"one_step": (1, 1.0), "phantom": (4, 0.8)}.get(gradient, (0, 1.0))
+    torch.testing.assert_close(y, iterated(layer, x, *steps))
+    assert (layer.W.grad is None) is deqlm.GRADIENTS[gradient].through_steps
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("norm", "max"), ("keep", "best_f"), ("test_every", 2), ("check_every", 2), ("compact", False)),
+        *(("trace", True), ("patience", 3), ("divergence", 9.0), ("share", 0.5)),
+        ("criterion", deqlm.ReadOut(torch.nn.Identity())),
+    ],
+)
+def test_what_no_evaluation_would_ignore_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{field}=.* is not used with max_iter=0, which evaluates nothing"):
+        Stop(max_iter=0, **{field: value})
+
+
+def test_pairs_of_which_one_would_be_ignored_are_refused(layer: TanhLayer, x: Tensor) -> None:
+    at_once = Stop(compact="at_once")
+    for gradient in ("unrolled", "reversible", "shine"):
+        with pytest.raises(ValueError, match="compact must be True or False with"):
+            DEQ(layer, solver=solver_for(gradient), stop=at_once, gradient=gradient)
+    for watch in ({"states": (1,)}, {"on_evaluation": print}):
+        with pytest.raises(ValueError, match="compact must be True or False with states or on_evaluation"):
+            DEQ(layer)(x, stop=at_once, **watch)
+    with pytest.raises(ValueError, match=r"scale must be left away with Stop\(max_iter=0\)"):
+        Equilibrium()(layer, torch.zeros_like(x), x, stop=Stop(max_iter=0), scale=1.0)
 
 
 def test_a_start_that_is_not_finite_is_told_without_an_evaluation(layer: TanhLayer, x: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import deqlm
 from deqlm import DEQ, Chunked, Equilibrium, OneStep, Phantom, States, Status, Stop, fixed_point_correction
-from deqlm.testing.gradients.layers import TanhLayer
+from deqlm.testing.gradients.layers import TanhLayer, solver_for
 
 F64 = torch.float64
 SOLVERS = ["anderson", "broyden", "dogleg", "fallback", "fixed_point", "newton", "newton_krylov"]
@@ -171,6 +172,22 @@ def test_the_backward_solve_calls_with_its_report(layer, x) -> None:
     assert copy.deepcopy(deq).last.adjoint.then is None
     functools.partial(deq, on_backward=told.append)(x).sum().backward()
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("gradient", sorted(deqlm.GRADIENTS))
+def test_a_callback_of_backward_is_called_or_refused(gradient: str, layer, x) -> None:
+    told: list[deqlm.Adjoint] = []
+    deq = DEQ(layer, gradient=gradient, solver=solver_for(gradient), on_failure="ignore")
+    with torch.no_grad():
+        deq(x, on_backward=told.append)  # nothing goes back
+    try:
+        y = deq(x, on_backward=told.append)
+    except ValueError as error:
+        assert re.match(r"on_backward would never be called: .* solves nothing in backward", str(error))  # noqa: PT017
+        assert gradient != "implicit"
+        return
+    y.sum().backward()
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(

@@ -338,12 +338,21 @@ class TestLayer:
         with pytest.raises(TypeError, match="forecast_solve"):
             deqlm.forecast_memory(torch.nn.Tanh(), torch.zeros(2, 2))  # type: ignore[arg-type]
 
+    @staticmethod
+    def on(device: str, rows: int, tokens: int, width: int) -> tuple[deqlm.DEQ, torch.Tensor]:
+        layer = torch.nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True, device=device)
+        deq = deqlm.DEQ(layer, on_failure="ignore", stop=Stop(max_iter=30, rtol=1e-6))
+        return deq, torch.randn(rows, tokens, width, device=device)
+
+    def test_what_is_measured_on_a_device_runs_without_a_warning_here(self) -> None:
+        deq, x = self.on("cpu", rows=2, tokens=4, width=8)
+        assert deq(x).shape == x.shape
+        assert deqlm.forecast_memory(deq, x).inference is not None
+
     @pytest.mark.gpu
     @pytest.mark.parametrize("grad", [False, True])
     def test_total_on_a_device_is_what_the_allocator_saw(self, grad: bool) -> None:
-        layer = torch.nn.TransformerEncoderLayer(256, 4, 512, batch_first=True, device="cuda")
-        deq = deqlm.DEQ(layer, on_failure="ignore", stop=Stop(max_iter=30, rtol=1e-7))
-        x = torch.randn(8, 512, 256, device="cuda")
+        deq, x = self.on("cuda", rows=8, tokens=512, width=256)
         with torch.set_grad_enabled(grad):
             deq(x).sum()  # libraries take their workspaces once
         forecast = deqlm.forecast_memory(deq, x)

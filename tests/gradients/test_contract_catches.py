@@ -149,6 +149,13 @@ class MovesTheStart(Right):
         return super().attach(forward, f, z0.add_(1.0), failures)
 
 
+class ConstantInTransforms(Right):
+    """Has no derivative where torch.func asks for it."""
+
+    def transform(self, at):
+        return at.f.given(at.z)
+
+
 CAUGHT = [
     (OnePercentOff, "matches_a_dense_solve"),
     (OnePercentOff, "finite_differences_agree"),
@@ -171,6 +178,7 @@ CAUGHT = [
     (SharesAmongParameters, "frozen_parameters_may_be_mixed"),
     (ChangesItsMind, "eval_mode_has_gradients"),
     (MovesTheStart, "caller_tensors_are_left_alone"),
+    (ConstantInTransforms, "transforms_are_right_or_refused"),
 ]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from torch import Tensor
@@ -253,15 +251,3 @@ def test_a_tolerance_below_the_dtype_warns_in_backward_too() -> None:
     y = wrap(TanhLayer(4, dtype=torch.float32), gradient, stop=Stop(rtol=1e-4), on_failure="ignore")(x)
     with pytest.warns(UserWarning, match="below what float32 resolves"):
         y.sum().backward()
-
-
-def test_forward_mode_and_functional_transforms_raise_rather_than_lie() -> None:
-    layer = TanhLayer(3)
-    deq = wrap(layer, Implicit())
-    x = torch.randn(2, 3, dtype=F64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises((RuntimeError, NotImplementedError), match=r"setup_context|functorch|jvp|forward"):
-            torch.func.grad(lambda x: deq(x).sum())(x)
-        with pytest.raises((RuntimeError, NotImplementedError), match=r"setup_context|functorch|jvp|forward"):
-            torch.func.jvp(deq, (x,), (torch.ones_like(x),))

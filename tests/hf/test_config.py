@@ -16,7 +16,7 @@ from deqlm.hf import DeqOptions, Grad, ImplicitLlamaConfig, ImplicitMamba2Config
 from deqlm.models import PRESETS, AttentionOptions, Mamba2Options
 from deqlm.sequence.modes import Auto
 from deqlm.training import Phases, bounded, free, warm_up
-from hf.tiny import CONFIGS, FAMILIES, config, converging
+from hf.tiny import CONFIGS, FAMILIES, config, converging, tokens
 
 PLAN = Phases((warm_up(3), bounded(5), free(max_iter=32)))
 
@@ -209,3 +209,18 @@ def test_unrolling_knows_one_solve_only():
     assert DeqOptions(**section).grad.gradient == Unrolled()
     with pytest.raises(ValueError, match="mode must be 'auto' or 'simultaneous' with gradient 'unrolled'"):
         DeqOptions(**section, mode="sequential")
+
+
+def test_a_gradient_with_the_same_value_makes_one_solve_of_both(tmp_path):
+    grad = {"stop": {"max_iter": 2, "rtol": 0}, "gradient": {"name": "phantom", "steps": 2, "same_value": True}}
+    made = converging("llama", deq={"grad": grad})
+    assert made.no_grad == made.solve
+    ids = tokens()
+    with torch.no_grad():
+        without = made(ids).logits
+    torch.testing.assert_close(made(ids).logits.detach(), without, rtol=1e-12, atol=1e-13)
+    made.save_pretrained(tmp_path)
+    assert type(made).from_pretrained(tmp_path).config.deq == made.config.deq
+    assert not made.config.deq.for_evaluation().grad.gradient.same_value
+    with pytest.raises(ValueError, match="no_grad must be that of grad, or left away"):
+        config("llama", deq={"grad": grad, "no_grad": {"solver": "anderson"}})

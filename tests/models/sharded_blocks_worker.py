@@ -16,6 +16,7 @@ from models.families import VOCAB, make
 
 FAMILIES = ("mamba2", "llama")
 BUDGET = Stop(max_iter=6, rtol=0)
+TOGETHER = Stop(max_iter=400, rtol=1e-11, collective=True)
 
 
 def model(family: str) -> ImplicitLM:
@@ -52,6 +53,9 @@ def work(rank: int, folder: str) -> None:
                 refused = ""
             except RuntimeError as error:
                 refused = str(error)
-            found[family] = logits, gradients, refused
+            with torch.no_grad():
+                by_mode = {mode: made(ids, stop=TOGETHER, mode=mode).logits for mode in ("auto", "sequential")}
+            made(ids, labels=ids, stop=TOGETHER).loss.backward()
+            found[family] = logits, gradients, refused, by_mode
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -34,9 +34,9 @@ class Bill:
         self.rows = 0
         commit, narrow = ChunkEvaluator.commit, ChunkEvaluator.narrow
 
-        def committing(piece, z):
+        def committing(piece, z, **more):
             before = piece.count.rows
-            made = commit(piece, z)
+            made = commit(piece, z, **more)
             self.rows += piece.count.rows - before
             return made
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import deqlm
+from deqlm import Phantom
 from deqlm.layers import Block, Mamba2
 from deqlm.models import Backbone, ImplicitLM
 from deqlm.sequence.modes import Chunked, Sequential, Simultaneous
@@ -253,8 +254,6 @@ def test_options_without_effect_are_refused(explicit):
         make("llama", labels="both")
     with pytest.raises(ValueError, match="cannot differentiate the steps"):
         make("llama", solve=Solve("anderson"), gradient="unrolled")
-    with pytest.raises(ValueError, match="gradient must be one without same_value"):
-        make("llama", gradient={"name": "phantom", "same_value": True})
 
 
 def test_options_can_be_plain_data():
@@ -325,3 +324,26 @@ def test_settings_of_a_call_are_checked():
         explicit(tokens(), solver="anderson")
     with pytest.raises(ValueError, match="gradient must be None for an explicit model"):
         explicit(tokens(), gradient="phantom")
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba2"])
+def test_a_model_has_the_same_value_with_grad_and_without_where_asked(family: str) -> None:
+    budget = Solve("fixed_point", Stop(max_iter=2, rtol=0))
+    same = Phantom(2, 0.7, same_value=True)
+    model = make(family, solve=budget, gradient=same)
+    ids = torch.randint(VOCAB, (2, 5))
+    with torch.no_grad():
+        without, cached = model(ids), model(ids, use_cache=True)
+        loose = model(ids, gradient=Phantom(2, 0.7)).logits
+    torch.testing.assert_close(without.logits, model(ids).logits.detach(), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(cached.logits, without.logits, rtol=1e-12, atol=1e-13)
+    assert not torch.allclose(loose, without.logits, rtol=1e-3)
+    assert cached.cache is not None
+    assert without.solution.residual_of == "previous"
+    with pytest.raises(ValueError, match="no_grad must be the same as solve, or left away, beside"):
+        make(family, solve=budget, gradient=same, no_grad=Solve("anderson"))
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match="one without same_value, because evaluation is another solve"),
+    ):
+        make(family, solve=budget)(ids, gradient=same)

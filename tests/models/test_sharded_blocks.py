@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from deqlm.models import ImplicitLM
 from deqlm_solvers import Stop
 from models.families import BLOCKS, VOCAB, make
-from models.sharded_blocks_worker import FAMILIES, batch, work
+from models.sharded_blocks_worker import FAMILIES, TOGETHER, batch, work
 from models.sharded_blocks_worker import model as whole
 
 BUDGET = Stop(max_iter=6, rtol=0)
@@ -88,10 +88,14 @@ def test_two_processes_with_a_budget_find_what_one_does(tmp_path: Path) -> None:
         alone(ids, labels=ids, stop=BUDGET).loss.backward()
         with torch.no_grad():
             logits = alone(ids, stop=BUDGET).logits
+            together = {mode: alone(ids, stop=TOGETHER, mode=mode).logits for mode in ("auto", "sequential")}
         for rank in (0, 1):
-            got, gradients, refused = torch.load(tmp_path / f"rank{rank}.pt")[family]
+            got, gradients, refused, by_mode = torch.load(tmp_path / f"rank{rank}.pt")[family]
             torch.testing.assert_close(got, logits[2 * rank : 2 * rank + 2], rtol=1e-9, atol=1e-12)
             for name, p in alone.named_parameters():
                 torch.testing.assert_close(gradients[name], p.grad, rtol=1e-8, atol=1e-12, msg=f"{family}: {name}")
             assert "Wrap or shard the whole module" in refused
             assert "or use a budget" in refused
+            for mode, here in by_mode.items():
+                want = together[mode][2 * rank : 2 * rank + 2]
+                torch.testing.assert_close(here, want, rtol=1e-6, atol=1e-7, msg=mode)

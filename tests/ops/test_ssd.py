@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deqlm.ops import ssd
 
@@ -203,11 +207,130 @@ def test_what_is_picked():
     assert torch.equal(ssd.scan(**arguments)[0], ssd.scan(**arguments, impl="torch")[0])
 
 
+@pytest.mark.usefixtures("no_kernels_known")
 def test_an_explicit_request_never_falls_back(monkeypatch):
     arguments = {name: t.detach() for name, t in problem(5).items()}
-    monkeypatch.setitem(__import__("sys").modules, "mamba_ssm", None)
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     with pytest.raises(ImportError, match=r"mamba-ssm.*deqlm\[gpu\].*impl=\"torch\""):
         ssd.scan(**arguments, impl="mamba_ssm")
+
+
+@pytest.fixture
+def no_kernels_known(monkeypatch):
+    """Forget what an import of mamba-ssm in this process came to, and what failed."""
+    kernel = sys.modules["deqlm.ops.ssd.kernel"]
+    monkeypatch.setattr(kernel, "_FOUND", [])
+    monkeypatch.setattr(kernel, "_GIVEN_UP", [])
+    imported = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mamba_ssm"}
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "mamba_ssm"]:
+        del sys.modules[name]
+    sys.modules.update(imported)
+
+
+def package(folder: Path, monkeypatch, body: str) -> None:
+    """Put a package mamba-ssm with the given file of kernels before all others."""
+    triton = folder / "mamba_ssm" / "ops" / "triton"
+    triton.mkdir(parents=True)
+    for part in (folder / "mamba_ssm", folder / "mamba_ssm" / "ops", triton):
+        (part / "__init__.py").touch()
+    (triton / "ssd_combined.py").write_text(body)
+    monkeypatch.syspath_prepend(folder)
+
+
+BROKEN = {
+    "undefined symbol": 'raise OSError("selective_scan_cuda.so: undefined symbol: _ZN3c10")',
+    "No module named 'selective_scan_cuda'": "import selective_scan_cuda",
+    "cannot import name": "raise ImportError('cannot import name GreedySearch')",
+    "needs a driver": 'raise RuntimeError("needs a driver")',
+}
+
+
+@pytest.mark.usefixtures("no_kernels_known")
+@pytest.mark.parametrize("why", BROKEN)
+def test_a_broken_package_is_left_out_and_said_once(why, tmp_path, monkeypatch):
+    package(tmp_path, monkeypatch, BROKEN[why])
+    with pytest.warns(RuntimeWarning, match=f'takes "torch": mamba-ssm is installed and cannot be.*{why}') as told:
+        assert [ssd.pick("cuda") for _ in range(3)] == ["torch"] * 3
+    assert len(told) == 1
+    with pytest.raises(ImportError, match=f'impl="mamba_ssm" needs the package mamba-ssm .*{why}'):
+        ssd.scan(**detached(problem(5)), impl="mamba_ssm")
+
+
+@pytest.mark.usefixtures("no_kernels_known")
+def test_a_package_that_is_not_there_is_no_news(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    assert ssd.pick("cuda") == "torch"
+
+
+@pytest.mark.usefixtures("no_kernels_known")
+def test_kernels_without_a_device_to_compile_for_are_left_out(tmp_path, monkeypatch):
+    package(tmp_path, monkeypatch, "mamba_chunk_scan_combined = print")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.warns(RuntimeWarning, match="triton finds no device to compile for"):
+        assert ssd.pick("cuda") == "torch"
+
+
+@pytest.mark.usefixtures("no_kernels_known")
+def test_kernels_that_fail_are_replaced_and_not_tried_again(monkeypatch):
+    module, calls = sys.modules["deqlm.ops.ssd.scan"], []
+
+    def fails(*given: Tensor, **options) -> None:
+        calls.append(given)
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(module, "mamba_ssm", fails)
+    monkeypatch.setattr(sys.modules["deqlm.ops.ssd.kernel"], "_FOUND", [(fails, "")])
+    monkeypatch.setattr(module, "pick", lambda device, dtype: "torch" if module.why_not() else "mamba_ssm")
+    arguments = detached(problem(5))
+    with pytest.warns(RuntimeWarning, match="no kernel image is available") as told:
+        outcomes = [ssd.scan(**arguments) for _ in range(3)]
+    assert len(told) == len(calls) == 1
+    want = ssd.scan(**arguments, impl="torch")
+    assert all(torch.equal(got, w) for outcome in outcomes for got, w in zip(outcome, want, strict=True))
+
+
+def test_memory_that_runs_out_is_no_reason_to_leave_the_kernels(monkeypatch):
+    module = sys.modules["deqlm.ops.ssd.scan"]
+
+    def full(*given: Tensor, **options) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "mamba_ssm", full)
+    monkeypatch.setattr(module, "pick", lambda device, dtype: "mamba_ssm")
+    with pytest.raises(torch.OutOfMemoryError):
+        ssd.scan(**detached(problem(5)))
+
+
+@pytest.mark.parametrize(("run", "length"), [(partial(ssd.scan, chunk_size=2), 400), (ssd.naive, 12)])
+def test_backward_writes_nothing_of_full_length_for_every_part(run, length):
+    """Numbers written by the backward of twice the tokens are twice as many, and not four times."""
+
+    def written(length: int) -> int:
+        arguments = problem(length, batch=1, heads=1, groups=1, width=1, size=2)
+        y, last = run(**arguments)
+        with Written() as counted:
+            (y.sum() + last.sum()).backward()
+        return counted.numbers
+
+    assert written(2 * length) < 2.3 * written(length)
+
+
+class Written(TorchDispatchMode):
+    """Counts the numbers of all results that are no views."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and not func.is_view:
+            self.numbers += out.numel()
+        return out
+
+
+def detached(arguments: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {name: None if t is None else t.detach() for name, t in arguments.items()}
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_an_explicit_request_is_never_dropped():
     z0 = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="impl='cpp' is not possible here: it does not know Stop"):
         Solve(FixedPoint(impl="cpp"), Stop(keep="best_f"))(lambda z: 0.5 * z + 1, z0)
-    with pytest.raises(ValueError, match="impl must be 'auto', 'torch' or 'cpp', got 'cuda'"):
+    with pytest.raises(ValueError, match="impl must be 'auto', 'torch', 'cpp' or 'triton', got 'cuda'"):
         FixedPoint(impl="cuda")  # type: ignore[arg-type]
 
     class Mine(Anderson):

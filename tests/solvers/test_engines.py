@@ -19,6 +19,7 @@ from deqlm_solvers.core.norms import NORMS
 from deqlm_solvers.loop.backend import Backend, unknown
 from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.loop import ENGINES, run
+from deqlm_solvers.triton_kernels.availability import why_not
 from solvers.pairwise import pairwise
 
 
@@ -47,6 +48,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "criterion": (None, Small()),
     "share": (1.0, 0.6),
     "first_tokens": ((), (9.0,)),
+    "collective": (False, True),
 }
 METHODS: dict[str, Solver] = {
     **{name: SOLVERS[name]() for name in SOLVERS if hasattr(SOLVERS[name], "impl")},
@@ -105,6 +107,12 @@ def compare(method: Solver, engine: str, stop: Stop) -> bool:
     return True
 
 
+def skip_where_it_cannot_run(engine: str) -> None:
+    """Kernels for a GPU have this suite in tests/gpu/interpreted, in Triton's interpreter."""
+    if engine == "triton" and (why := why_not(torch.device("cpu"))):
+        pytest.skip(why)
+
+
 def test_all_fields_of_a_stop_have_values_here():
     assert VALUES.keys() == Stop.__dataclass_fields__.keys()
     pairs = {(a, str(v[a]), b, str(v[b])) for v in COMBINATIONS for a, b in combinations(VALUES, 2)}
@@ -117,6 +125,7 @@ def test_all_fields_of_a_stop_have_values_here():
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_an_engine_does_what_torch_operations_do(method: Solver, engine: str):
+    skip_where_it_cannot_run(engine)
     taken = [compare(method, engine, stop) for stop in stops()]
     assert any(taken), "it declines everything"
 
@@ -165,6 +174,7 @@ def test_an_engine_declines_what_a_layout_may_hold_later(engine: type[Backend]):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_another_tolerance_formula_on_one_side_is_noticed(engine: str, monkeypatch):
+    skip_where_it_cannot_run(engine)
     honest = Criterion.groups
 
     def larger_of_both(self: Criterion, at: Evaluation) -> Any:

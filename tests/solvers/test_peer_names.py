@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import deqlm
+from deqlm.layers import Attention, Block
+from deqlm.models import Backbone, ImplicitLM
 from deqlm_solvers.core.peer_names import HINTS, NAMES
 
 TORCHDEQ = [
@@ -26,6 +28,29 @@ def test_options_of_torchdeq_are_answered_with_our_equal(name):
             make(**{name: 1})
 
 
+@pytest.mark.parametrize("name", TORCHDEQ)
+def test_they_are_answered_in_every_call_and_by_a_model_too(name):
+    model = ImplicitLM(Backbone([Block(Attention(8, n_head=2))]), vocab_size=5)
+    x = torch.zeros(2, 3)
+    calls = (
+        lambda **o: deqlm.DEQ(nn.Tanh())(x, **o),
+        lambda **o: deqlm.Equilibrium()(lambda z: z, x, **o),
+        lambda **o: deqlm.root(torch.cos, x, **o),
+        lambda **o: ImplicitLM(model.backbone, vocab_size=5, **o),
+        lambda **o: model(torch.zeros(1, 2, dtype=torch.long), **o),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=f"unknown option '{name}'.*: {re.escape(HINTS[name])}"):
+            call(**{name: 1})
+    with pytest.raises(TypeError, match=r"\bmemory=|solver=|stop=|gradient=|solver|states=|layer|diagnose|leave"):
+        deqlm.Solve(**{name: 1})
+
+
+def test_a_map_may_have_arguments_of_such_names():
+    y = deqlm.Equilibrium(stop={"rtol": 1e-8})(lambda z, m: 0.5 * z + m, torch.zeros(2, 3, dtype=torch.float64), m=1.0)
+    torch.testing.assert_close(y, torch.full((2, 3), 2.0, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("cls", "name", "told"),
     [
@@ -37,6 +62,8 @@ def test_options_of_torchdeq_are_answered_with_our_equal(name):
         (deqlm.Broyden, "ls", "line_search="),
         (deqlm.Broyden, "LBFGS_thres", "memory="),
         (deqlm.Stop, "f_tol", "rtol="),
+        (deqlm.Stop, "b_max_iter", "backward solve"),
+        (deqlm.Solve, "b_solver", "backward solve"),
         (deqlm.Stop, "stop_mode", "atol="),
     ],
 )

@@ -25,6 +25,18 @@ def test_linear_and_cosine_come_down_to_the_floor():
         assert cosine.at(step) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
 
 
+def test_a_square_root_begins_where_it_is_told():
+    rate = Schedule(lr=1.0, warm_up=2, decay="square_root", steps=14, floor=0.2, begin=10)
+    assert [rate.at(step) for step in (1, 2, 10)] == [1, 1, 1]
+    assert rate.at(11) == pytest.approx(0.2 + 0.8 * (1 - math.sqrt(1 / 4)))
+    assert rate.at(14) == rate.at(99) == pytest.approx(0.2)
+    for begin in (1, 14):
+        with pytest.raises(ValueError, match="begin must be"):
+            rate.replace(begin=begin)
+    with pytest.raises(ValueError, match="begin must be None where decay='constant'"):
+        Schedule(lr=1.0, begin=3)
+
+
 @given(
     st.integers(0, 20), st.integers(21, 60), st.floats(0, 1), st.sampled_from(["linear", "cosine"]), st.integers(0, 80)
 )

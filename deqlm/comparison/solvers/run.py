@@ -22,9 +22,11 @@ from deqlm.comparison.problems.user import UserProblem
 from deqlm.comparison.recorder import CountingMap, Recorder, relative_residual, synchronize
 from deqlm.comparison.run import Each, compare_on_all, one_line
 from deqlm.comparison.settings import Settings, SettingsOptions
+from deqlm.comparison.solvers.compiled import CompiledMaker, CompiledRow, compiled_makers
 from deqlm.comparison.solvers.entry import Entry, ProblemResult
 from deqlm.comparison.solvers.result import Comparison
 from deqlm.comparison.spec import to_list, to_rows
+from deqlm.compiled.settings import Compile, GivenCompile
 from deqlm.reporting.progress import Progress
 from deqlm_solvers import SOLVERS, Solution, Solve, Solver, Status, Stop
 from deqlm_solvers.adapters import ScipyHybr
@@ -43,6 +45,7 @@ def compare(
     solvers: Iterable[str | Mapping[str, Any] | Solver] | str | Mapping[str, Any] | Solver | None = None,
     *,
     memory: bool = True,
+    compile: GivenCompile = False,
     each: Each | None = None,
     **settings: Unpack[SettingsOptions],
 ) -> Comparison:
@@ -59,6 +62,8 @@ def compare(
         solvers: specs ("anderson:memory=5"), dicts with ``name``, or objects, or one of them; None takes every
             registered one.
         memory: measure peak memory, which needs a slow run of its own.
+        compile: True, or a `deqlm.Compile`: add a row for each solver whose solve can be compiled, which takes some
+            ten seconds for each problem. Time is that of later calls; memory is not measured there.
         each: called with every problem's result as soon as it is there; text that it returns is printed above the bar.
         **settings: fields of `Settings`: ``dtype``, ``batch``, ``seed``, ``repeats`` (a solver whose timed runs took
             half a second in all is not timed again), ``threads``, ``device``, ``quick``, ``progress``.
@@ -82,13 +87,15 @@ def compare(
     standard = QUICK if chosen.quick else DEFAULT
     subjects = list(standard) if asked is None else [to_problem(p) for p in asked]
     makers = to_rows(SOLVERS, solvers)
+    how = Compile.of(compile)
+    compiled = [] if how is None else compiled_makers(makers, how)
 
     def compare_on(problem: Problem, result: Comparison, bar: Progress) -> None:
-        run = _ProblemRun(problem, chosen, makers, memory, bar)
+        run = _ProblemRun(problem, chosen, makers, memory, bar, compiled)
         result.problems.append(run.result)
         run.all()
 
-    steps = len(subjects) * len(makers) * (chosen.runs + 1 + memory)
+    steps = len(subjects) * (len(makers) * (chosen.runs + 1 + memory) + len(compiled) * (chosen.runs + 1))
     return compare_on_all(subjects, chosen, Comparison, compare_on, steps, each)
 
 
@@ -102,14 +109,16 @@ class _ProblemRun:
         makers: Sequence[tuple[str, Callable[[], Solver]]],
         memory: bool,
         bar: Progress,
+        compiled: Sequence[CompiledMaker] = (),
     ) -> None:
         self.problem = problem
+        self.compiled = compiled
         self.settings = settings
         self.makers = makers
         self.memory = memory
         self.bar = bar
         self.result = ProblemResult(label=problem.label, title=problem.title, yours=isinstance(problem, UserProblem))
-        self.ready: list[tuple[Entry, Solve]] = []
+        self.ready: list[tuple[Entry, Solve | CompiledRow]] = []
 
     def all(self) -> None:
         """Do everything; an interruption leaves what was done in `result`."""
@@ -162,6 +171,21 @@ class _ProblemRun:
                 entry.token_evaluations = entry.row_evaluations * case.tokens
             entry.warnings = sorted({str(w.message) for w in caught})
             self.result.entries.append(entry)
+        for label, make in self.compiled:
+            self._record_compiled(case, truth, label, make(stop, case.f))
+
+    def _record_compiled(self, case: Case, truth: torch.Tensor | None, label: str, row: CompiledRow) -> None:
+        """Run a program; nobody sees what it evaluates, so its counts are its own."""
+        self.bar.step(f"{self.problem.label}  {label}")
+        entry = Entry(solver=label)
+        try:
+            sol = row(case.f, case.z0)
+        except Exception as error:
+            entry.message = one_line(error)
+        else:
+            _judge(entry, sol, None, case, truth, self.settings)
+            self.ready.append((entry, row))
+        self.result.entries.append(entry)
 
     def _time(self, case: Case) -> None:
         calls = _calls_for(case)
@@ -178,6 +202,8 @@ class _ProblemRun:
     def _weigh(self, case: Case) -> None:
         state = case.z0.numel() * case.z0.element_size()
         for entry, how in self.ready:
+            if isinstance(how, CompiledRow):
+                continue
             self.bar.step(f"{self.problem.label}  {entry.solver}")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -191,7 +217,7 @@ class _ProblemRun:
                 entry.trace = entry.trace and entry.trace.scaled(seconds)
 
 
-def _solve(how: Solve, f: Callable[..., Any], case: Case) -> Solution:
+def _solve(how: Solve | CompiledRow, f: Callable[..., Any], case: Case) -> Solution:
     with torch.no_grad():
         return how(f, case.z0)
 
@@ -205,9 +231,9 @@ def _warm_up(how: Solve, case: Case) -> None:
 
 
 def _judge(
-    entry: Entry, sol: Solution, recorder: Recorder, case: Case, truth: torch.Tensor | None, settings: Settings
+    entry: Entry, sol: Solution, recorder: Recorder | None, case: Case, truth: torch.Tensor | None, settings: Settings
 ) -> None:
-    """Fill in what the recorded run tells, by the true residual and the counts that f saw."""
+    """Fill in what the recorded run tells, by the true residual and the counts that f saw, or the solver's own."""
     z = sol.z.detach().double()
     with torch.no_grad():
         relative = relative_residual(z, case.exact(z))
@@ -215,11 +241,12 @@ def _judge(
     entry.solved = int((relative <= settings.accepted).sum())
     entry.outcome = "solved" if entry.solved == rows else "unsolved"
     entry.residual = relative.max().item() if rows else 0.0
-    entry.evaluations, entry.row_evaluations = recorder.evaluations, recorder.row_evaluations
+    seen = sol.cost if recorder is None else recorder
+    entry.evaluations, entry.row_evaluations = seen.evaluations, seen.row_evaluations
     entry.statuses = {Status(code).name: n for code, n in sorted(Counter(sol.status.tolist()).items())}
     entry.claimed = entry.statuses.get("CONVERGED", 0)
-    entry.counts_agree = sol.cost.evaluations == recorder.evaluations
-    entry.trace = recorder.trace()
+    entry.counts_agree = sol.cost.evaluations == seen.evaluations
+    entry.trace = None if recorder is None else recorder.trace()
     if truth is not None:
         distance = torch.linalg.vector_norm(z - truth, dim=1) / torch.linalg.vector_norm(truth, dim=1)
         entry.error = distance.nan_to_num(nan=torch.inf).max().item()
@@ -235,7 +262,7 @@ def _remark(how: Solve, entry: Entry, case: Case) -> str:
     return ""
 
 
-def _timed(how: Solve, case: Case) -> float:
+def _timed(how: Solve | CompiledRow, case: Case) -> float:
     counting = CountingMap(case.f)
     collecting = gc.isenabled()
     gc.disable()

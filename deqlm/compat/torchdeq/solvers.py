@@ -223,6 +223,8 @@ def stopping(max_iter: int, tol: float, stop_mode: str, *, final: bool = False) 
     require(isinstance(final, bool), "return_final", final, "True or False")
     if final or tol == 0:
         return Stop(max_iter=max_iter, rtol=0.0)
+    if max_iter == 0:
+        return Stop(max_iter=0)
     rtol, atol = (tol, 0.0) if stop_mode == "rel" else (0.0, tol)
     # rows that ended stay in the batch, so that every evaluation tells of all
     return Stop(max_iter=max_iter, rtol=rtol, atol=atol, compact=False)

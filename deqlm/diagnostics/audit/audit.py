@@ -21,6 +21,7 @@ from deqlm.diagnostics.audit.inverse import NotSolvedError
 from deqlm.diagnostics.unchanged import unchanged
 from deqlm.gradients import GRADIENTS, Gradient, Implicit
 from deqlm.wrap.failures import Failures
+from deqlm.wrap.generators import accelerators, generator_states, set_generator_states
 from deqlm.wrap.trees import first_tensor, map_tensors, tensors
 from deqlm_solvers import FixedPoint, ReversibleIteration, Solution, Solve, Status
 from deqlm_solvers.core.checks import whole
@@ -105,7 +106,8 @@ class _Audit:
     ) -> None:
         self.deq, self.call, self.token_mask, self.device = deq, call, token_mask, device
         self.loss = loss or _random_linear
-        self.generators = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.devices = accelerators(deq, device)
+        self.generators = generator_states(self.devices)
 
     def run(self, gradients: Methods | None, repeats: int) -> GradientAudit:
         probe = self._probe(self.deq.gradient, self.deq.solve)
@@ -162,7 +164,7 @@ class _Audit:
     def _truth(self, report: GradientAudit, state: Any) -> Truth | None:
         """Return the exact gradient and write down what it is, or why there is none."""
         try:
-            self._rewind()
+            set_generator_states(self.generators, self.devices)
             truth = Truth(self.deq, self.call, self.loss, state, self.token_mask)
             apart = _apart(truth.values(self.point.double()), self.value)
             allowed = min(0.5, 1e-3 + 64 * torch.finfo(self.rows.dtype).eps)
@@ -269,14 +271,8 @@ class _Audit:
         probe = copy.deepcopy(self.deq)
         probe.gradient, probe.solve = method, how
         probe.failures = Failures("ignore", "drop")
-        self._rewind()
+        set_generator_states(self.generators, self.devices)
         return probe
-
-    def _rewind(self) -> None:
-        cpu, cuda = self.generators
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, self.device)
 
 
 def _methods(gradients: Methods | None, deq: DEQ) -> list[tuple[str, Callable[[], Gradient]]]:

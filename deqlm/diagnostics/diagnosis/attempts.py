@@ -16,6 +16,7 @@ from deqlm.diagnostics.diagnosis.growth import Start
 from deqlm.diagnostics.diagnosis.subject import Subject
 from deqlm.diagnostics.diagnosis.suggestion import Suggestion
 from deqlm.diagnostics.diagnosis.wraps import Wrap
+from deqlm.reporting.blame import blame
 from deqlm_solvers import Anderson, Broyden, FixedPoint, Layout, Solution, Solve, Status, Stop
 from deqlm_solvers.core.norms import row_norms
 from deqlm_solvers.core.solver import Evaluation
@@ -78,7 +79,8 @@ def solve_as_asked(subject: Subject, stop: Stop, begun: Start, wrap: Wrap | None
         nothing = torch.zeros(rows.count, dtype=torch.bool, device="cpu")
         steps = torch.zeros(rows.count, dtype=torch.int64, device="cpu")
         outcome = Outcome(rows.z0.detach().clone(), status, nothing, steps, blank, blank, None, nothing)
-        return outcome, f"{type(error).__name__}: {error}"
+        where = blame(error)
+        return outcome, f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
     return _outcome(subject, sol, stop, begun), None
 
 

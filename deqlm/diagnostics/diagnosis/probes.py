@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deqlm.wrap.generators import accelerators, generator_states
 from deqlm_solvers import Map
 from deqlm_solvers.core.agreement import ROUNDING, rows_changed
 from deqlm_solvers.core.norms import row_norms
@@ -202,8 +203,7 @@ def _shift(z: Tensor, draw: torch.Generator) -> Tensor:
 
 def _generators(z: Tensor) -> dict[Source, bytes]:
     """Return the state of each global generator."""
-    torch_state = torch.get_rng_state().numpy().tobytes()
-    if z.device.type == "cuda":
-        torch_state += torch.cuda.get_rng_state(z.device).numpy().tobytes()
+    states = generator_states(accelerators(None, z.device))
+    torch_state = b"".join(state.numpy().tobytes() for state in states)
     numpy_state = pickle.dumps(np.random.get_state(legacy=False))
     return {"torch": torch_state, "numpy": numpy_state, "random": pickle.dumps(random.getstate())}

@@ -60,6 +60,8 @@ class Suggestion:
         if isinstance(target, ImplicitLM):
             made, now = copy.copy(target), target.no_grad
             made.no_grad = Solve(self.options.get("solver", now.solver), self.options.get("stop", now.stop))
+            if getattr(target.gradient, "same_value", False):
+                made.solve = made.no_grad
             return made
         if isinstance(target, DEQ):
             return _changed_deq(target, self.options, self.wrap)

@@ -110,9 +110,10 @@ def _pass(fed: Tensor, decay: Tensor, state: Tensor | None) -> tuple[Tensor | No
         state: initial state or None, which saves the first chunk.
     """
     entering = []
-    for c in range(fed.shape[1]):
+    # parted once: the backward of every fed[:, c] would write the whole of fed
+    for new, left in zip(fed.unbind(1), decay.unbind(1), strict=True):
         if state is not None:
             entering.append(state)
-        state = fed[:, c] if state is None else torch.addcmul(fed[:, c], decay[:, c], state)
+        state = new if state is None else torch.addcmul(new, left, state)
     assert state is not None
     return (torch.stack(entering, dim=1) if entering else None), state

@@ -32,12 +32,13 @@ def naive(
         ([1.0, 2.0, 3.0], 3.0)
     """
     x, dt, A, B, C = (t.double() for t in (x, dt, A, B, C))
-    batch, length, heads, width = x.shape
+    batch, _, heads, width = x.shape
     zero = x.new_zeros(batch, heads, width, B.shape[-1])
     state = zero if initial_state is None else initial_state.double()
     D = None if D is None else D.double()
     outputs = []
-    for t in range(length):
-        y, state = step(state, x[:, t], dt[:, t], A, B[:, t], C[:, t], D=D)
+    # parted once: the backward of every x[:, t] would write the whole of x
+    for x_t, dt_t, B_t, C_t in zip(*(t.unbind(1) for t in (x, dt, B, C)), strict=True):
+        y, state = step(state, x_t, dt_t, A, B_t, C_t, D=D)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from deqlm.ops.checks import require, whole
 from deqlm.ops.ssd.chunked import chunked
-from deqlm.ops.ssd.kernel import mamba_ssm
+from deqlm.ops.ssd.kernel import give_up, mamba_ssm, why_not
 from deqlm.ops.ssd.naive import naive
 
 __all__ = ["IMPLS", "Impl", "pick", "scan"]
@@ -48,7 +47,8 @@ def scan(
             suits ``impl``; "naive" has no chunks and takes None only.
         impl: "torch" (any device, float32 or float64 inside, differentiable twice), "mamba_ssm" (that package's Triton
             kernels, CUDA, float32 inside), "naive" (float64 recurrence) or "auto": what `pick` says, and for a single
-            token or no row, which give the kernels nothing to do, "torch".
+            token or no row, which give the kernels nothing to do, "torch". Where the kernels fail, "auto" warns once
+            and takes "torch" from then on.
 
     Returns:
         y (B, L, H, P) in the dtype of ``x`` (float64 for "naive"), and the state after the last token (B, H, P, N) in
@@ -56,7 +56,7 @@ def scan(
 
     Raises:
         ValueError: shapes that do not fit, an unknown ``impl``, or tensors that the kernels cannot take.
-        ImportError: ``impl="mamba_ssm"`` and the package is missing.
+        ImportError: ``impl="mamba_ssm"`` and the package is missing, or cannot be imported, or finds no device.
 
     Reference:
         Dao and Gu (2024), Transformers are SSMs, ICML.
@@ -75,24 +75,40 @@ def scan(
     require(impl in IMPLS, "impl", impl, f"one of {', '.join(IMPLS)}")
     if chunk_size is not None:
         whole("chunk_size", chunk_size, 1)
+    options: dict[str, Any] = {"D": D, "initial_state": initial_state, "chunk_size": chunk_size}
     if impl == "auto":
         impl = "torch" if x.shape[0] == 0 or x.shape[1] == 1 else pick(x.device, x.dtype)
+        if impl == "mamba_ssm":
+            return _by_kernels_or_torch((x, dt, A, B, C), options)
     if impl == "naive":
         require(chunk_size is None, "chunk_size", chunk_size, 'None for impl="naive", which has no chunks')
         return naive(x, dt, A, B, C, D=D, initial_state=initial_state)
     run = mamba_ssm if impl == "mamba_ssm" else chunked
-    return run(x, dt, A, B, C, D=D, initial_state=initial_state, chunk_size=chunk_size)
+    return run(x, dt, A, B, C, **options)
 
 
 def pick(device: torch.device | str, dtype: torch.dtype = torch.float32) -> Impl:
-    """Return what "auto" takes: "mamba_ssm" on CUDA where it is installed, except for float64; else "torch".
+    """Return what "auto" takes: "mamba_ssm" on CUDA where it can be used, except for float64; else "torch".
+
+    The package is imported when this is first asked of a CUDA device; one that is there and fails warns once.
 
     Examples:
         >>> pick("cpu")
         'torch'
     """
-    fast = torch.device(device).type == "cuda" and dtype != torch.float64 and find_spec("mamba_ssm") is not None
+    fast = torch.device(device).type == "cuda" and dtype != torch.float64 and not why_not()
     return "mamba_ssm" if fast else "torch"
+
+
+def _by_kernels_or_torch(given: tuple[Tensor, ...], options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return what the kernels make; where they fail, which nobody asked for by name, what torch does."""
+    try:
+        return mamba_ssm(*given, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        give_up(f"{type(error).__name__}: {error}")
+        return chunked(*given, **options)
 
 
 def _check(

@@ -7,7 +7,7 @@ from typing import Any
 
 from deqlm.gradients.base import GRADIENTS, Gradient
 from deqlm.testing.check import Named, bind, run_all
-from deqlm.testing.gradients import graphs, values
+from deqlm.testing.gradients import graphs, transforms, values
 
 __all__ = ["check_gradient", "gradient_checks"]
 
@@ -31,6 +31,7 @@ ALWAYS: tuple[Promise, ...] = (
     graphs.a_start_may_be_the_solution,
     graphs.half_precision_has_gradients,
     graphs.caller_tensors_are_left_alone,
+    transforms.transforms_are_right_or_refused,
 )
 EXACT: tuple[Promise, ...] = (values.matches_a_dense_solve, values.finite_differences_agree)
 

@@ -73,7 +73,11 @@ class Board:
         require(
             len(text) == self.cells, "puzzle", text, f"{self.cells} characters, one per cell of a {self.name} board"
         )
-        return self.check([0 if character == "." else ord(character) - ord("0") for character in text])
+        digits = {".": 0, **{str(digit): digit for digit in range(self.size + 1)}}
+        for cell, character in enumerate(text):
+            rule = f"a digit from 1 to {self.size}, or a dot or 0 for a blank"
+            require(character in digits, f"character {cell + 1} of the puzzle", character, rule)
+        return tuple(digits[character] for character in text)
 
     def check(self, digits: Sequence[int]) -> tuple[int, ...]:
         """Return the digits of a board, as they are.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from deqlm.models import LMOptions, Mamba2Options
@@ -17,6 +18,9 @@ from examples.state_tracking.jobs import run_jobs
 __all__ = ["LABELS", "collapsing", "compare", "describe"]
 
 LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 20, 28, 40)
+WIDE = 92
+"""Columns that a page shows without scrolling."""
+INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
 LABELS = ("constant rate", "constant rate, guarded")
 
 
@@ -86,5 +90,5 @@ def describe(data: dict[str, Any]) -> str:
         best, last = max(a for a in accuracies if a is not None), accuracies[-1]
         found = f"accuracy {best:.3f} at best, {last:.3f} in the end; tests {result['mean']:.3f}"
         lines.append(f"{result['label']}: {found}")
-        lines += [f"  {Fall(**fall).line()}" for fall in result["training"]["falls"]]
+        lines += [fill(Fall(**fall).line(), WIDE, **INDENT) for fall in result["training"]["falls"]]
     return "\n".join(lines)

@@ -84,4 +84,7 @@ def tested(model: nn.Module, recipe: AutomatonRecipe) -> dict[str, Any]:
 def _initial(recipe: AutomatonRecipe) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
-        return recipe.model.make()
+        model = recipe.model.make()
+    if recipe.chunk is not None:
+        model.mode = Chunked(recipe.chunk)
+    return model

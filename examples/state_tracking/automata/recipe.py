@@ -28,18 +28,20 @@ UNROLLED = 12
 """Longest sequence whose solve is unrolled in training; longer ones are solved."""
 
 SMALL = {"width": 32, "lr": 5e-3, "steps": 900, "hop": 1, "more": 2, "until": 0.98}
-LARGE = {"width": 64, "lr": 3e-3, "steps": 1000, "hop": 2, "more": 4, "until": 0.97}
+LARGE = {"width": 64, "lr": 3e-3, "steps": 1300, "hop": 2, "more": 4, "until": 0.97, "chunk": UNROLLED}
+TRACES = {"width": 64, "lr": 3e-3, "steps": 500, "hop": 3, "more": 5, "until": 0.95, "chunk": UNROLLED}
 SETTINGS: dict[str, dict[str, Any]] = {
     "cycle_navigation": SMALL,
     "even_pairs": SMALL,
     "modular_arithmetic": LARGE,
     "parity": SMALL,
     "modular_arithmetic_brackets": LARGE,
-    "repl_traces": LARGE,
+    "repl_traces": TRACES,
 }
 """What differs between the tasks: width, highest rate, the steps over which it would decay to zero; tokens per
-evaluation of an unrolled solve, as many as one step of the automaton reads, and how many more evaluations; and the
-accuracy that ends a stage."""
+evaluation of an unrolled solve, as many as one step of the automaton reads, and how many more evaluations; the accuracy
+that ends a stage; and the tokens that a training solve of longer sequences takes at a time, all of them where none is
+given."""
 
 
 @options
@@ -90,6 +92,7 @@ class AutomatonRecipe(Options):
         lengths: tested ones; None is 25, evenly from the shortest to the longest of the contract.
         rows: sequences per tested length.
         split: "test" for what is shown, "valid" for a choice.
+        chunk: tokens that a solve of more than `UNROLLED` tokens takes at a time in training; None is all of them.
 
     Raises:
         ValueError, TypeError, KeyError: a value that breaks its rule, an unknown task, a model without a row for every
@@ -104,6 +107,7 @@ class AutomatonRecipe(Options):
     lengths: tuple[int, ...] | None = None
     rows: int = 40
     split: Literal["valid", "test"] = "test"
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Mapping):
@@ -113,6 +117,9 @@ class AutomatonRecipe(Options):
             object.__setattr__(self, "loop", LoopOptions.from_dict(self.loop))
         number("mixed", self.mixed, "in [0, 1]", lambda share: 0 <= share <= 1)
         whole("rows", self.rows, 1)
+        if self.chunk is not None:
+            whole("chunk", self.chunk, UNROLLED)
+            require(self.model.implicit, "chunk", self.chunk, "None for a model that solves nothing")
         require(self.split in ("valid", "test"), "split", self.split, "'valid' or 'test'")
         needed, there = self.contract.rows, self.model.rows
         require(there >= needed, "rows of the model", there, f">= {needed}, tokens and answers of {self.task}")
@@ -155,7 +162,7 @@ def implicit(task: str, seed: int = 0, *, tokens: int = TOKENS, **changes: Any) 
     )
     how = {"lr": given["lr"], "steps": given["steps"], "seed": seed, **changes}
     loop = _loop(_stages(found, given, tokens, solved=True), **how)
-    return AutomatonRecipe(label=OURS, task=task, model=model, loop=loop)
+    return AutomatonRecipe(label=OURS, task=task, model=model, loop=loop, chunk=given.get("chunk"))
 
 
 def baseline(
@@ -193,7 +200,8 @@ def _stages(found: Contract, given: dict[str, Any], tokens: int, *, solved: bool
         phase = None
         if solved:
             unrolled = warm_up(iterations=length // given["hop"] + given["more"], damping=1.0)
-            phase = unrolled if length <= UNROLLED else free(max_iter=length + 8, phantom=6, damping=1.0)
+            at_once = min(length, given.get("chunk", length))
+            phase = unrolled if length <= UNROLLED else free(max_iter=at_once + 8, phantom=6, damping=1.0)
         until = 0.998 if last else given["until"]
         made.append(Stage(length=length, rows=max(1, tokens // length), until=until, window=20, phase=phase))
     return tuple(made)

@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 from deqlm_solvers.core.checks import require, suggest, whole
+from examples.loop.command import distinct
 from examples.loop.results import read_json, write_json
 from examples.state_tracking.automata.experiment import run
 from examples.state_tracking.automata.recipe import MODELS, AutomatonRecipe, baseline, implicit
@@ -17,7 +18,7 @@ from examples.state_tracking.automata.tasks import TABLE, contract
 from examples.state_tracking.jobs import run_jobs
 from examples.state_tracking.report import table
 
-__all__ = ["PUBLISHED", "RATES", "describe", "found", "search", "tabulate"]
+__all__ = ["PUBLISHED", "RATES", "describe", "found", "run_all", "search", "seconds_of", "tabulate"]
 
 RATES = Path(__file__).with_name("rates.json")
 """What the search of the other models' rates tried and found; ``automata --search`` writes it."""
@@ -70,11 +71,13 @@ def tabulate(
         ValueError: seeds below 1, or a model whose rate was never searched for.
     """
     whole("seeds", seeds, 1)
+    for name, given in (("tasks", tasks), ("models", models)):
+        distinct(name, given)
     for task in tasks:
         contract(task)
     rates = {label: _rate(label) for label in models}
     ours = [implicit(task, seed) for task in tasks for seed in range(seeds)]
-    results = _run_all(ours, out, quick=quick, workers=workers, progress=progress)
+    results = run_all(ours, out, quick=quick, workers=workers, progress=progress)
     seconds = {task: seconds_of([r for r in results if r["contract"]["name"] == task]) for task in tasks}
     others = [
         baseline(label, task, **rates[label], seconds=seconds[task], seed=seed)
@@ -82,7 +85,7 @@ def tabulate(
         for task in tasks
         for seed in range(seeds)
     ]
-    results += _run_all(others, out, quick=quick, workers=workers, progress=progress)
+    results += run_all(others, out, quick=quick, workers=workers, progress=progress)
     data = {
         "contracts": [contract(task).to_dict() for task in tasks],
         "published": PUBLISHED,
@@ -93,7 +96,15 @@ def tabulate(
     return data
 
 
-def _run_all(recipes: Sequence[AutomatonRecipe], out: Path, *, quick: bool, **how: Any) -> list[Data]:
+def run_all(recipes: Sequence[AutomatonRecipe], out: Path, *, quick: bool, **how: Any) -> list[Data]:
+    """Return the results of recipes in folders of their own below ``out``.
+
+    Args:
+        recipes: of one label and seed a task at most.
+        out: folder.
+        quick: three steps of each.
+        how: workers and progress, as for `run_jobs`.
+    """
     jobs = [(_shortened(r) if quick else r, out / _folder(r)) for r in recipes]
     return run_jobs(jobs, do=run, **how) if jobs else []
 
@@ -145,6 +156,7 @@ def search(
         ValueError: no model.
         KeyError: an unknown one.
     """
+    distinct("models", models)
     require(len(models) > 0, "models", tuple(models), f"some of {', '.join(MODELS)}")
     cases = [(label, lr, start) for label in models for lr in TRIED for start in (True, False)]
     jobs = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.advice import adjoint_advice
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.policy import FailedGrad, OnFailure, apply_policy, chosen, outcome
 from deqlm_solvers.core.status import Status
@@ -32,12 +34,13 @@ class Adjoint:
         growth: per row, factor by which one more term of a truncated series shrinks (< 1) or grows (> 1), or None.
         cost: summed over all backward solves of this solution; the pass that carries a solved cotangent on to
             parameters and inputs, one per backward, is not in it.
-        batch_shape: shape of the entries above; None is (B,).
+        batch_shape: shape of the entries above; None is (B,). Where several right-hand sides were solved for the same
+            rows at once, as torch.func.jacrev asks, there is a dimension more in front.
         picked: index into ``choices`` of the method that solved the row, int8, where one stood in for another; else
             None.
         choices: names of the methods; empty where ``picked`` is None.
         ask: the call that tells more of a failure, for its text.
-        then: called with this report whenever a backward solve has been recorded; no copy has it.
+        then: called with this report whenever a backward solve or series has been recorded; no copy has it.
 
     Examples:
         >>> import deqlm, torch
@@ -70,7 +73,10 @@ class Adjoint:
             self.growth = self._shaped(self.growth)
 
     def _shaped(self, values: Tensor) -> Tensor:
-        return values if self.batch_shape is None else values.reshape(self.batch_shape)
+        if self.batch_shape is None:
+            return values
+        several = values.shape[0] > math.prod(self.batch_shape)
+        return values.reshape((-1, *self.batch_shape) if several else self.batch_shape)
 
     @property
     def ran(self) -> bool:
@@ -100,6 +106,8 @@ class Adjoint:
         self.picked, self.choices = None if sol.picked is None else self._shaped(sol.picked), sol.choices
         if self.then is not None:
             self.then(self)
+        if sol.worst() <= int(Status.BUDGET):
+            return
         if self.failed_grad == "raise":
             apply_policy(
                 "raise",
@@ -107,21 +115,23 @@ class Adjoint:
                 sol.residual,
                 sol.steps,
                 "backward solve",
-                advise=sol.advice,
+                advise=adjoint_advice,
                 ask=self.ask,
             )
         if self.on_failure != "ignore":
             told = (sol.status, sol.residual, sol.steps, "backward solve")
-            apply_policy(self.on_failure, *told, advise=sol.advice, ask=self.ask)
+            apply_policy(self.on_failure, *told, advise=adjoint_advice, ask=self.ask)
 
     def record_terms(self, growth: Tensor | None, cost: Cost) -> None:
         """Add the cost of a truncated series that was summed in backward, and keep the growth of its terms, (B,)."""
         self.cost = self.cost + cost
         self.growth = None if growth is None else self._shaped(growth)
+        if self.then is not None:
+            self.then(self)
 
     def __repr__(self) -> str:
         if self.status is not None and self.residual is not None and self.steps is not None:
-            text = outcome("backward solve", self.status, self.residual, self.steps)
+            text = outcome("backward solve", self.status, self.residual, self.steps, adjoint_advice)
             told = chosen(self.picked, self.choices)
             return "; ".join(part for part in (text, told, f"its cost: {self.cost}") if part)
         if self.growth is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.dtypes import rounding_slack
-from deqlm_solvers.core.norms import row_norms
+from deqlm_solvers.core.norms import lengths, row_norms
 
 __all__ = ["ROUNDING", "rows_agree", "rows_changed"]
 
@@ -28,8 +28,8 @@ def rows_agree(got: Tensor, want: Tensor) -> Tensor:
         >>> rows_agree(want + torch.tensor([[1e-6], [1e-2]]), want).tolist()
         [True, False]
     """
-    apart = torch.linalg.vector_norm((got - want).nan_to_num(0.0), dim=1, dtype=torch.float64)
-    size = torch.linalg.vector_norm(want.nan_to_num(0.0), dim=1, dtype=torch.float64)
+    apart = lengths((got - want).nan_to_num(0.0))
+    size = lengths(want.nan_to_num(0.0))
     near = apart <= rounding_slack(want.dtype) * size + torch.finfo(want.dtype).tiny
     return near & (got.isfinite() == want.isfinite()).all(1)
 

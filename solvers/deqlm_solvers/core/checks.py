@@ -96,7 +96,8 @@ def explain(name: str, known: Iterable[str]) -> str:
         'it is damping=, of the solver; known: damping, memory'
     """
     names = sorted(known)
-    if name in HINTS and not get_close_matches(name, names, n=1, cutoff=0.8):
+    backward = name.startswith("b_")  # of another solve than that whose options these are
+    if name in HINTS and (backward or not get_close_matches(name, names, n=1, cutoff=0.8)):
         return f"{HINTS[name]}; known: {', '.join(names) or '(none)'}"
     return suggest(name, names)
 

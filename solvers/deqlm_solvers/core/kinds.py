@@ -116,7 +116,7 @@ def refuse_tracing() -> None:
             "a solve cannot be recorded by torch.jit.trace, torch.onnx.export, torch.export or make_fx, because its "
             "steps depend on values: the recording would repeat those of its example. Instead, record or compile the "
             "layer (DEQ(torch.compile(layer)), or an exported one) and solve around it, or save the weights with "
-            "state_dict() and build the DEQ again where it runs"
+            "state_dict() and build the DEQ again where it runs; deqlm.export writes a solve to a file"
         )
 
 
@@ -142,9 +142,8 @@ def refuse_transforms(z: Tensor) -> None:
     refuse_tracing()
     if in_transform(z):
         raise RuntimeError(
-            "a solve cannot be transformed by torch.func (vmap, grad, jvp, jacrev, hessian), forward-mode "
-            "differentiation or a vectorized backward, because its steps depend on values. Instead of vmap, give the "
-            "batch to the solve as first dimensions (batch_dims); for derivatives, use torch.autograd.grad, or "
-            "torch.autograd.functional.jacobian and hessian (with gradient=Implicit(second_order=True)), without "
-            "vectorize"
+            "a solver by itself cannot be transformed by torch.func (vmap, grad, jvp, jacrev, hessian) or forward-mode "
+            "differentiation, because its steps depend on values, and no solve by a vectorized backward "
+            "(is_grads_batched, vectorize=True). Use deqlm.solve, deqlm.Equilibrium or deqlm.DEQ inside transforms of "
+            "torch.func, and torch.func.jacrev for a vectorized backward"
         )

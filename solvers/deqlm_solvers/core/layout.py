@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from deqlm_solvers.core.processes import Processes
+
 __all__ = ["Layout"]
 
 
@@ -24,6 +26,7 @@ class Layout:
             point itself.
         first: residual and max(||z||, ||f(z)||) of the first point of every row, (2, B) float64, for a solve that goes
             on from the end of another one; None where it begins. See `Runaway`.
+        together: the processes that decide together with ``Stop(collective=True)``; None is all.
 
     Examples:
         >>> import torch
@@ -41,6 +44,7 @@ class Layout:
     atol_scale: Tensor | None = None
     round: Callable[[Tensor], Tensor] | None = None
     first: Tensor | None = None
+    together: Processes | None = None
 
     def select(self, rows: Tensor) -> Layout:
         """Return what some rows (K,), int64, stand for."""

@@ -9,7 +9,7 @@ from deqlm_solvers.core.checks import require
 
 __all__ = ["Impl", "NativeRule", "Update", "check_impl"]
 
-Impl = Literal["auto", "torch", "cpp"]
+Impl = Literal["auto", "torch", "cpp", "triton"]
 
 
 class Update(IntEnum):
@@ -44,4 +44,4 @@ class NativeRule(NamedTuple):
 
 def check_impl(value: str) -> None:
     """Raise ``ValueError`` unless ``value`` is a realisation of the step."""
-    require(value in ("auto", "torch", "cpp"), "impl", value, "'auto', 'torch' or 'cpp'")
+    require(value in ("auto", "torch", "cpp", "triton"), "impl", value, "'auto', 'torch', 'cpp' or 'triton'")

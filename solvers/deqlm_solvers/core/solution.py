@@ -6,17 +6,33 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from torch import Tensor
 
 from deqlm_solvers.core.adjoint import Adjoint
+from deqlm_solvers.core.advice import root_advice
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.detached import detached
 from deqlm_solvers.core.policy import RUNAWAY, apply_policy, chosen, outcome
 from deqlm_solvers.core.status import Status
 
-__all__ = ["Solution"]
+__all__ = ["Report", "Solution"]
+
+
+class Report(Protocol):
+    """Fields of a `Solution` that are made when somebody reads one of them, and what is known without.
+
+    Attributes:
+        worst: largest status of a row, as a number; 0 where there is no row.
+    """
+
+    worst: int
+
+    def field(self, name: str) -> Tensor | None:
+        """Return ``residual``, ``relative``, ``steps``, ``status``, ``runaway`` or ``first``."""
+        ...
+
 
 _ROWS, _ROWS_SECOND = {"row_axis": 0}, {"row_axis": 1}
 """Metadata of a field that holds one entry per row: the axis along which they lie."""
@@ -49,6 +65,7 @@ class Solution:
             to ||f(z)|| only because z grew, as on layers z + F(z). None where nothing was tested.
         first: ||f(z) - z|| and max(||z||, ||f(z)||) at the start, (2, B) float64; None where nothing was tested.
         solver: what solved it, by which the advice goes.
+        problem: "map", z = f(z), or "root", F(z) = 0, of which f is z - F(z): by it the advice goes, too.
         states: points on the way, each like ``z``, one per evaluation that was asked for; empty where none was.
 
     Examples:
@@ -74,7 +91,31 @@ class Solution:
     runaway: Tensor | None = field(default=None, metadata=_ROWS)
     first: Tensor | None = field(default=None, metadata=_ROWS_SECOND)
     solver: Any = None
+    problem: Literal["map", "root"] = "map"
     states: tuple[Any, ...] = ()
+
+    @classmethod
+    def told(cls, report: Report, **known: Any) -> Self:
+        """Return a solution whose fields of rows are made when somebody reads them; ``known`` are the others."""
+        made = object.__new__(cls)
+        made.__dict__.update(known, _report=report, _worst=report.worst)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        report = self.__dict__.get("_report")
+        if report is None or name not in _names():
+            raise AttributeError(f"Solution has no field {name!r}")
+        value = self.__dict__[name] = report.field(name)
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _names()}
+
+    def worst(self) -> int:
+        """Return the largest status of a row as a number, 0 where there is none; a read unless an engine told it."""
+        if "_worst" not in self.__dict__:
+            self.__dict__["_worst"] = int(self.status.max()) if self.status.numel() else 0
+        return self.__dict__["_worst"]
 
     @property
     def converged(self) -> Tensor:
@@ -88,11 +129,13 @@ class Solution:
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
-        if unknown := changes.keys() - self.__dict__.keys():
+        if unknown := changes.keys() - _names():
             raise TypeError(f"Solution has no field {min(unknown)!r}")
         # dataclasses.replace costs as much as an evaluation of a small f
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__, **changes)
+        if "status" in changes:
+            made.__dict__.pop("_worst", None)
         return made
 
     def detach(self) -> Self:
@@ -109,7 +152,7 @@ class Solution:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = object.__new__(type(self))
-        made.__dict__.update(copy.deepcopy(self.detach().__dict__, memo))
+        made.__dict__.update(copy.deepcopy(self.detach().__getstate__(), memo))
         return made
 
     def map_rows(self, change: Callable[[Tensor, int], Tensor]) -> Self:
@@ -142,6 +185,8 @@ class Solution:
 
         Reads from the device where rows are DIVERGED.
         """
+        if self.problem == "root":
+            return root_advice(kind)
         told = kind.hint if self.solver is None else self.solver.advice(kind)
         if kind is not Status.DIVERGED or self.runaway is None or not bool(self.runaway.any()):
             return told
@@ -174,6 +219,15 @@ class Solution:
         if self.adjoint is not None:
             lines.append(repr(self.adjoint))
         return "Solution(" + "; ".join(lines) + ")"
+
+
+for _name in ("first", "runaway"):
+    delattr(Solution, _name)  # a default on the class would hide what is made when it is read
+
+
+@functools.cache
+def _names() -> frozenset[str]:
+    return frozenset(f.name for f in fields(Solution))
 
 
 @functools.cache

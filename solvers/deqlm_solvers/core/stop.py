@@ -74,6 +74,11 @@ class Stop(Options):
         criterion: a `Rule` that says what passes in place of the tolerance, such as `ReadOut`; None is the tolerance.
         share: the solve ends when this share of the rows has passed, in (0, 1]; the others end MAX_ITER with their best
             point, if not otherwise. When a row ends then depends on the others.
+        collective: the solve ends when the rows of all processes are done that torch.distributed knows (or those of
+            `DEQ`'s ``process_group``), so that each makes equally many evaluations, as it must where they talk in f (a
+            sharded layer). What a row returns does not change: a process that is done early waits with its rows frozen,
+            none of which leaves the batch. With ``keep="best_f"`` "all rows" are those of all processes. All of them
+            must solve with it, and equally often. One process alone decides by itself.
         first_tokens: factors of the tolerance of the first tokens, with per="token", such as (10.0,) for a first token
             that may be looser; the rest has 1.
 
@@ -102,6 +107,7 @@ class Stop(Options):
     criterion: Rule | None = None
     share: float = 1.0
     first_tokens: Sequence[float] = ()
+    collective: bool = False
 
     def __post_init__(self) -> None:
         whole("max_iter", self.max_iter, 0, sys.maxsize)
@@ -133,6 +139,7 @@ class Stop(Options):
         require(isinstance(self.criterion, Rule | None), "criterion", self.criterion, "a Rule, such as ReadOut(head)")
         number("share", self.share, "in (0, 1]", lambda s: 0 < s <= 1)
         object.__setattr__(self, "first_tokens", _factors(self.first_tokens))
+        require(isinstance(self.collective, bool), "collective", self.collective, "True or False")
         for name in ("rtol", "atol", "divergence"):
             _keep_as_double(self, name)
         self._refuse_ignored()
@@ -165,6 +172,13 @@ class Stop(Options):
                 "is not used by a budget (rtol=0, atol=0), which tests nothing",
                 *("keep", "test_every", "check_every", "compact", "patience", "divergence", "share", "first_tokens"),
             )
+            require(not self.collective, "collective", True, "False for a budget, of which all processes make as much")
+        if self.max_iter == 0:
+            unused = ("norm", "keep", "test_every", "check_every", "compact", "trace", "patience", "divergence")
+            self._only_default("is not used with max_iter=0, which evaluates nothing", *unused)
+            self._only_default(
+                "is not used with max_iter=0, which evaluates nothing", "criterion", "share", "first_tokens"
+            )
         if self.keep == "best_f":
             unused = ("atol", "per", "test_every", "compact", "patience", "divergence", "criterion", "share")
             self._only_default("is not used with keep='best_f'", *unused)
@@ -174,6 +188,12 @@ class Stop(Options):
             )
         if self.compact == "at_once":
             self._only_default("is not used with compact='at_once', which looks at every test", "check_every")
+        if self.collective:
+            require(self.test_every != "auto", "test_every", "auto", "a number with collective=True: rows decide it")
+            require(self.compact != "at_once", "compact", "at_once", "True with collective=True, where no row leaves")
+            require(self.share == 1, "share", self.share, "1 with collective=True")
+            looks = self.check_every > 0 or self.keep == "best_f"
+            require(looks, "collective", True, "False with check_every=0, where nobody looks who is done")
         if self.per != "token":
             self._only_default("is not used unless per='token'", "token_dim", "first_tokens")
         if self.criterion is not None:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.linalg.small_systems import solve_general
 
 __all__ = ["BatchedGMRES"]
@@ -63,7 +64,7 @@ class BatchedGMRES:
 
     def start(self, which: Tensor, b: Tensor) -> None:
         """Begin the space of rows ``which`` (B, 1) at their b, (B, N); a b that is zero or not finite exhausts it."""
-        length = torch.linalg.vector_norm(b, dim=1, keepdim=True, dtype=torch.float64)
+        length = lengths(b)[:, None]
         usable = length.isfinite() & (length > 0)
         unit = torch.where(usable, b.double() / length, 0.0).to(b.dtype)
         self._vectors[:, 0] = torch.where(which, unit, self._vectors[:, 0])
@@ -78,7 +79,7 @@ class BatchedGMRES:
 
     def extend(self, which: Tensor, product: Tensor) -> None:
         """Add a dimension to the spaces of rows ``which`` (B, 1). product: A times `newest`, (B, N)."""
-        finite = torch.linalg.vector_norm(product, dim=1, keepdim=True, dtype=torch.float64).isfinite()
+        finite = lengths(product)[:, None].isfinite()
         grows = which & finite & ~self.exhausted
         product, column, beta = self._orthogonalise(torch.where(finite, product, 0.0))
         self._vectors.scatter_(1, self._expand(torch.where(grows, self.count + 1, self.size + 1)), product[:, None])
@@ -111,13 +112,13 @@ class BatchedGMRES:
     def _orthogonalise(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return w made orthogonal to each row's space, of length one, its coefficients, and its length before."""
         basis, within = self._vectors[:, :-1], self._slots <= self.count
-        size = torch.linalg.vector_norm(w, dim=1, keepdim=True, dtype=torch.float64)
+        size = lengths(w)[:, None]
         column = torch.zeros_like(self._rotations[:, 0])
         for _ in range(2):
             part = (basis * w[:, None]).sum(2).double().masked_fill(~within, 0.0)
             column = column + part
             w = w - self._combine(part, part)[0]
-        beta = torch.linalg.vector_norm(w, dim=1, keepdim=True, dtype=torch.float64)
+        beta = lengths(w)[:, None]
         # what is left of a vector that lay in the space is rounding
         beta = beta.masked_fill(beta <= 4 * torch.finfo(w.dtype).eps * size, 0.0)
         w = torch.where(beta > 0, w.double() / beta, 0.0).to(w.dtype)

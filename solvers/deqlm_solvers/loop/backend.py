@@ -61,6 +61,19 @@ class Backend(ABC):
             return f"it does not know Stop(criterion={stop.criterion!r})"
         return _unknown_stop(cls, stop) or unknown("Layout", layout, cls.knows_layout)
 
+    @classmethod
+    def again(cls, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> Backend | None:
+        """Return the engine of a solve like an earlier one, by what `remember` kept; None where there is none.
+
+        ``method`` is what the caller has, before `Method.fitted`.
+        """
+        return None
+
+    @classmethod
+    def remember(cls, asked: Method, backend: Any, evaluator: Evaluator, layout: Layout, z: Tensor) -> None:
+        """Keep what the next solve like that of ``backend`` may use, for the same objects ``asked`` and `Stop`."""
+        return
+
     @abstractmethod
     def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> None: ...
 

@@ -50,9 +50,14 @@ class Counted(Protocol):
 
 
 class Derivatives:
-    """Products with the Jacobian of one map, in the mode that its operations allow; remembers what did not work."""
+    """Products with the Jacobian of one map, in the mode that its operations allow; remembers what did not work.
 
-    def __init__(self) -> None:
+    Args:
+        looks: whether the host may read whether a point has moved, which saves calls of f.
+    """
+
+    def __init__(self, looks: bool = True) -> None:
+        self.looks = looks
         self._recorded: Recorded | None = None
         self._obstacle: NoDerivativeError | None = None
         self._push_modes = [False, True]
@@ -60,7 +65,7 @@ class Derivatives:
         self._one_by_one_fails = False
 
     def evaluate(self, f: Counted, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return f(point) and J v there; f is not called again where no row has moved.
+        """Return f(point) and J v there; f is not called again where the host sees that no row has moved.
 
         Args:
             f: the map.
@@ -111,7 +116,7 @@ class Derivatives:
 
     def _reverse(self, f: Counted, point: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
         try:
-            if self._recorded is None or not _same(self._recorded.z, point):
+            if self._recorded is None or not self.looks or not _same(self._recorded.z, point):
                 self._recorded = None  # the old graph goes before the new one comes
                 self._recorded = Recorded(f.checked, point)
             at = self._recorded

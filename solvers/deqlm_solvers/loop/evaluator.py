@@ -46,6 +46,7 @@ class Evaluator:
         z0: start, (B, N).
         round: see `Layout`.
         record: the first evaluation keeps the graph of f, for products with the Jacobian there.
+        looks: see `Derivatives`.
 
     Attributes:
         dtype: of the state.
@@ -53,6 +54,7 @@ class Evaluator:
         eps: of the dtype that f computes in.
         autocast: the dtype of autocast in f, or None.
         steps: calls of f that ``max_iter`` bounds.
+        wanted: what `StepSolver.asks` asked for at the last evaluation, or None with ``check_every=0``.
 
     Examples:
         >>> f = Evaluator(lambda z: 0.5 * z + 1, torch.zeros(2, 3))
@@ -60,12 +62,13 @@ class Evaluator:
         (0.5, 1.5, 2)
     """
 
-    def __init__(self, f: Map, z0: Tensor, round: Map | None = None, record: bool = False) -> None:
+    def __init__(self, f: Map, z0: Tensor, round: Map | None = None, record: bool = False, looks: bool = True) -> None:
         self.dtype, self.shape, self.device = z0.dtype, z0.shape, z0.device
         self.inner = inner_dtype(z0.dtype)
         self.autocast = autocast_dtype(z0.device.type)
         self.eps = torch.finfo(self.autocast or z0.dtype).eps
         self.round = round
+        self.wanted: bool | None = None
         self.steps = self._vjps = self._jvps = 0
         own = getattr(f, "count", None)
         self._count = own if isinstance(own, Count) else Count()
@@ -73,7 +76,7 @@ class Evaluator:
         self._whole = self._mapped = f
         self._present: Tensor | None = None
         self._f = self._called(f)
-        self._derivatives: Derivatives | None = Derivatives() if record else None
+        self._derivatives: Derivatives | None = Derivatives(looks) if record else None
         self._asked: tuple[Tensor | None] | None = (None,) if record else None
 
     def __call__(self, z: Tensor) -> Tensor:

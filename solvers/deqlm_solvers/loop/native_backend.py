@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
+from deqlm_solvers.core.kept import Kept
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.native_rule import NativeRule, Update
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -21,10 +22,12 @@ from deqlm_solvers.loop.backend import Backend, Knows, anything, may_leave
 from deqlm_solvers.loop.criterion import Criterion
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.method import Method
+from deqlm_solvers.loop.native_report import Report
+from deqlm_solvers.loop.native_runs import runs_of
 from deqlm_solvers.loop.runaway import share_left
 from deqlm_solvers.native.library import load
 
-__all__ = ["NativeBackend", "native_bytes"]
+__all__ = ["NativeBackend", "NativeSolve", "described", "native_bytes"]
 
 TEST, LAST = 1, 2
 CPU = torch.device("cpu")
@@ -42,7 +45,7 @@ _MADE = ("token_steps", "workspace")
 _OWN = ("row", "restart_z", "restart_r", "ring_s", "ring_y", "direction", "scratch", "gram", "gram2", "systems", "sums")
 
 
-class _Solve(ctypes.Structure):
+class NativeSolve(ctypes.Structure):
     """The struct ``Solve`` of state.h."""
 
     _fields_ = [
@@ -62,10 +65,11 @@ class NativeBackend(Backend):
         "norm": lambda norm: norm in ("l2", "rms") or type(norm) is tuple,
         "per": lambda per: per in ("row", "token", "leaf"),
         "keep": lambda keep: keep == "best",
+        "collective": lambda collective: isinstance(collective, bool),
         "compact": lambda compact: compact in (True, False, "at_once"),
     }
     knows_layout: ClassVar[Knows] = dict.fromkeys(
-        ("leaves", "batch_dims", "scale", "token_mask", "atol_scale", "round", "first"), anything
+        ("leaves", "batch_dims", "scale", "token_mask", "atol_scale", "round", "first", "together"), anything
     )
 
     @classmethod
@@ -83,39 +87,83 @@ class NativeBackend(Backend):
             return "torch.compile traces torch operations only"
         return super().declines(method, stop, layout, z) or load().why
 
+    @classmethod
+    def again(cls, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> NativeBackend | None:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _plain_rows(layout):
+            return None
+        if type(z) is not Tensor or z.device.type != "cpu":
+            return None
+        plan = _PLANS.get((id(method), id(stop), z.shape, z.dtype, evaluator.eps, torch.get_num_threads()))
+        if plan is None:
+            return None
+        made = object.__new__(cls)
+        made._begin(plan, stop, z, unit=layout.atol_scale)
+        return made
+
     def __init__(self, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> None:
         library, native, eps = load().library, method.native_rule(), evaluator.eps
         assert library is not None and native is not None
-        self.native, self.stop, self.start = native, stop, z
-        self.rows, self.unknowns = z.shape
-        self.functions = library.functions
-        self._advance, self._finish, self._settle, self._review, open_, bytes_ = _compiled(self.functions, z.dtype)
-        key = (native, stop, self.rows, self.unknowns, z.dtype, eps, torch.get_num_threads())
-        solve = _Solve.from_buffer_copy(_described(*key))
-        self.solve, self.pointer = solve, ctypes.addressof(solve)
+        key = (native, stop, *z.shape, z.dtype, eps, torch.get_num_threads())
+        plan = _Plan(native, described(*key), library.functions, _compiled(library.functions, z.dtype))
         # what the library reads by itself needs no criterion, unless its residuals are kept step by step
-        given = (layout.scale, layout.atol_scale, layout.token_mask)
-        plain = stop.per == "row" and stop.norm == "l2" and all(each is None for each in given)
-        self.criterion = None if plain and not stop.trace else Criterion(stop, layout, z)
-        self.masked = self._masked = None if self.criterion is None else self.criterion.masked
+        plain = stop.per == "row" and stop.norm == "l2" and layout.scale is None and layout.token_mask is None
+        criterion = None if plain and not stop.trace else Criterion(stop, layout, z)
+        self._begin(plan, stop, z, criterion, plain, layout.first, layout.atol_scale)
+        if stop.collective and layout.together is not None:
+            self.together = layout.together
+
+    @classmethod
+    def remember(cls, asked: Method, backend: NativeBackend, evaluator: Evaluator, layout: Layout, z: Tensor) -> None:
+        if backend.criterion is None and _plain_rows(layout):
+            key = (z.shape, z.dtype, evaluator.eps, torch.get_num_threads())
+            _PLANS.keep((asked, backend.stop), backend.plan, *key)
+
+    def _begin(
+        self,
+        plan: _Plan,
+        stop: Stop,
+        z: Tensor,
+        criterion: Criterion | None = None,
+        plain: bool = True,
+        first: Tensor | None = None,
+        unit: Tensor | None = None,
+    ) -> None:
+        self.plan, self.native, self.functions = plan, plan.native, plan.functions
+        self.stop, self.start = stop, z
+        self.together = Processes() if stop.collective else None
+        self.rows, self.unknowns = z.shape
+        self._advance, self._finish, self._lost, self._settle, self._review, open_, bytes_ = plan.calls
+        solve = NativeSolve.from_buffer_copy(plan.described)
+        self.solve, self.pointer = solve, ctypes.addressof(solve)
+        self.budget = bool(solve.budget)
+        self.criterion = criterion
+        self.masked = self._masked = None if criterion is None else criterion.masked
         self.keep: Any = _ONE
-        if plain or self.criterion is None:
-            solve.group_root = ctypes.addressof(_ONE)
+        if plain or criterion is None:
+            solve.group_root = _ONE_AT
+            if unit is not None:
+                self.keep = unit.resolve_neg().contiguous()
+                solve.unit = self.keep.data_ptr()
         else:
-            self.keep = _groups(solve, stop, self.criterion)
-        self.first = None if layout.first is None else layout.first.contiguous()
-        solve.first = _pointer(self.first)
-        self.best_z = None if solve.budget else torch.empty_like(z)
-        self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64, device=CPU) if solve.token else None
-        solve.best_z, solve.token_steps = _pointer(self.best_z), _pointer(self.token_steps)
+            self.keep = _groups(solve, stop, criterion)
+        self.first = None if first is None else first.contiguous()
+        self.best_z = self.token_steps = None
+        if self.first is not None:
+            solve.first = self.first.data_ptr()
+        if not self.budget:
+            self.best_z = torch.empty_like(z)
+            solve.best_z = self.best_z.data_ptr()
+        if solve.token:
+            self.token_steps = torch.empty(self.rows, solve.groups, dtype=torch.int64, device=CPU)
+            solve.token_steps = self.token_steps.data_ptr()
         self.workspace = torch.empty(bytes_(self.pointer), dtype=torch.uint8, device=CPU)
         solve.workspace = self.workspace.data_ptr()
         open_(self.pointer, z.data_ptr())
-        self.every = 0 if stop.test_every == "auto" or solve.budget else stop.test_every
+        self.every = 0 if stop.test_every == "auto" or self.budget else stop.test_every
         self.looked = self.k = 0
         self.trace: list[Tensor] = []
         self.traced = stop.trace
-        self.plain = native.rule == Update.PICARD
+        self.plain = self.native.rule == Update.PICARD
         self.index: Tensor | None = None
         self.present = self.rows
         self.owns_output: bool | None = None
@@ -123,7 +171,7 @@ class NativeBackend(Backend):
 
     def advance(self, k: int, at: Evaluation, last: bool) -> tuple[Tensor, bool]:
         solve, z, fz, self.k = self.solve, at.z, at.fz, k
-        budget = solve.budget
+        budget = self.budget
         tests = not budget and (last or (k % self.every == 0 if self.every else k >= solve.next))
         if not tests and not last and self._passes_on(k, fz):
             self._trace(None)
@@ -146,7 +194,9 @@ class NativeBackend(Backend):
         if last and not budget:
             return z, False
         looks = self._looks(k, tests)
-        return z_next, bool(budget) or not looks or active > 0
+        if not looks or self.together is None:
+            return z_next, budget or not looks or active > 0
+        return z_next, self.together.any(active > 0, CPU)
 
     def _passes_on(self, k: int, fz: Tensor) -> bool:
         """Say whether f(z) itself is the next point: a plain step of rows that all go on, with nothing to test.
@@ -156,7 +206,7 @@ class NativeBackend(Backend):
         """
         if not self.plain or self.solve.active != self.present or self.masked is not None:
             return False
-        if self.traced and self.solve.budget:
+        if self.traced and self.budget:
             return False
         if (self.native.damping if k else self.native.first_damping) != 1.0 or not fz.is_contiguous():
             return False
@@ -208,7 +258,7 @@ class NativeBackend(Backend):
         return self.best_z.clone()
 
     def apart(self, z: Tensor) -> bool:
-        if self.rows == 1 or self.solve.budget or not self.functions.any_passed(self.pointer):
+        if self.rows == 1 or self.budget or not self.functions.any_passed(self.pointer):
             return False
         return not torch.equal(self.points(), z)
 
@@ -219,49 +269,26 @@ class NativeBackend(Backend):
         return bool(self._review(self.pointer, z.data_ptr(), fz.data_ptr(), self.k, take_up))
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        rows, choices = self.rows, self.native.choices
-        residual, relative = torch.empty(2, rows, dtype=torch.float64, device=CPU)
-        steps = torch.empty(rows, dtype=torch.int64, device=CPU)
-        status = torch.empty(rows, dtype=torch.int8, device=CPU)
-        first = torch.empty(2, rows, dtype=torch.float64, device=CPU)
-        runaway = torch.empty(rows, dtype=torch.bool, device=CPU)
-        picked = torch.empty(rows, dtype=torch.int8, device=CPU) if choices else None
-        self._finish(
-            self.pointer,
-            residual.data_ptr(),
-            relative.data_ptr(),
-            steps.data_ptr(),
-            status.data_ptr(),
-            first.data_ptr(),
-            runaway.data_ptr(),
-            None if picked is None else picked.data_ptr(),
-        )
-        if self.traced and self.solve.budget:
-            self.trace[-1] = residual  # measured by torch so far, which rounds in another order
-        sol = Solution(
-            z=self.best_z,
-            residual=residual,
-            relative=relative,
-            steps=steps,
-            status=status,
-            cost=cost,
+        report = Report(self.rows, self.budget)
+        at = report.pointers
+        picked = torch.empty(self.rows, dtype=torch.int8, device=CPU) if self.native.choices else None
+        report.worst = self._finish(self.pointer, *at, None if picked is None else picked.data_ptr())
+        z = self.best_z
+        if self.budget:
+            z = z_last.contiguous()
+            if self._lost(self.pointer, z.data_ptr(), at[0], at[1], at[3]):
+                report.worst = int(Status.NONFINITE)
+                z = torch.where((report.field("status") == report.worst)[:, None], self.start, z)  # type: ignore[index]
+        sol = Solution.told(report, z=z, cost=cost, residual_of="previous" if self.budget else "z")
+        if picked is None and self.token_steps is None and not self.traced:
+            return sol
+        if self.traced and self.budget:
+            self.trace[-1] = sol.residual  # measured by torch so far, which rounds in another order
+        return sol.replace(
             trace=torch.stack(self.trace) if self.traced else None,
             token_steps=self.token_steps,
             picked=picked,
-            choices=choices,
-            runaway=None if self.solve.budget else runaway,
-            first=None if self.solve.budget else first,
-        )
-        return self._budget(sol, z_last) if self.solve.budget else sol
-
-    def _budget(self, sol: Solution, z_last: Tensor) -> Solution:
-        sound = sol.residual.isfinite() & torch.linalg.vector_norm(z_last, dim=1, dtype=torch.float64).isfinite()
-        return sol.replace(
-            z=torch.where(sound[:, None], z_last, self.start),
-            residual=torch.where(sound, sol.residual, torch.inf),
-            relative=torch.where(sound, sol.relative, torch.inf),
-            status=torch.where(sound, int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8),
-            residual_of="previous",
+            choices=self.native.choices,
         )
 
 
@@ -289,31 +316,60 @@ def native_bytes(
 
 
 _ONE = (ctypes.c_double * 1)(1.0)
+_ONE_AT = ctypes.addressof(_ONE)
+
+
+class _Plan(NamedTuple):
+    """What solves of the same method, stop and shape share.
+
+    Attributes:
+        native: the update rule.
+        described: the struct of a solve, but for what belongs to one.
+        functions: the library.
+        calls: see `_compiled`.
+    """
+
+    native: NativeRule
+    described: bytes
+    functions: Any
+    calls: list[Any]
+
+
+_PLANS: Kept[_Plan] = Kept()
+
+
+def _plain_rows(layout: Layout) -> bool:
+    """Say whether rows are to be read as they are, but for a factor of ``atol`` that each may have."""
+    given = (layout.scale, layout.token_mask, layout.first, layout.together)
+    return all(each is None for each in given)
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(functions: Any, dtype: torch.dtype) -> list[Any]:
     """Return what the library does for one dtype, in the order in which `NativeBackend` takes it apart."""
     suffix = "float" if dtype == torch.float32 else "double"
-    names = ("advance", "finish", "settle", "review", "open", "workspace_bytes")
+    names = ("advance", "finish", "lost", "settle", "review", "open", "workspace_bytes")
     return [getattr(functions, f"{name}_{suffix}") for name in names]
 
 
 @functools.lru_cache(maxsize=64)
-def _described(
+def described(
     native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, eps: float, threads: int
 ) -> bytes:
+    """Return the bytes of the struct of a solve, in which what is known before its tensors is filled in."""
     library = load().library
-    assert library is None or library.functions.struct_bytes() == ctypes.sizeof(_Solve), "state.h and _Solve differ"
+    assert library is None or library.functions.struct_bytes() == ctypes.sizeof(NativeSolve), "state.h differs"
     solve = _describe(native, stop, rows, unknowns, dtype, threads)
     solve.eps, solve.share_left = eps, share_left(stop.rtol, eps)
     return bytes(solve)
 
 
-def _describe(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int) -> _Solve:
+def _describe(
+    native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: torch.dtype, threads: int
+) -> NativeSolve:
     double = dtype == torch.float64
     ridge = native.ridge if native.ridge is not None else (1e-12 if double else 1e-6)
-    solve = _Solve()
+    solve = NativeSolve()
     solve.rows, solve.unknowns, solve.pairs, solve.rule = rows, unknowns, native.pairs, native.rule
     solve.line_search, solve.automatic, solve.budget = native.line_search, stop.test_every == "auto", stop.is_budget
     solve.max_iter, solve.patience = stop.max_iter, -1 if stop.patience is None else stop.patience
@@ -324,11 +380,11 @@ def _describe(native: NativeRule, stop: Stop, rows: int, unknowns: int, dtype: t
     return solve
 
 
-def _groups(solve: _Solve, stop: Stop, rule: Criterion) -> list[Any]:
+def _groups(solve: NativeSolve, stop: Stop, rule: Criterion) -> list[Any]:
     """Describe how unknowns fall into tokens or leaves; return what the struct points to, to be kept alive."""
     solve.token = stop.per == "token"
     axis = rule.token_axis if solve.token else 0
-    solve.groups, *runs = _runs(stop.per, rule.leaves, axis, stop.norm == "rms")
+    solve.groups, *runs = runs_of(stop.per, rule.leaves, axis, stop.norm == "rms")
     solve.runs = len(runs[0])
     held = [
         *runs,
@@ -338,31 +394,6 @@ def _groups(solve: _Solve, stop: Stop, rule: Criterion) -> list[Any]:
     for name, tensor in zip(_GIVEN, held, strict=False):
         setattr(solve, name, _pointer(tensor))
     return held
-
-
-@functools.lru_cache(maxsize=64)
-def _runs(per: str, leaves: tuple[tuple[int, ...], ...], axis: int, rms: bool) -> tuple[int, Any, Any, Any]:
-    """Return the number of groups, ends and groups of all runs, and the divisor of each group's norm."""
-    ends, owners = [], []
-    sizes = [math.prod(shape) for shape in leaves]
-    groups = 0 if per == "row" else len(sizes)
-    if per == "row":
-        sizes = [sum(sizes)]
-    elif per == "leaf":
-        ends, owners = torch.tensor(sizes).cumsum(0).tolist(), list(range(len(sizes)))
-    else:
-        sizes, end = [], 0
-        for shape in leaves:
-            length, width, outer = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape[:axis])
-            sizes = [a + outer * width for a in (sizes or [0] * length)]
-            for _ in range(outer):
-                ends += range(end + width, end + width * length + 1, width) if width else [end] * length
-                end += width * length
-            owners += list(range(length)) * outer
-        groups = len(sizes)
-    roots = [math.sqrt(max(1, n)) if rms else 1.0 for n in sizes] or [1.0]
-    run_end, run_group = (ctypes.c_int64 * len(ends))(*ends), (ctypes.c_int32 * len(owners))(*owners)
-    return groups, run_end, run_group, (ctypes.c_double * len(roots))(*roots)
 
 
 def _pointer(held: Any) -> int | None:

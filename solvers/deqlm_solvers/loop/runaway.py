@@ -90,7 +90,7 @@ class Runaway:
         now = torch.stack((torch.maximum(residual, self.hidden * size), size))
         if self.first is None or self._bounds is None or self._mark is None:
             self.first = torch.stack((residual, size)) if self.first is None else self.first
-            self._bounds = self.first[1] * torch.tensor([[GROWN], [FAR]], dtype=now.dtype, device=now.device)
+            self._bounds = torch.stack((GROWN * self.first[1], FAR * self.first[1]))
             self._mark = torch.zeros_like(now)
         grown, far = size > self._bounds
         share = torch.where(far, self.share, FALLEN)

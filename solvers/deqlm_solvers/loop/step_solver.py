@@ -25,6 +25,7 @@ class StepSolver(Solver):
 
     Class attributes:
         differentiates: `step` asks for products with the Jacobian (`Evaluator.carry`), from the first evaluation on.
+        asks_host: `asks` asks something.
 
     Examples:
         >>> from deqlm_solvers import StepSolver, options, register_solver
@@ -40,6 +41,7 @@ class StepSolver(Solver):
     guarantees: ClassVar[frozenset[str]] = frozenset({"rows", "check_every", "half", "budget"})
     honours: ClassVar[frozenset[str]] = frozenset(Stop.__dataclass_fields__)  # type: ignore[attr-defined]
     differentiates: ClassVar[bool] = False
+    asks_host: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, z: Tensor) -> Any:
@@ -79,6 +81,15 @@ class StepSolver(Solver):
         A rule that refuses such a point and tries another one from where it was says False for the rows that have
         another one to try; the loop then takes the point for no point of theirs. ``state`` is that before the point is
         seen. None, the default, is every row.
+        """
+        return None
+
+    def asks(self, at: Evaluation, state: Any) -> Tensor | None:
+        """Return whether some row needs now what `step` would rather leave out, one bool on the device.
+
+        The host learns it by the read that tests for the end, where there is one, and `step` finds it as ``f.wanted``:
+        None with ``check_every=0``, where the host does not look. It is asked right before each `step`, and may take
+        note of the evaluation in ``state``. Not called unless `asks_host`.
         """
         return None
 

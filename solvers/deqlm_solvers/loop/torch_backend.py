@@ -15,7 +15,7 @@ from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.backend import Backend, Knows, anything, may_leave
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.method import Method
-from deqlm_solvers.loop.tracker import make_tracker
+from deqlm_solvers.loop.trackers import make_tracker
 
 __all__ = ["TorchBackend"]
 
@@ -45,9 +45,12 @@ class TorchBackend(Backend):
             at = Evaluation(z, self.whole.fz.index_copy(0, self.rows, at.fz))
         self.whole, self.k = at, k
         seen = at.detached() if torch.is_grad_enabled() else at
-        done = tracker.record(k, seen, last, self.method.final(self.state) if k else None)
+        final = self.method.final(self.state) if k else None
+        asked = self.method.asks(at, self.state) if self.method.asks_host else None
+        done = tracker.record(k, seen, last, final, asked)
         if done or (last and not tracker.steps_after_last):
             return at.z, False
+        self.evaluator.wanted = None if asked is None or tracker.taken_up else self._wanted(asked)
         if tracker.taken_up:
             self.state = self.method.renew(at.z, self.state)
         z_next, self.state = self.method.step(self.evaluator, at, self.state)
@@ -63,6 +66,12 @@ class TorchBackend(Backend):
             # f may own this tensor and write its next result into it
             z = z.clone()
         return z, True
+
+    def _wanted(self, asked: Tensor) -> bool | None:
+        """Return what was asked, read by itself where the stop test was not read; None where the host never looks."""
+        if self.tracker.answer is not None or not self.tracker.stop.check_every:
+            return self.tracker.answer
+        return bool(asked)
 
     def rows_to_keep(self) -> Tensor | None:
         tracker, rows, whole = self.tracker, self.rows, self.whole

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.layout import Layout
+from deqlm_solvers.core.processes import Processes
 from deqlm_solvers.core.solution import Solution
 from deqlm_solvers.core.solver import Evaluation
 from deqlm_solvers.core.status import Status
@@ -18,7 +19,7 @@ from deqlm_solvers.loop.criterion import Criterion, Residuals
 from deqlm_solvers.loop.runaway import Runaway, share_left
 from deqlm_solvers.loop.schedule import Schedule, make_schedule
 
-__all__ = ["STILL_PASSES", "Tracker", "make_tracker"]
+__all__ = ["STILL_PASSES", "RowTracker", "Tracker"]
 
 BEYOND = math.nextafter(1.0, 2.0)
 """Ratio of a point within tolerance that is no solution, because the row runs away."""
@@ -34,20 +35,25 @@ class Tracker(ABC):
         active: rows that are not done, (B,) bool, of which alone the point moves; None where all go on to the end.
         taken_up: whether rows that were done go on since the last evaluation.
         count: how many rows are active, if the host has just read it, else None.
+        answer: what was ``asked`` in the last `record`, if the host has read it, else None.
     """
 
     steps_after_last = False
     active: Tensor | None = None
     taken_up = False
     count: int | None = None
+    answer: bool | None = None
 
     def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
         self.stop = stop
         self.criterion = Criterion(stop, layout, z)
+        self.together = (layout.together or Processes()) if stop.collective else None
         self.trace: list[Tensor] = []
 
     @abstractmethod
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
+    def record(
+        self, k: int, at: Evaluation, last: bool, final: Tensor | None = None, asked: Tensor | None = None
+    ) -> bool:
         """Take evaluation number ``k`` (from 0); say whether every row is known to be done. May read the device.
 
         Args:
@@ -55,10 +61,11 @@ class Tracker(ABC):
             at: the evaluation.
             last: no other one follows.
             final: see `StepSolver.final`.
+            asked: see `StepSolver.asks`; read where the host looks anyway.
         """
 
     def evaluations_left(self) -> float:
-        """Return how many evaluations the slowest active row still needs at its mean rate so far; reads the device."""
+        """Return how many evaluations the slowest active row still needs at its mean rate so far; may read that."""
         return 0.0
 
     def points(self) -> Tensor:
@@ -88,12 +95,6 @@ class Tracker(ABC):
         return torch.stack(self.trace) if self.stop.trace else None
 
 
-def make_tracker(stop: Stop, layout: Layout, z: Tensor, eps: float) -> Tracker:
-    """Return the tracker that a `Stop` asks for, for a solve from ``z`` (B, N) of an f that resolves ``eps``."""
-    kind = BudgetTracker if stop.is_budget else BestMapTracker if stop.keep == "best_f" else RowTracker
-    return kind(stop, layout, z, eps)
-
-
 class RowTracker(Tracker):
     """Freezes each row at its first passing point; otherwise keeps its best one.
 
@@ -119,6 +120,7 @@ class RowTracker(Tracker):
         self.limit = self.best_ratio
         self.k = 0
         self.halfway: Tensor | None = None
+        self._foresees, self._left = False, None
         self.runaway = Runaway(layout.first, share_left(stop.rtol, eps), eps)
         if stop.patience is not None:
             self.mark = self.best_ratio.clone()
@@ -128,8 +130,10 @@ class RowTracker(Tracker):
             self.best_prefix = torch.zeros_like(self.steps)
             self.token_steps: Tensor | None = None
 
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
-        self.k, self.count, self.taken_up = k, None, False
+    def record(
+        self, k: int, at: Evaluation, last: bool, final: Tensor | None = None, asked: Tensor | None = None
+    ) -> bool:
+        self.k, self.count, self.answer, self.taken_up = k, None, None, False
         tested = self.schedule.due(k, last, self.active)
         if tested is None:
             if self.stop.trace:
@@ -164,10 +168,20 @@ class RowTracker(Tracker):
             self.schedule.plan(k, tested, self.active, reading.ratio)
         if not self.schedule.looks:
             return False
-        self.count = int(self.active.sum())
-        if self.count > self.spare:
-            return False
-        return bool(self.count) or not self._take_up_lost(k)
+        plain = asked is None and not self._foresees
+        self.count = count = int(self.active.sum()) if plain else self._look(asked)
+        done = count <= self.spare and (bool(count) or not self._take_up_lost(k))
+        return done if self.together is None else not self.together.any(not done, self.active.device)
+
+    def _look(self, asked: Tensor | None) -> int:
+        """Return how many rows are active; the same read tells what else the host wants to know."""
+        wanted = [self.active.sum(), *([] if asked is None else [asked])]
+        if self._foresees:
+            wanted.append(self._evaluations_left())
+        count, *rest = torch.stack([t.double() for t in wanted]).tolist()
+        self.answer = None if asked is None else bool(rest[0])
+        self._left = rest[-1] if self._foresees else None
+        return int(count)
 
     def _note_halfway(self, tested: Tensor) -> None:
         """Keep the residuals of each row's first test in the second half of ``max_iter``."""
@@ -205,10 +219,15 @@ class RowTracker(Tracker):
         return True
 
     def evaluations_left(self) -> float:
+        # from now on it comes with the number of active rows: rows that are to leave may wait for their turn long
+        self._foresees = True
+        return float(self._evaluations_left()) if self._left is None else self._left
+
+    def _evaluations_left(self) -> Tensor:
         ratio = self.reading.ratio
         fallen, left = (self.first_ratio / ratio).log(), ratio.log()
         need = torch.where(fallen > 0, left / fallen * self.k, torch.inf).nan_to_num(nan=torch.inf)
-        return float(torch.where(self.active, need, 0.0).max())
+        return torch.where(self.active, need, 0.0).max()
 
     def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
         self._take_back(self._lost())
@@ -298,93 +317,3 @@ class RowTracker(Tracker):
         if self.criterion.mask is not None:
             settled &= self.criterion.mask
         return torch.where(settled, self.token_steps, 0)
-
-
-class BudgetTracker(Tracker):
-    """Tests nothing: a fixed number of evaluations and steps."""
-
-    steps_after_last = True
-
-    def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
-        super().__init__(stop, layout, z, eps)
-        self.start = z.detach()
-
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
-        self.last = at
-        if self.stop.trace:
-            self.trace.append(self.criterion(at).residual)
-        return False
-
-    def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        reading = self.criterion(self.last)
-        z = z_last if keep_last else z_last.detach()
-        size = torch.linalg.vector_norm(z.detach(), dim=1, dtype=torch.float64)
-        sound = reading.residual.isfinite() & size.isfinite()
-        status = torch.where(sound, int(Status.BUDGET), int(Status.NONFINITE)).to(torch.int8)
-        return Solution(
-            z=torch.where(sound[:, None], z, self.start),
-            residual=torch.where(sound, reading.residual, torch.inf),
-            relative=torch.where(sound, reading.relative, torch.inf),
-            steps=torch.full_like(status, self.stop.max_iter, dtype=torch.int64),
-            status=status,
-            cost=cost,
-            residual_of="previous",
-            trace=self._traced(),
-        )
-
-
-class BestMapTracker(Tracker):
-    """Keeps f(z) at the tested z with the smallest ||f(z) - z|| / (||f(z)|| + 1e-9); no row is frozen.
-
-    A row that runs away (`Runaway`) ends the loop like any other, as the rule has it, and is told DIVERGED.
-
-    Reference: the rule of torchdeq 0.1.0, fixed_point_iter, with which M. Schoene et al. (2025), Implicit language
-    models are RNNs, ICML, trained.
-    """
-
-    def __init__(self, stop: Stop, layout: Layout, z: Tensor, eps: float) -> None:
-        super().__init__(stop, layout, z, eps)
-        self.best_f = z.detach()
-        self.best_relative = torch.full((z.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
-        self.best_residual = self.best_relative.clone()
-        self.relative = self.best_relative
-        self.runaway = Runaway(layout.first, share_left(stop.rtol, eps), eps)
-        self.runs = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
-        self.over = torch.zeros((), dtype=torch.bool, device=z.device)
-        self.evaluations = torch.zeros((), dtype=torch.int64, device=z.device)
-
-    def record(self, k: int, at: Evaluation, last: bool, final: Tensor | None = None) -> bool:
-        reading = self.criterion(at)
-        relative = reading.residual / (self.criterion.norm(at.fz) + 1e-9)
-        better = (relative < self.best_relative) & ~self.over
-        runs = self.runaway.runs(relative < self.stop.rtol, reading.residual, reading.size)
-        self.runs = torch.where(better, runs, self.runs)
-        self.best_relative = torch.where(better, relative, self.best_relative)
-        self.best_residual = torch.where(better, reading.residual, self.best_residual)
-        self.best_f = torch.where(better[:, None], at.fz, self.best_f)
-        if self.stop.trace:
-            self.trace.append(reading.residual)
-        self.relative = torch.where(self.over, self.relative, relative)
-        self.evaluations = self.evaluations + ~self.over
-        self.over = (self.relative < self.stop.rtol).all()
-        every = self.stop.check_every
-        return every > 0 and (k + 1) % every == 0 and bool(self.over)
-
-    def finish(self, z_last: Tensor, cost: Cost, keep_last: bool = False) -> Solution:
-        status = torch.full_like(self.best_relative, int(Status.MAX_ITER), dtype=torch.int8)
-        status.masked_fill_(~self.relative.isfinite(), int(Status.NONFINITE))
-        passes = self.best_relative < self.stop.rtol
-        status.masked_fill_(passes & self.runs, int(Status.DIVERGED))
-        status.masked_fill_(passes & ~self.runs, int(Status.CONVERGED))
-        return Solution(
-            z=self.best_f,
-            residual=self.best_residual,
-            relative=self.best_relative,
-            steps=self.evaluations.expand(status.shape).clone(),
-            status=status,
-            cost=cost,
-            residual_of="previous",
-            trace=self._traced(),
-            runaway=passes & self.runs,
-            first=self.runaway.first,
-        )

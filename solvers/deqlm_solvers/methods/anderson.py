@@ -43,8 +43,9 @@ class Anderson(Secant):
             1e-12 for float64 algebra.
         plain_rate: a row takes plain steps for as long as each residual is at most this factor times the one before,
             in [0, 1); 0 mixes from the start.
-        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph), or
-            "auto": "cpp" where it can be, else "torch".
+        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph),
+            "triton" (one to five kernel launches per evaluation, on a GPU, without a graph), or "auto": "cpp" or
+            "triton" where it can be, else "torch".
 
     Raises:
         ValueError: an option outside its range.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import number, whole
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import register_solver
 from deqlm_solvers.linalg.small_systems import push_column, solve_general
@@ -76,7 +76,7 @@ class AndersonTypeI(Secant):
         """Return gamma of S^T (r - Y gamma) = 0, by age, (B, M)."""
         sy = products["sy"] = push_column(products["sy"], pairs.products(pairs.s, pairs.new_y))
         sy[:, 0] = pairs.products(pairs.y, pairs.new_s)
-        squares = torch.linalg.vector_norm(pairs.s, dim=2, dtype=torch.float64).square()[:, pairs.by_age]
+        squares = lengths(pairs.s).square()[:, pairs.by_age]
         unused = pairs.unused(squares)
         scale = squares.rsqrt().masked_fill(unused, 0.0)
         scaled = sy * (scale[:, :, None] * scale[:, None])

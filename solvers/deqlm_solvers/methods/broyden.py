@@ -36,8 +36,9 @@ class Broyden(Secant):
         damping: the initial inverse Jacobian of r is -damping times the identity, in (0, 1].
         line_search: None, or "armijo": a row's step is halved until ||r|| falls below (1 - 1e-4 t) times its value at
             t = 0, at most 4 times; each trial is an evaluation of f and counts as one.
-        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph), or
-            "auto": "cpp" where it can be, else "torch".
+        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph),
+            "triton" (one to five kernel launches per evaluation, on a GPU, without a graph), or "auto": "cpp" or
+            "triton" where it can be, else "torch".
 
     Raises:
         ValueError: an option outside its range.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.linalg.small_systems import solve_general
@@ -62,6 +64,8 @@ class Dogleg(DenseSolver):
     def vector_bytes(self, size: int) -> int:
         return 8 * size + 12 * 8
 
+    asks_host: ClassVar[bool] = True
+
     def init(self, z: Tensor) -> DoglegState:
         column = torch.zeros(z.shape[0], 1, dtype=torch.float64, device=z.device)
         blank = torch.zeros_like(z, dtype=torch.float64)
@@ -80,17 +84,27 @@ class Dogleg(DenseSolver):
     def final(self, state: DoglegState) -> Tensor:
         return state.first[:, 0]
 
+    def asks(self, at: Evaluation, state: DoglegState) -> Tensor:
+        state.seen = self._look(at, state)
+        return state.seen[1].any()
+
     def step(self, f: Evaluator, at: Evaluation, state: DoglegState) -> tuple[Tensor, DoglegState]:  # type: ignore[override]
+        norm, turns, first = self._look(at, state) if state.seen is None else state.seen
+        state.seen = None
+        if getattr(f, "wanted", None) is not False:
+            self._turn(f, at, turns, norm, first, state)
+        return state.base_z + self._advance(state).to(at.z.dtype), state
+
+    def _look(self, at: Evaluation, state: DoglegState) -> tuple[Tensor, Tensor, Tensor]:
+        """Take up the point where it is accepted; return ||r||, which rows turn, which have made no step, (B, 1)."""
         norm = _norm(at.r)
         accepted = self._judge(norm, state)
         # a row that is done is held where it is and needs no new direction
         turns = accepted & (state.first | (at.z != state.base_z).any(1, keepdim=True))
         state.base_z = torch.where(turns, at.z, state.base_z)
         state.base_norm = torch.where(turns, norm, state.base_norm)
-        if bool(turns.any()):
-            self._turn(f, at, turns, norm, state)
-        state.first = torch.zeros_like(turns)
-        return state.base_z + self._advance(state).to(at.z.dtype), state
+        first, state.first = state.first, torch.zeros_like(turns)
+        return norm, turns, first
 
     def _judge(self, norm: Tensor, state: DoglegState) -> Tensor:
         """Return the rows (B, 1) that accept their trial point, and change the radii by what it brought."""
@@ -102,7 +116,9 @@ class Dogleg(DenseSolver):
         state.radius = torch.where(state.first, state.radius, radius)
         return state.first | (gain >= LEAST_GAIN)
 
-    def _turn(self, f: Evaluator, at: Evaluation, turns: Tensor, norm: Tensor, state: DoglegState) -> None:
+    def _turn(
+        self, f: Evaluator, at: Evaluation, turns: Tensor, norm: Tensor, first: Tensor, state: DoglegState
+    ) -> None:
         """Give rows ``turns`` (B, 1) the two directions of their new point; all are those of a residual of length 1."""
         system = self.system(f, at)
         unit_r = at.r.double() / torch.where(norm > 0, norm, 1.0)
@@ -117,7 +133,7 @@ class Dogleg(DenseSolver):
         newton = newton.or_else(cauchy, _norm(unit_r - newton.image) < 0.5)
         state.unit_r = torch.where(turns, unit_r, state.unit_r)
         state.newton, state.cauchy = newton.or_else(state.newton, turns), cauchy.or_else(state.cauchy, turns)
-        state.radius = torch.where(turns & state.first, norm * _norm(newton.step), state.radius)
+        state.radius = torch.where(turns & first, norm * _norm(newton.step), state.radius)
 
     def _advance(self, state: DoglegState) -> Tensor:
         """Return the steps (B, N) float64 to where the paths leave the radii, and note what they should bring."""
@@ -166,6 +182,7 @@ class DoglegState:
         radius, length: the largest step, and the length of the pending one.
         linear: ||r|| at its end by the linear model, divided by that at its start.
         first: no point has been seen yet, bool.
+        seen: of the evaluation at hand, where it has been looked at: ||r||, rows that turn, rows without a step.
     """
 
     base_z: Tensor
@@ -177,7 +194,8 @@ class DoglegState:
     length: Tensor
     linear: Tensor
     first: Tensor
+    seen: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, keepdim=True, dtype=torch.float64)
+    return lengths(t)[:, None]

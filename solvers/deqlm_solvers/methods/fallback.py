@@ -91,7 +91,7 @@ class Fallback(Solver):
     solvers: tuple[Solver, ...] = ()
 
     guarantees: ClassVar[frozenset[str]] = frozenset({"known_answers", "rows", "check_every", "half"})
-    honours: ClassVar[frozenset[str]] = frozenset(Stop.__dataclass_fields__) - {"keep", "share"}  # type: ignore[attr-defined]
+    honours: ClassVar[frozenset[str]] = frozenset(Stop.__dataclass_fields__) - {"keep", "share", "collective"}  # type: ignore[attr-defined]
 
     def __init__(
         self,

@@ -29,8 +29,9 @@ class FixedPoint(StepSolver):
         decay: the damping of step k = 0, 1, ... is ``damping`` (1 + k)^-decay, in [0, 1]: the steps become shorter and
             their sum still has no bound, so that maps which keep jumping (kinks, noise of their own) settle. 0 keeps
             it.
-        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph), or
-            "auto": "cpp" where it can be, else "torch".
+        impl: "torch" (operations of torch), "cpp" (one compiled call per evaluation, on a CPU, without a graph),
+            "triton" (one to five kernel launches per evaluation, on a GPU, without a graph), or "auto": "cpp" or
+            "triton" where it can be, else "torch".
 
     Raises:
         ValueError: an option outside its range.

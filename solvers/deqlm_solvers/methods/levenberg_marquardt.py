@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -60,6 +61,8 @@ class LevenbergMarquardt(DenseSolver):
 
     mu: float = 0.01
 
+    asks_host: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         number("mu", self.mu, "> 0", lambda m: m > 0)
@@ -87,9 +90,23 @@ class LevenbergMarquardt(DenseSolver):
     def final(self, state: LevenbergMarquardtState) -> Tensor:
         return state.first[:, 0]
 
+    def asks(self, at: Evaluation, state: LevenbergMarquardtState) -> Tensor:
+        state.seen = self._look(at, state)
+        return state.seen[1].any()
+
     def step(  # type: ignore[override]
         self, f: Evaluator, at: Evaluation, state: LevenbergMarquardtState
     ) -> tuple[Tensor, LevenbergMarquardtState]:
+        norm, turns = self._look(at, state) if state.seen is None else state.seen
+        state.seen = None
+        if getattr(f, "wanted", None) is not False:
+            state.system = torch.where(turns[..., None], self.system(f, at), state.system)
+            unit_r = at.r.double() / torch.where(norm > 0, norm, 1.0)
+            state.unit_r = torch.where(turns, unit_r, state.unit_r)
+        return state.base_z + self._direction(state).to(at.z.dtype), state
+
+    def _look(self, at: Evaluation, state: LevenbergMarquardtState) -> tuple[Tensor, Tensor]:
+        """Take up the point where it is accepted; return ||r||, and which rows need a new direction, (B, 1)."""
         norm = row_norms(at.r)[:, None]
         accepted = self._judge(norm, state)
         # a row that is done is held where it is and needs no new direction
@@ -97,12 +114,8 @@ class LevenbergMarquardt(DenseSolver):
         state.first_norm = torch.where(state.first, norm, state.first_norm)
         state.base_z = torch.where(turns, at.z, state.base_z)
         state.base_norm = torch.where(turns, norm, state.base_norm)
-        if bool(turns.any()):
-            state.system = torch.where(turns[..., None], self.system(f, at), state.system)
-            unit_r = at.r.double() / torch.where(norm > 0, norm, 1.0)
-            state.unit_r = torch.where(turns, unit_r, state.unit_r)
         state.first = torch.zeros_like(turns)
-        return state.base_z + self._direction(state).to(at.z.dtype), state
+        return norm, turns
 
     def _judge(self, norm: Tensor, state: LevenbergMarquardtState) -> Tensor:
         """Return the rows (B, 1) that accept their trial point, and change mu by what it brought."""
@@ -145,6 +158,7 @@ class LevenbergMarquardtState:
         linear: ||r|| at the end of the pending step by the linear model, divided by that at its start.
         first_norm: ||r_0||.
         first: no point has been seen yet, bool.
+        seen: of the evaluation at hand, where it has been looked at: ||r||, and rows that turn.
     """
 
     base_z: Tensor
@@ -155,3 +169,4 @@ class LevenbergMarquardtState:
     linear: Tensor
     first_norm: Tensor
     first: Tensor
+    seen: tuple[Tensor, Tensor] | None = None

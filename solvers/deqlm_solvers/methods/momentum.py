@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import number, require
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, Map, register_solver
 from deqlm_solvers.loop.step_solver import StepSolver
@@ -72,7 +73,7 @@ class Momentum(StepSolver):
     def step(self, f: Map, at: Evaluation, state: MomentumState) -> tuple[Tensor, MomentumState]:
         norm, keeps = state.norm, state.momentum
         if self.halve:
-            norm = at.r.detach().norm(dim=1, keepdim=True, dtype=torch.float64)
+            norm = lengths(at.r.detach())[:, None]
             grew = norm > state.norm
             keeps = torch.where(grew, 0.5 * state.momentum, state.momentum)
             now = keeps.masked_fill(grew, 0.0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deqlm_solvers.core.checks import number
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.linalg.line_search import LineSearch
@@ -32,6 +34,7 @@ class Newton(DenseSolver):
     Each product counts as an evaluation, so a step costs 1 + N of ``max_iter``, and 2 with ``jacobian`` given: of
     ``max_iter`` evaluations, ``1 + (max_iter - 1) // (1 + N)`` go to points, and no solve spends more.
     `Solution.steps` counts these points. Where no row needs a new Jacobian, none is made; `Cost` tells what was spent.
+    The host learns of it by the read that tests for the end; with ``Stop(check_every=0)`` every point has a Jacobian.
     A budget (rtol=0, atol=0) makes as many whole steps as it can pay.
 
     Args:
@@ -59,6 +62,8 @@ class Newton(DenseSolver):
 
     damping: float = 0.5
 
+    asks_host: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         number("damping", self.damping, "in (0, 1]", lambda t: 0 < t <= 1)
@@ -79,7 +84,22 @@ class Newton(DenseSolver):
     def final(self, state: NewtonState) -> Tensor:
         return state.search.final()
 
+    def asks(self, at: Evaluation, state: NewtonState) -> Tensor:
+        state.seen = self._look(at, state)
+        return state.seen[-1].any()
+
     def step(self, f: Evaluator, at: Evaluation, state: NewtonState) -> tuple[Tensor, NewtonState]:  # type: ignore[override]
+        norm, accepted, given_up, turns = self._look(at, state) if state.seen is None else state.seen
+        state.seen, search = None, state.search
+        if getattr(f, "wanted", None) is not False:
+            self._turn(f, at, turns, norm, state)
+        plain = (accepted | given_up) & (search.walk > 0)
+        state.step = torch.where(plain, self.damping * state.base_r, state.step)
+        search.take_plain_step(plain)
+        return state.base_z + (search.length * state.step).to(at.z.dtype), state
+
+    def _look(self, at: Evaluation, state: NewtonState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Take up the point where it is accepted; return ||r||, and which rows accept, give up, and turn, (B, 1)."""
         search, norm = state.search, _norm(at.r)
         accepted, given_up = search.judge(torch.ones_like(norm, dtype=torch.bool), norm)
         search.fail(given_up, state.base_norm)
@@ -89,13 +109,7 @@ class Newton(DenseSolver):
         state.base_z = torch.where(accepted, at.z, state.base_z)
         state.base_r = torch.where(accepted, at.r, state.base_r)
         state.base_norm = torch.where(accepted, norm, state.base_norm)
-        turns = accepted & (search.walk <= 0)
-        if bool(turns.any()):
-            self._turn(f, at, turns, norm, state)
-        plain = (accepted | given_up) & (search.walk > 0)
-        state.step = torch.where(plain, self.damping * state.base_r, state.step)
-        search.take_plain_step(plain)
-        return state.base_z + (search.length * state.step).to(at.z.dtype), state
+        return norm, accepted, given_up, accepted & (search.walk <= 0)
 
     def _turn(self, f: Evaluator, at: Evaluation, turns: Tensor, norm: Tensor, state: NewtonState) -> None:
         """Give rows ``turns`` (B, 1) the Newton direction of their new point, where it is one."""
@@ -119,6 +133,7 @@ class NewtonState:
         base_z, base_r, base_norm: point that the pending step starts from, its residual, (B, N), and ||r||, float64.
         step: direction, (B, N).
         first: no step has been made yet, (B, 1).
+        seen: of the evaluation at hand, where it has been looked at: ||r||, and rows that accept, give up, turn.
     """
 
     search: LineSearch
@@ -127,7 +142,8 @@ class NewtonState:
     base_norm: Tensor
     step: Tensor
     first: Tensor
+    seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
 
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, keepdim=True, dtype=torch.float64)
+    return lengths(t)[:, None]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.advice import newton_advice
 from deqlm_solvers.core.checks import number, whole
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.solver import Evaluation, register_solver
 from deqlm_solvers.core.status import Status
@@ -34,7 +35,8 @@ class NewtonKrylov(StepSolver):
 
     A product counts as an evaluation: ``max_iter`` bounds, per row, products and trial points together, and so do
     `Solution.steps`. `Cost.evaluations` are calls of f and `Cost.jvps` products; for one row their sum is at most
-    ``max_iter``, and in a batch, where one row may try a point while another takes a product, each of them is.
+    ``max_iter``, and in a batch, where one row may try a point while another takes a product, each of them is. Where
+    the host does not look, ``Stop(check_every=0)``, every evaluation brings a product, wanted or not.
 
     A row whose direction is of no use (singular I - J, no decrease along it) takes a plain damped step instead, and
     twice as many each time that this happens again. State (B, N), any floating dtype; small systems in float64.
@@ -71,6 +73,8 @@ class NewtonKrylov(StepSolver):
     guarantees: ClassVar[frozenset[str]] = frozenset({"known_answers", "rows", "check_every", "half"})
     differentiates: ClassVar[bool] = True
 
+    asks_host: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         whole("krylov", self.krylov, 1)
         whole("restarts", self.restarts, 0)
@@ -99,7 +103,18 @@ class NewtonKrylov(StepSolver):
     def final(self, state: NewtonKrylovState) -> Tensor:
         return state.search.final()
 
+    def asks(self, at: Evaluation, state: NewtonKrylovState) -> Tensor:
+        state.next = self._look(at, state)
+        return state.solving.any()
+
     def step(self, f: Evaluator, at: Evaluation, state: NewtonKrylovState) -> tuple[Tensor, NewtonKrylovState]:  # type: ignore[override]
+        z_next = self._look(at, state) if state.next is None else state.next
+        state.next = None
+        f.carry(None if getattr(f, "wanted", None) is False else torch.where(state.solving, state.space.newest(), 0.0))
+        return z_next, state
+
+    def _look(self, at: Evaluation, state: NewtonKrylovState) -> Tensor:
+        """Take the evaluation into spaces and searches; return the next point (B, N)."""
         search, tried = state.search, ~state.solving
         if at.jv is not None:
             self._extend(at.jv, state)
@@ -110,8 +125,7 @@ class NewtonKrylov(StepSolver):
         state.step = torch.where(plain, self.damping * state.base_r, state.step)
         search.take_plain_step(plain)
         moving = state.base_z + (search.length * state.step).to(at.z.dtype)
-        f.carry(torch.where(state.solving, state.space.newest(), 0.0) if bool(state.solving.any()) else None)
-        return torch.where(state.solving, state.base_z, moving), state
+        return torch.where(state.solving, state.base_z, moving)
 
     def _extend(self, jv: Tensor, state: NewtonKrylovState) -> None:
         """Take one product into the spaces of rows that solve, and end or restart those that are done."""
@@ -167,6 +181,7 @@ class NewtonKrylovState:
         linear_r, linear_norm: r - (I - J) step at the start of the space, (B, N), and its norm, float64.
         spaces: restarts of this direction.
         solving: the row's next evaluation is a product; if not, a trial point.
+        next: the next point, (B, N), where the evaluation at hand has been looked at.
     """
 
     space: BatchedGMRES
@@ -180,7 +195,8 @@ class NewtonKrylovState:
     linear_norm: Tensor
     spaces: Tensor
     solving: Tensor
+    next: Tensor | None = None
 
 
 def _norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=1, keepdim=True, dtype=torch.float64)
+    return lengths(t)[:, None]

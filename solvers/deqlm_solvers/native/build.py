@@ -100,7 +100,7 @@ def build(source: Path, extra: tuple[str, ...] = ()) -> Outcome:
     for this process alone and leaves nothing behind.
 
     Args:
-        source: the C++ file; what it includes lies beside it as ``*.h``. Its functions have C names.
+        source: the C++ file; what it includes lies beside it as ``*.h`` or ``*.cpp``. Its functions have C names.
         extra: further flags of the compiler, such as those of a sanitizer, which may take ten times as long.
     """
     end = time.monotonic() + COMPILED * (10 if extra else 1)
@@ -235,7 +235,8 @@ def _key(source: Path, compiler: list[str], extra: tuple[str, ...]) -> str:
     """Return a digest of all that a built kernel depends on: sources, flags, compiler, processor."""
     version = run_compiler([*compiler, "--version"], time.monotonic() + ASKED, errors=False).said
     words = (KEY, *FLAGS, *extra, shlex.join(compiler), version, platform.machine(), _processor())
-    parts = [file.read_bytes() for file in (*sorted(source.parent.glob("*.h")), source)]
+    beside = [*source.parent.glob("*.h"), *source.parent.glob("*.cpp")]
+    parts = [file.read_bytes() for file in (*sorted({*beside, source}), source)]
     return _digest("\0".join([*map(readable, words), *(hashlib.sha256(part).hexdigest() for part in parts)]))
 
 

@@ -30,14 +30,15 @@ def _declare(functions: ctypes.CDLL) -> None:
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     functions.struct_bytes.restype = whole
     for suffix in ("float", "double"):
-        sized, opened, advance, finish, settle, review = (
+        sized, opened, advance, finish, lost, settle, review = (
             getattr(functions, f"{name}_{suffix}")
-            for name in ("workspace_bytes", "open", "advance", "finish", "settle", "review")
+            for name in ("workspace_bytes", "open", "advance", "finish", "lost", "settle", "review")
         )
         sized.restype, sized.argtypes = whole, [pointer]
         opened.restype, opened.argtypes = None, [pointer, pointer]
         advance.restype, advance.argtypes = whole, [pointer, pointer, pointer, pointer, whole, whole, pointer]
-        finish.restype, finish.argtypes = None, [pointer] * 8
+        finish.restype, finish.argtypes = whole, [pointer] * 8
+        lost.restype, lost.argtypes = whole, [pointer] * 5
         settle.restype, settle.argtypes = None, [pointer]
         review.restype, review.argtypes = whole, [pointer, pointer, pointer, whole, whole]
     functions.any_passed.restype, functions.any_passed.argtypes = whole, [pointer]

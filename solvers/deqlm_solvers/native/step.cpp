@@ -188,16 +188,19 @@ int8_t status_of(const Solve& s, const Row& row) {
     return vanishing ? STALLED : MAX_ITER;
 }
 
+// The largest status of a row is returned.
 template <typename T>
-void finish(const Solve& s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
+int64_t finish(const Solve& s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
             uint8_t* ran_away, int8_t* picked) {
     if (!s.budget) settle<T>(s);
+    int64_t worst = 0;
     for (int64_t i = 0; i < s.rows; ++i) {
         const Row& row = s.row[i];
         residual[i] = s.budget ? row.residual : row.best_residual;
         relative[i] = s.budget ? row.relative : row.best_relative;
         steps[i] = s.budget ? s.max_iter : row.steps;
         status[i] = status_of(s, row);
+        if (status[i] > worst) worst = status[i];
         first[i] = row.first_residual, first[s.rows + i] = row.first_size;
         ran_away[i] = row.ran_away && status[i] == DIVERGED;
         if (picked) picked[i] = row.plain ? 0 : 1;
@@ -206,6 +209,22 @@ void finish(const Solve& s, double* residual, double* relative, int64_t* steps, 
             if (settled > steps[i] || (s.mask && !s.mask[i * s.groups + g])) settled = 0;
         }
     }
+    return worst;
+}
+
+// Mark the rows of a budget whose last point is not finite as its residual is not; whether there is a row so marked.
+template <typename T>
+int64_t lost(const Solve& s, const void* z_, double* residual, double* relative, int8_t* status) {
+    const T* z = static_cast<const T*>(z_);
+    int64_t any = 0;
+    for (int64_t i = 0; i < s.rows; ++i, z += s.unknowns) {
+        double squares = 0;
+        for (int64_t j = 0; j < s.unknowns; ++j) squares += static_cast<double>(z[j]) * static_cast<double>(z[j]);
+        if (std::isfinite(residual[i]) && std::isfinite(squares)) continue;
+        residual[i] = relative[i] = std::numeric_limits<double>::infinity();
+        status[i] = NONFINITE, any = 1;
+    }
+    return any;
 }
 
 template <typename T>
@@ -243,17 +262,23 @@ int64_t advance_float(Solve* s, const void* z, const void* fz, void* z_next, int
 int64_t advance_double(Solve* s, const void* z, const void* fz, void* z_next, int64_t k, int64_t flags, double* trace) {
     return advance<double>(*s, z, fz, z_next, k, flags, trace);
 }
-void finish_float(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
-                  uint8_t* ran_away, int8_t* picked) {
-    finish<float>(*s, residual, relative, steps, status, first, ran_away, picked);
+int64_t finish_float(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
+                     uint8_t* ran_away, int8_t* picked) {
+    return finish<float>(*s, residual, relative, steps, status, first, ran_away, picked);
+}
+int64_t lost_float(const Solve* s, const void* z, double* residual, double* relative, int8_t* status) {
+    return lost<float>(*s, z, residual, relative, status);
 }
 void settle_float(const Solve* s) { settle<float>(*s); }
 int64_t review_float(Solve* s, const void* z, const void* fz, int64_t k, int64_t take_up) {
     return review<float>(*s, z, fz, k, take_up);
 }
-void finish_double(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
-                  uint8_t* ran_away, int8_t* picked) {
-    finish<double>(*s, residual, relative, steps, status, first, ran_away, picked);
+int64_t finish_double(Solve* s, double* residual, double* relative, int64_t* steps, int8_t* status, double* first,
+                     uint8_t* ran_away, int8_t* picked) {
+    return finish<double>(*s, residual, relative, steps, status, first, ran_away, picked);
+}
+int64_t lost_double(const Solve* s, const void* z, double* residual, double* relative, int8_t* status) {
+    return lost<double>(*s, z, residual, relative, status);
 }
 void settle_double(const Solve* s) { settle<double>(*s); }
 int64_t review_double(Solve* s, const void* z, const void* fz, int64_t k, int64_t take_up) {

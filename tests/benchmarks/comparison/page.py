@@ -149,15 +149,21 @@ def _solvers(record: dict[str, Any]) -> str:
 
 def _overhead(record: dict[str, Any]) -> str:
     rows = [
-        [one["solver"], _cost(one["per_evaluation_us"], 1), _cost(one["per_solve_us"], 0)]
+        [one["solver"], *(_cost(one[name], one.get(f"{name[:-3]}_error_us"), n) for name, n in _COSTS.items())]
         for one in record.get("overhead") or []
     ]
     return table(["solver", "per evaluation", "per solve"], rows) if rows else MISSING
 
 
-def _cost(microseconds: float, digits: int) -> str:
-    """Return a cost; one below zero says that its evaluations do not cost the same, and no more."""
-    return f"{microseconds:.{digits}f} us" if microseconds > 0 else "not resolved"
+_COSTS = {"per_evaluation_us": 1, "per_solve_us": 0}
+"""Fields of a record with the digits behind the point."""
+
+
+def _cost(microseconds: float, error: float | None, digits: int) -> str:
+    """Return a cost with its standard error; one below twice that, or below zero, says no more than that."""
+    if microseconds <= 2 * (error or 0.0):
+        return "not resolved" if error is None else f"not resolved (+- {error:.{digits}f} us)"
+    return f"{microseconds:.{digits}f} us" + ("" if error is None else f" +- {error:.{digits}f}")
 
 
 def _rows(record: dict[str, Any]) -> str:

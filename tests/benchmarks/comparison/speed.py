@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,10 +14,11 @@ from benchmarks.comparison.maps import HARD, SpeedMap, bad_rows, speed_maps, sym
 from benchmarks.comparison.timing import interleaved, per_call
 from deqlm_solvers import Anderson, Broyden, FixedPoint
 
-__all__ = ["measure_overhead", "measure_rows", "measure_speed"]
+__all__ = ["fitted", "measure_overhead", "measure_rows", "measure_speed"]
 
-LENGTHS = (20, 100)
-"""Evaluations of the two budgets whose difference is the cost of an evaluation."""
+LENGTHS = (12, 24, 40, 60, 80, 100)
+"""Evaluations of the solves through whose times a line is laid: its slope is the cost of an evaluation. All are longer
+than a history, so that the first evaluations, which are cheaper while one grows, are in every one of them."""
 
 
 def measure_speed(
@@ -94,8 +96,8 @@ def measure_rows(rounds: int = 9, step: Callable[[str], None] = lambda name: Non
 def measure_overhead(step: Callable[[str], None] = lambda name: None) -> list[dict[str, Any]]:
     """Return microseconds beyond f per evaluation and per solve, at B=32 N=64 in float32.
 
-    A slow map (radius .999) is given two numbers of evaluations; the slope is the cost of an evaluation, the rest that
-    of a solve. Tests, best point and safeguards are on; nothing converges.
+    A slow map (radius .999) is given several numbers of evaluations; the slope of the line through their times is the
+    cost of an evaluation, the rest that of a solve. Tests, best point and safeguards are on; nothing converges.
     """
     g = torch.Generator().manual_seed(0)
     a = symmetric(torch.randn(64, 64, generator=g, dtype=torch.float64), 0.999).float()
@@ -119,17 +121,45 @@ def measure_overhead(step: Callable[[str], None] = lambda name: None) -> list[di
             budget = SpeedMap(m.name, m.group, m.kind, m.shared, m.args, m.z0, length)
             who = ours(label, solver, atol=1e-30, **extra)
             calls.append(_call(who, budget, Outcome(label, tol=1e-30)))
-        short, long = (statistics.median(seconds) for seconds in interleaved(calls, 15))
-        slope = (long - short) / (LENGTHS[1] - LENGTHS[0])
+        medians = [statistics.median(seconds) for seconds in interleaved(calls, 15)]
+        line = fitted(LENGTHS, medians)
         records.append(
             {
                 "solver": label,
                 "f_us": 1e6 * bare,
-                "per_evaluation_us": 1e6 * (slope - bare),
-                "per_solve_us": 1e6 * (short - slope * LENGTHS[0]),
+                "lengths": LENGTHS,
+                "solve_us": [1e6 * seconds for seconds in medians],
+                "per_evaluation_us": 1e6 * (line.slope - bare),
+                "per_evaluation_error_us": 1e6 * line.slope_error,
+                "per_solve_us": 1e6 * line.rest,
+                "per_solve_error_us": 1e6 * line.rest_error,
             }
         )
     return records
+
+
+class Line(NamedTuple):
+    """A line through measured points by least squares, with the standard errors that their distances from it show."""
+
+    slope: float
+    rest: float
+    slope_error: float
+    rest_error: float
+
+
+def fitted(x: Sequence[float], y: Sequence[float]) -> Line:
+    """Return the line through three points or more.
+
+    Examples:
+        >>> fitted((1, 2, 3), (5, 7, 9))
+        Line(slope=2.0, rest=3.0, slope_error=0.0, rest_error=0.0)
+    """
+    middle, mean = statistics.fmean(x), statistics.fmean(y)
+    spread = sum((a - middle) ** 2 for a in x)
+    slope = sum((a - middle) * (b - mean) for a, b in zip(x, y, strict=True)) / spread
+    rest = mean - slope * middle
+    left = sum((b - rest - slope * a) ** 2 for a, b in zip(x, y, strict=True)) / (len(x) - 2)
+    return Line(slope, rest, math.sqrt(left / spread), math.sqrt(left * (1 / len(x) + middle**2 / spread)))
 
 
 def entry(outcome: Outcome) -> dict[str, Any]:

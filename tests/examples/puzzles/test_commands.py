@@ -69,6 +69,8 @@ def test_the_demo_prints_a_table_and_boards_and_draws(small, tmp_path, capsys):
     assert [result["label"] for result in results] == ["tiny", "once"]
     names = {path.stem for path in (tmp_path / "0").glob("*.svg")}
     assert names in ({"accuracy", "boards", "breadth", "calibration", "difficulty"}, set())
+    moving = [path.read_bytes()[:3] for path in (tmp_path / "0").glob("boards.gif")]
+    assert moving == [b"GIF"] * bool(names)
 
 
 @pytest.mark.parametrize("argv", [["six", "--seeds", "0", "1"], ["maze"]])
@@ -118,6 +120,11 @@ def test_a_puzzle_of_yours_is_solved(runs, capsys):
         (["solve", "OTHER", "." * 16], "its result is of another task"),
         (["maze", "--side", "-4"], "puzzle must be one of"),
         (["demo", "--seed", "-1"], "seed must be"),
+        (["six", "--seeds", "0", "0"], "seeds must be all different, got [0, 0]"),
+        (["twins", "--seeds", "1", "1"], "seeds must be all different, got [1, 1]"),
+        (["solve", "RUN", "x" * 16], "character 1 of the puzzle must be a digit from 1 to 4"),
+        (["nine", "--device", "cuda:77"], "device must be one that torch finds here, got 'cuda:77'"),
+        (["nine", "--device", "quantum"], "device must be one that torch finds here, got 'quantum'"),
         (["solve", "RUN", "GOOD", "--evaluations", "4", "2"], "evaluations must be rising numbers >= 1, got [4, 2]"),
         (["solve", "RUN", "GOOD", "--evaluations", "0"], "evaluations must be rising numbers >= 1, got [0]"),
         (["nine", "--train", "2", "--test", "1", "--try-steps", "0"], "steps must be a whole number >= 1"),

@@ -42,7 +42,7 @@ def change(column, value):
         (HEAD + GOOD + "a,1234,1234,1\n", "line 3: puzzle must be 81 characters, one per cell of a 9x9 board"),
         (HEAD + "a,b\n", "line 2: columns must be 4"),
         (HEAD + change(3, "-1"), "line 2: rating must be a whole number"),
-        (HEAD + change(1, "x" * 81), "line 2: cell 0 must be a digit"),
+        (HEAD + change(1, "x" * 81), "line 2: character 1 of the puzzle must be a digit"),
         (HEAD + change(2, "1" * 81), "line 2: answer must be one that has every digit once"),
         (HEAD + change(1, "35" + "." * 79), "line 2: answer must be one that keeps the clues"),
         (HEAD + change(1, "5" + "." * 80), "line 2: puzzle must be one with a single solution"),

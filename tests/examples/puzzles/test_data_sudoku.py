@@ -136,7 +136,7 @@ def test_a_puzzle_with_two_solutions_or_none_is_named(text, message):
 def test_what_is_no_board_is_named():
     with pytest.raises(ValueError, match=r"puzzle must be 16 characters, one per cell of a 4x4 board, got '\.\.\.'"):
         BOARDS["4x4"].read("...")
-    with pytest.raises(ValueError, match="cell 2 must be a digit from 1 to 4, or 0 for a blank, got 5"):
+    with pytest.raises(ValueError, match=r"character 3 of the puzzle must be a digit from 1 to 4, .* got '5'"):
         BOARDS["4x4"].read("..5" + "." * 13)
     with pytest.raises(ValueError, match="box_rows must be a whole number >= 1, got 0"):
         Board(0, 2)

@@ -11,7 +11,7 @@ from deqlm.training import Curriculum, Stage
 from examples.loop import Guard, LoopOptions, TrainingError
 from examples.state_tracking import commands, generated, page, report, schedule
 from examples.state_tracking.__main__ import main
-from examples.state_tracking.automata import collapse, experiment, table
+from examples.state_tracking.automata import collapse, experiment, sessions, table
 from examples.state_tracking.automata.recipe import (
     MODELS,
     OURS,
@@ -57,6 +57,8 @@ def test_the_table_prints_its_contracts_and_the_published_means(tmp_path, capsys
     [
         (["--tasks", "party"], "unknown task 'party'"),
         (["--models", "LTSM"], "unknown model 'LTSM': did you mean 'LSTM'"),
+        (["--tasks", "parity", "parity"], "tasks must be all different, got ['parity', 'parity']"),
+        (["--models", "LSTM", "LSTM"], "models must be all different"),
         (["--seeds", "0"], "seeds must be a whole number >= 1, got 0"),
         (["--search"], "models must be some of LSTM, PD-SSM"),
         (["--search", "--models", "GRU"], "unknown model 'GRU'"),
@@ -109,6 +111,8 @@ def test_a_training_that_breaks_is_shown(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"chunk": 16}, "chunk must be None for a model that solves nothing, got 16"),
+        ({"chunk": 11}, "chunk must be a whole number >= 12, got 11"),
         ({"lengths": (1,)}, "tested length must be a whole number >= 2, got 1"),
         ({"mixed": 2.0}, r"mixed must be in \[0, 1\], got 2.0"),
         ({"split": "train"}, "split must be 'valid' or 'test', got 'train'"),
@@ -145,6 +149,26 @@ def test_steps_of_mixed_length_stay_within_the_stage():
     assert all(rows * length <= 640 and rows <= 64 for rows, length in shapes)
     again = [task.batch(5, 7, stage).ids for _ in range(2)]
     assert torch.equal(*again)
+
+
+def test_traces_stand_beside_an_explicit_twin_and_an_lstm_at_rates_of_their_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sessions, "TRIED", (1e-3, 1e-2))
+    given = ["traces", "--quick", "--workers", "1", "--no-progress", "--out", str(tmp_path)]
+    assert main(given) == 0
+    printed = capsys.readouterr().out
+    assert contract("repl_traces").line() in printed
+    assert "L=42" in printed
+    data = json.loads((tmp_path / "quick/traces.json").read_text())
+    assert [r["label"] for r in data["results"]] == [OURS, *sessions.BESIDE]
+    assert all(r["recipe"]["split"] == "test" for r in data["results"])
+    assert {(row["label"], row["lr"]) for row in data["search"]} == {
+        (m, r) for m in sessions.BESIDE for r in (0.001, 0.01)
+    }
+    best = sessions.best_rate([row for row in data["search"] if row["label"] == "LSTM"])
+    assert data["results"][2]["recipe"]["loop"]["lr"] == best
+    assert sessions.best_rate([{"mean": 0.5, "lr": 0.1}, {"mean": 0.5, "lr": 0.01}, {"mean": None, "lr": 1.0}]) == 0.01
+    assert main(["traces", "--seeds", "0", "--out", str(tmp_path)]) == 2
+    assert "seeds must be a whole number >= 1, got 0" in capsys.readouterr().err
 
 
 def test_the_collapse_is_told_and_drawn(tmp_path, monkeypatch, capsys):
@@ -205,6 +229,8 @@ def test_a_group_without_generators_is_named(tmp_path, capsys):
     for name, message in (("S5", "must have a number of generators"), ("S5:500", "in 1..119, got 500")):
         assert main(["groups", "--problems", name, "--out", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
+    assert main(["groups", "--problems", "S5:4", "S5:4", "--out", str(tmp_path)]) == 2
+    assert "problems must be all different, got ['S5:4', 'S5:4']" in capsys.readouterr().err
     recipe = generated.recipe_of("S5:32", seed=2)
     assert (recipe.length, recipe.loop.seed, recipe.problem) == (40, 2, "S5:32")
     assert [t.length for t in recipe.tests] == [40, 64, 128, 256]

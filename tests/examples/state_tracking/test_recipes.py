@@ -10,8 +10,9 @@ import torch
 
 from deqlm.sequence.modes import Chunked
 from examples.loop import IGNORED
-from examples.state_tracking import full, paper, small
+from examples.state_tracking import experiment, full, generated, paper, small
 from examples.state_tracking.data import word_problem
+from examples.state_tracking.forgetting import ForgettingMamba2Options
 from examples.state_tracking.recipe import Recipe, Test, by_length
 from examples.state_tracking.recipes import DEMO, RATES, demo_recipes, explicit, found_rate, general, implicit, twin
 from examples.state_tracking.search import LEARNING_RATES
@@ -21,6 +22,7 @@ ALL = [
     *demo_recipes("S3"),
     *demo_recipes("Z2", seed=3),
     *(recipe for part in small.PARTS for recipe in small.part_recipes(part, quick=True)),
+    generated.recipe_of("S5:32", seed=1),
     *(recipe for name in paper.EXPERIMENTS for recipe in paper.recipes_of(name)),
 ]
 
@@ -39,6 +41,40 @@ def test_by_length_unrolls_short_stages_and_solves_the_last():
     longer = by_length((8, 16, 32), max_iter=24).stages
     assert [s.phase.gradient.name for s in longer] == ["unrolled", "phantom", "phantom"]
     assert [s.phase.stop.max_iter for s in longer] == [8, 24, 24]
+
+
+def test_spare_evaluations_are_those_of_unrolled_stages():
+    stages = by_length((2, 4, 16), tokens=64, max_iter=24, spare=2).stages
+    assert [s.phase.stop.max_iter for s in stages] == [4, 6, 24]
+
+
+def test_a_training_solves_in_chunks_where_the_recipe_says_so():
+    recipe = generated.recipe_of("S3:2").replace(chunk=4)
+    model = experiment._initial(recipe)
+    assert model.mode == Chunked(4)
+    assert experiment._initial(recipe.replace(chunk=None)).mode != Chunked(4)
+    with pytest.raises(ValueError, match="chunk must be a whole number >= 1, got 0"):
+        recipe.replace(chunk=0)
+    with pytest.raises(ValueError, match="chunk must be None for an explicit model"):
+        recipe.replace(model=explicit("S3", 1))
+
+
+def test_a_mixer_that_must_forget_forgets():
+    torch.manual_seed(0)
+    model = generated.recipe_of("S3:2").model.make().backbone.layers[0]
+    mixer = model.mixer
+    assert mixer.dt_limit == (0.3, math.inf)
+    with torch.no_grad():
+        # the slowest decay there is at first
+        mixer.A_log.zero_()
+        mixer.dt_bias.fill_(-20)
+    far, near = torch.randn(2, 1, 40, 64)
+    z = torch.cat([far, near], dim=1)
+    one = mixer(z)[:, -1]
+    other = mixer(torch.cat([torch.randn(1, 40, 64), near], dim=1))[:, -1]
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="floor must be > 0 and finite"):
+        ForgettingMamba2Options(floor=0.0)
 
 
 def test_by_length_ends_each_stage_at_its_own_accuracy():

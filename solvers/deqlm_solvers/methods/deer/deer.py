@@ -14,6 +14,7 @@ from deqlm_solvers.core.checks import number, require, whole
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.dtypes import inner_dtype
 from deqlm_solvers.core.layout import Layout
+from deqlm_solvers.core.norms import lengths
 from deqlm_solvers.core.options import options
 from deqlm_solvers.core.sizes import installed_bytes, read_bytes, show_bytes
 from deqlm_solvers.core.solution import Solution
@@ -349,4 +350,4 @@ def _blended(mean: Tensor, new: Tensor, number: int, rows: Tensor) -> Tensor:
 
 def _norm(t: Tensor) -> Tensor:
     """Return the norms of rows (B, ...), (B, 1) float64."""
-    return torch.linalg.vector_norm(t.flatten(1), dim=1, keepdim=True, dtype=torch.float64)
+    return lengths(t.flatten(1))[:, None]

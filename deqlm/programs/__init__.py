@@ -1,0 +1,1 @@
+"""Solves as compiled programs: in this process, and as files that run without Python."""
