@@ -157,6 +157,14 @@ def test_a_map_that_raises_elsewhere_is_no_error() -> None:
     assert HINT in message
 
 
+def test_a_backward_solve_sends_first_to_the_solve_before_it():
+    deq = DEQ(lambda z: 0.9 * z.cos(), gradient=deqlm.Implicit(solve=deqlm.Solve("fixed_point", FEW)))
+    loss = deq(torch.ones(2, 8, requires_grad=True)).sum()
+    text = told(loss.backward)
+    assert "backward solve: some rows ended MAX_ITER" in text
+    assert "Where the solve itself failed, mend that first. MAX_ITER" in text
+
+
 class Direction(nn.Module):
     def __init__(self) -> None:
         super().__init__()
