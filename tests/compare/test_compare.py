@@ -87,7 +87,7 @@ def test_failing_missing_and_lying_solvers_are_shown(odd_solvers):
     assert problem.entry("crashes").message.endswith("in step: RuntimeError: no step today")
     liar = problem.entry("liar")
     assert (liar.solved, liar.claimed, liar.evaluations, liar.counts_agree) == (0, 32, 1, True)
-    text = str(result)
+    text = result.table(120)
     for needle in ("RAISED", "NOT INSTALLED", "no step today", "nothing_such", "claims 32"):
         assert needle in text, text
     assert max(map(len, text.splitlines())) <= 120

@@ -51,8 +51,9 @@ EFFECTS: dict[str, tuple[object, Seen]] = {
 
 
 def test_every_field_that_can_show_an_effect_is_here() -> None:
-    unseen = {"token_dim", "first_tokens", "check_every"}
-    """The first two say how tokens are tested, the last when the host looks, which changes no answer."""
+    unseen = {"token_dim", "first_tokens", "check_every", "collective"}
+    """The first two say how tokens are tested, the third when the host looks, which changes no answer, and the last
+    which processes end together, where there is one."""
     assert EFFECTS.keys() | unseen == Stop.__dataclass_fields__.keys()
 
 

@@ -217,6 +217,8 @@ CAUGHT = [
     (ReadsTheDevice, "lean"),
     (Wasteful, "lean"),
     (CutsTheGraph, "differentiable"),
+    (StopsEarly, "recurrences_are_solved"),
+    (MixesRows, "rows_of_sequences_keep_apart"),
 ]
 
 

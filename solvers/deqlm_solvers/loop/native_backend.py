@@ -24,36 +24,14 @@ from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.method import Method
 from deqlm_solvers.loop.native_report import Report
 from deqlm_solvers.loop.native_runs import runs_of
+from deqlm_solvers.loop.native_struct import GIVEN, NativeSolve
 from deqlm_solvers.loop.runaway import share_left
 from deqlm_solvers.native.library import load
 
-__all__ = ["NativeBackend", "NativeSolve", "described", "native_bytes"]
+__all__ = ["NativeBackend", "described", "native_bytes"]
 
 TEST, LAST = 1, 2
 CPU = torch.device("cpu")
-
-_NUMBERS = (
-    *("rows", "unknowns", "pairs", "rule", "line_search", "automatic", "budget", "max_iter", "patience", "token"),
-    *("groups", "runs", "threads"),
-)
-_REALS = (
-    *("rtol", "atol", "divergence", "damping", "first_damping", "ridge", "least_pivot", "growth", "plain_rate"),
-    *("eps", "share_left"),
-)
-_GIVEN = ("run_end", "run_group", "group_root", "mask", "weights", "scale", "unit", "first", "best_z")
-_MADE = ("token_steps", "workspace")
-_OWN = ("row", "restart_z", "restart_r", "ring_s", "ring_y", "direction", "scratch", "gram", "gram2", "systems", "sums")
-
-
-class NativeSolve(ctypes.Structure):
-    """The struct ``Solve`` of state.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _NUMBERS),
-        *((name, ctypes.c_double) for name in _REALS),
-        *((name, ctypes.c_void_p) for name in (*_GIVEN, *_MADE, *_OWN, "index")),
-        *((name, ctypes.c_int64) for name in ("present", "next", "active", "remaining")),
-    ]
 
 
 class NativeBackend(Backend):
@@ -391,7 +369,7 @@ def _groups(solve: NativeSolve, stop: Stop, rule: Criterion) -> list[Any]:
         # expanded tensors have fewer numbers than rows
         *(None if t is None else t.contiguous() for t in (rule.mask, rule.weights, rule.scale, rule.atol_scale)),
     ]
-    for name, tensor in zip(_GIVEN, held, strict=False):
+    for name, tensor in zip(GIVEN, held, strict=False):
         setattr(solve, name, _pointer(tensor))
     return held
 

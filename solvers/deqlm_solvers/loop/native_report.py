@@ -40,9 +40,9 @@ class Report:
         self.worst = 0
 
     def field(self, name: str) -> Tensor | None:
-        """Return `Solution`'s field of rows."""
+        """Return `Solution`'s field of rows, in memory of its own: torch.save refuses a storage of two dtypes."""
         if self.budget and name in ("first", "runaway"):
             return None
         start, dtype, count = _TOLD[name]
-        cut = self.held[start * self.rows : (start + dtype.itemsize * count) * self.rows].view(dtype)
+        cut = self.held[start * self.rows : (start + dtype.itemsize * count) * self.rows].view(dtype).clone()
         return cut.view(2, self.rows) if count == 2 else cut

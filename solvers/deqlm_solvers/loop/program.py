@@ -17,7 +17,8 @@ from deqlm_solvers.core.stop import Stop
 from deqlm_solvers.loop.criterion import warn_below_floor
 from deqlm_solvers.loop.evaluator import Evaluator
 from deqlm_solvers.loop.method import Method
-from deqlm_solvers.loop.native_backend import NativeBackend, NativeSolve, described
+from deqlm_solvers.loop.native_backend import NativeBackend, described
+from deqlm_solvers.loop.native_struct import NativeSolve
 from deqlm_solvers.native.operators import load_operators
 
 __all__ = ["Drive", "Recipe", "program_declines", "recipe", "run_from", "run_program"]
