@@ -171,6 +171,7 @@ def test_a_malformed_record_or_page_is_found_before_the_work(tmp_path, capsys, m
     assert "has no block 'machine'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_causes_are_diagnosed_anew_and_drawn_into_their_page(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     page = tmp_path / "guides/not_converging.md"

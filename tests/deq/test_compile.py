@@ -244,6 +244,7 @@ def test_a_model_checkpointed_as_a_whole() -> None:
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.slow
 def test_a_compiled_language_model_trains_like_a_plain_one() -> None:
     model = LMOptions(vocab_size=7, d_model=8, n_layer=1, mixer=AttentionOptions(n_head=2)).make()
     ids = torch.randint(0, 7, (2, 5))

@@ -27,6 +27,7 @@ def run(*arguments: str) -> None:
     assert done.returncode in (0, 5), done.stdout[-6000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_the_quick_ones():
     run("-m", "not slow", str(HERE / "interpreted"))
 
