@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from deqlm.compiled.refused import NotCompiledError, by_compiler, drawn, reason_of
 from deqlm.compiled.settings import Compile
@@ -73,7 +74,8 @@ class Program:
         """
         self.compiling, start = False, time.perf_counter()
         try:
-            result = self._quietly(args) if torch.is_grad_enabled() else self.function(*args)
+            graphs = torch.is_grad_enabled() or parametrize._cache_enabled  # what f reads may belong to one
+            result = self._quietly(args) if graphs else self.function(*args)
         except Exception as error:
             if isinstance(inner := getattr(error, "inner_exception", None), NotCompiledError):
                 raise inner from None

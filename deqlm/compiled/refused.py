@@ -45,13 +45,13 @@ def hooked(module: nn.Module | None) -> str:
     return ""
 
 
-def modes_of(module: nn.Module) -> tuple[bool, ...] | None:
-    """Return which parts of ``module`` are in train(), in order; None where one has a hook."""
-    modes = []
+def modes_of(module: nn.Module) -> tuple[Any, ...] | None:
+    """Return the parts of ``module`` by type, and which are in train(), in order; None where one has a hook."""
+    modes: list[Any] = []
     for part in module.modules():
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
             return None
-        modes.append(part.training)
+        modes += (part.training, type(part))
     return tuple(modes)
 
 
