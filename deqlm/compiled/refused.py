@@ -58,7 +58,7 @@ def modes_of(module: nn.Module) -> tuple[Any, ...] | None:
 def what_moves(replay: Replay) -> str:
     """Return what an evaluation changes, in words: random numbers that it draws, or buffers; empty for nothing."""
     if replay.noisy:
-        noisy = [name for name, part in _modules(replay) if part.training and _draws(part)]
+        noisy = [name or type(part).__name__ for name, part in _modules(replay) if part.training and _draws(part)]
         return f"f draws random numbers{_of(noisy)}: call eval(), or set the dropout to 0"
     if replay.buffers:
         named = {id(part): name for name, part in _modules(replay)}

@@ -1,5 +1,6 @@
 """Compiled calls of inputs and layers that are odd, or were changed since; captured maps run by torch's operations."""
 
+import copy
 import threading
 import warnings
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+import deqlm
 from deqlm import DEQ, Compile, NotCompiledError
 
 QUICK = Compile(loop="python")
@@ -116,6 +118,18 @@ def test_a_layer_that_cannot_be_compiled_since_is_solved_eagerly_where_that_was_
         z, other = eager(x, with_stats=True)
     assert torch.equal(y, z)
     assert sol.cost == other.cost
+
+
+def test_a_copy_of_a_compiled_function_looks_at_what_the_function_reaches(cell):
+    made = copy.deepcopy(deqlm.compile(lambda z: cell(z), loop="python"))
+    with torch.no_grad():
+        made(torch.ones(2, 3))
+        made = copy.deepcopy(made)
+        for _ in range(2):
+            made(torch.ones(2, 3))
+        cell.register_forward_hook(lambda module, args, out: 0.5 * out)
+        with pytest.raises(NotCompiledError, match="has a hook"):
+            made(torch.ones(2, 3))
 
 
 def test_threads_that_call_one_module_wait_for_no_compiler(cell):
