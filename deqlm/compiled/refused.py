@@ -94,6 +94,11 @@ def by_compiler(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Return the compiler's own reason in one line, with the line of the user's code where it tells one."""
+    if type(error).__name__ == "FailOnRecompileLimitHit":
+        return (
+            "it was compiled for as many kinds of inputs as torch._dynamo.config.recompile_limit allows; give a number "
+            "that changes from call to call as a tensor"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
     where = [line for line in lines if line.startswith('File "')]

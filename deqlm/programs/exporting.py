@@ -94,12 +94,8 @@ def _whole(deq: DEQ, x: Any, args: tuple[Any, ...]) -> tuple[Any, nn.Module]:
     """
     if not isinstance(x, Tensor):
         raise NotCompiledError("the input is no tensor")
-    require(
-        x.dim() > 0 and x.shape[0] > 1,
-        "example",
-        tuple(x.shape),
-        "one of at least two rows, of which there may be any number",
-    )
+    rule = "one of at least two rows, of which there may be any number"
+    require(x.dim() > 0 and x.shape[0] > 1, "example", tuple(x.shape), rule)
     rowmap, replay = deq.on_rows(x, args, {})
     how = deq.settings(None, None, None)[0].resolve(rowmap.rows.z0)
     with replay:

@@ -31,6 +31,15 @@ class Cell(nn.Module):
         return out if self.after is None else self.after(out)
 
 
+class Scaled(nn.Module):
+    """Multiplies by a number."""
+
+    factor = 1.0
+
+    def forward(self, z):
+        return self.factor * z
+
+
 @pytest.fixture
 def cell():
     torch.manual_seed(0)
@@ -40,6 +49,10 @@ def cell():
 def pair(layer, **settings):
     """Return a DEQ that is compiled and the same that is not."""
     return DEQ(layer, stop=EXACT, compile=QUICK, **settings), DEQ(layer, stop=EXACT, **settings)
+
+
+def gradients(deq, x):
+    return torch.autograd.grad(deq(x).square().sum(), list(deq.parameters()))
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
@@ -67,7 +80,7 @@ def test_weights_that_are_cached_for_the_call_are_quiet_and_get_their_gradients(
     parametrizations.weight_norm(cell.affine)
     deq, eager = pair(cell)
     x = torch.randn(2, 3)
-    expected = torch.autograd.grad(eager(x).square().sum(), list(cell.parameters()))
+    expected = gradients(eager, x)
     with parametrize.cached():  # warnings are errors here
         deq(x).square().sum().backward()
     for one, p in zip(expected, cell.parameters(), strict=True):
@@ -118,6 +131,20 @@ def test_a_layer_that_cannot_be_compiled_since_is_solved_eagerly_where_that_was_
         z, other = eager(x, with_stats=True)
     assert torch.equal(y, z)
     assert sol.cost == other.cost
+
+
+@pytest.mark.slow
+def test_a_number_that_changes_is_compiled_anew_and_refused_when_it_always_does():
+    layer = Cell()
+    layer.after = Scaled()
+    deq, eager = pair(layer, on_failure="ignore")
+    x = torch.ones(2, 3)
+    for layer.after.factor in (0.125, 0.25, 0.5):
+        for one, other in zip(gradients(deq, x), gradients(eager, x), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    layer.after.factor = 0.75
+    with torch._dynamo.config.patch(recompile_limit=3), pytest.raises(NotCompiledError, match="as a tensor"):
+        deq(x)
 
 
 def test_a_copy_of_a_compiled_function_looks_at_what_the_function_reaches(cell):
