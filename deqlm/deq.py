@@ -33,7 +33,7 @@ from deqlm.wrap.once import once_per_call_
 from deqlm.wrap.part import part_of
 from deqlm.wrap.replay import Replay
 from deqlm.wrap.rows import RowMap, Rows
-from deqlm.wrap.start import AT_ZERO, started
+from deqlm.wrap.start import AT_ZERO, CALLED, started
 from deqlm.wrap.trees import first_tensor, start_like
 from deqlm_solvers import Adjoint, Solution, Solve
 from deqlm_solvers.core.checks import explain_options, require
@@ -369,7 +369,8 @@ class DEQ(Equilibrium):
         if isinstance(self.inject, Add):
             self.inject.check(rows.shapes, u)
         default = start is None and self.start is None
-        layer = Replay(self.layer, rows.device, hint=AT_ZERO if default else "", still=still)
+        hint = AT_ZERO if default else ""
+        layer = Replay(self.layer, rows.device, hint=hint, called=CALLED, still=still)
 
         def prepare(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
             return inject(x), args, kwargs

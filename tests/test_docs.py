@@ -33,6 +33,11 @@ COMMANDS = [page for page in PAGES if NEEDS.search(page.read_text())]
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->\s*\Z")
 
 
+FIRST = ("README", "index", "install", "cheat_sheet", "faq", "gallery", "which_solver", "fixed_points", "schedules")
+NARROW = [ROOT / "README.md"]
+NARROW += [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name == "how_to" or page.stem in FIRST]
+
+
 def fences(text: str) -> list[tuple[int, str, str, bool]]:
     """Return (first line, info string, code without indent, runs) of every fence of a page."""
     found = []
@@ -100,3 +105,9 @@ def test_fences_are_found_with_their_lines_and_reasons():
         (7, "python", "y\n", False),
         (11, "bash", "ls\n", True),
     ]
+
+
+@pytest.mark.parametrize("page", NARROW, ids=lambda page: page.stem)
+def test_code_of_the_first_pages_is_at_most_100_columns(page):
+    wide = [line for _, _, code, _ in fences(page.read_text()) for line in code.splitlines() if len(line) > 100]
+    assert not wide

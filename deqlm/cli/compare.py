@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from deqlm import GRADIENTS, SOLVERS
 from deqlm.cli.errors import UserError, user_input
+from deqlm.cli.prose import ProseFormatter
 from deqlm.comparison import (
     DEFAULT,
     PROBLEMS,
@@ -117,7 +118,7 @@ starts
 
 examples
   deqlm compare                                                 every solver, every family of problems
-  deqlm compare --quick                                         a few problems, in seconds
+  deqlm compare --quick                                         a few problems, in a minute
   deqlm compare --problems symmetric:rho=0.99,hard_row --dtype float64
   deqlm compare --solvers anderson,anderson:memory=5,broyden,torchdeq.anderson --repeats 9
   deqlm compare --problems mine.py:make --batch 64 --out my-results
@@ -136,7 +137,7 @@ def add(commands: Any) -> None:
         help="compare solvers (or gradients, or starts) on known problems and on your own map",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ProseFormatter,
     )
     option = parser.add_argument
     option(

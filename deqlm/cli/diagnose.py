@@ -9,6 +9,7 @@ from typing import Any
 
 from deqlm import DEQ, SOLVERS, Stop
 from deqlm.cli.errors import UserError, user_input
+from deqlm.cli.prose import ProseFormatter
 from deqlm.comparison import Settings, UserProblem
 from deqlm.comparison.problems.named import to_problem
 from deqlm.comparison.settings import parse_device, parse_dtype
@@ -58,7 +59,7 @@ def add(commands: Any) -> None:
         help="say why a solve does not converge and what to try",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ProseFormatter,
     )
     option = parser.add_argument
     option("target", metavar="module:callable", help="function that returns (deq, x) or (f, z0)")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deqlm.cli.checkpoint import has_tokenizer, hugging_face, read_config
 from deqlm.cli.errors import UserError, user_input
+from deqlm.cli.prose import ProseFormatter
 from deqlm.comparison.settings import parse_device
 from deqlm.comparison.spec import make_from
 from deqlm.layers import fold_weight_norm_
@@ -53,7 +54,7 @@ def add(commands: Any) -> None:
         help="continue a text with a saved model",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ProseFormatter,
     )
     option = parser.add_argument
     option("--model", required=True, metavar="DIR", help="directory with config.json and weights")

@@ -9,6 +9,7 @@ from typing import Any
 
 from deqlm.cli.checkpoint import read_config
 from deqlm.cli.errors import UserError, user_input
+from deqlm.cli.prose import ProseFormatter
 from deqlm.models import PRESETS, LMOptions, model_cost
 from deqlm_solvers.core.checks import suggest
 
@@ -47,7 +48,7 @@ def add(commands: Any) -> None:
         help="say what a preset or a saved model is and what a token costs",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ProseFormatter,
     )
     parser.add_argument("model", nargs="?", metavar="NAME|DIR", help="a preset or a directory with a config.json")
     parser.add_argument(

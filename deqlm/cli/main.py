@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 import deqlm
 from deqlm.cli import compare, diagnose, env, generate, gradients, info, new, plan, solvers
 from deqlm.cli.errors import Parser, UserError
+from deqlm.cli.prose import ProseFormatter
 from deqlm_solvers.core.checks import suggest
 
 __all__ = ["main"]
@@ -21,7 +21,7 @@ COMMANDS = {
 
 EPILOG = """\
 examples:
-  deqlm compare --quick                          solvers on a few problems, in seconds
+  deqlm compare --quick                          solvers on a few problems, in a minute
   deqlm compare --problems mine.py:make          solvers on your own map
   deqlm diagnose mine.py:make                    why your own map or DEQ does not converge
   deqlm generate --model DIR --prompt "Once"     text from a saved model
@@ -81,7 +81,7 @@ def _parser() -> Parser:
         prog="deqlm",
         description=(deqlm.__doc__ or "").strip(),
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ProseFormatter,
     )
     parser.add_argument("--version", action="version", version=f"deqlm {deqlm.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

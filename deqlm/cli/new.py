@@ -13,6 +13,7 @@ from typing import Any
 
 from deqlm import GRADIENTS, SOLVERS
 from deqlm.cli.errors import UserError
+from deqlm.cli.prose import ProseFormatter
 from deqlm.comparison import PROBLEMS
 from deqlm.models import MIXERS
 from deqlm_solvers import Registry
@@ -62,7 +63,7 @@ def add(commands: Any) -> None:
         help="write a package with a solver, gradient, mixer or problem of your own",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ProseFormatter,
     )
     parser.add_argument("kind", choices=KINDS, help="what it is")
     parser.add_argument("name", metavar="NAME", help="letters, digits and underscores, a letter first")

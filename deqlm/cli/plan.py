@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deqlm.cli.errors import UserError, user_input
+from deqlm.cli.prose import ProseFormatter
 from deqlm.models import GPUS, PRESETS, RECIPES, LMOptions, Plan, Recipe, plan_training, recipe
 from deqlm_solvers.core.checks import suggest
 
@@ -39,7 +40,7 @@ def add(commands: Any) -> None:
         help="say what a pretraining takes on so many GPUs",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ProseFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, a preset, or a JSON file")
     parser.add_argument("--gpu", required=True, metavar="NAME", help="such as h200")

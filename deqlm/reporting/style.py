@@ -13,6 +13,7 @@ __all__ = [
     "SETTINGS",
     "Look",
     "can_draw",
+    "family",
     "figure",
     "key",
     "legend_below",
@@ -55,16 +56,16 @@ class Look(NamedTuple):
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """Return a look per label: the line style tells the family (the word before the dot), the colour the member."""
-    families = list(dict.fromkeys(_family(name) for name in names))
-    unknown = [family for family in families if family not in DASHES]
-    styles = {**DASHES, **{family: OTHER[i % len(OTHER)] for i, family in enumerate(unknown)}}
+    families = list(dict.fromkeys(family(name) for name in names))
+    unknown = [one for one in families if one not in DASHES]
+    styles = {**DASHES, **{one: OTHER[i % len(OTHER)] for i, one in enumerate(unknown)}}
     count: dict[str, int] = {}
     chosen = {}
     for name in names:
-        family = _family(name)
-        position = count.get(family, 0)
-        count[family] = position + 1
-        chosen[name] = Look(PALETTE[position % len(PALETTE)], styles[family], 2.0 if family == "" else 1.4)
+        of = family(name)
+        position = count.get(of, 0)
+        count[of] = position + 1
+        chosen[name] = Look(PALETTE[position % len(PALETTE)], styles[of], 1.4 if of else 2.0)
     return chosen
 
 
@@ -150,6 +151,7 @@ def write(made: Any, folder: Path, name: str) -> list[Path]:
     return [svg, png]
 
 
-def _family(name: str) -> str:
+def family(name: str) -> str:
+    """Return the library of a solver's label, the word before the dot; empty for our own."""
     head = name.partition(":")[0]
     return head.partition(".")[0] if "." in head else ""

@@ -22,6 +22,10 @@ LEFT, BENT = 0.9, 0.05
 """A row ran away where this part of its first residual is left at a point that has grown, and f is no slow contraction,
 whose Jacobian is nearer to I."""
 
+_START = (
+    "f is not finite at the start, a state of zeros, and finite at another one: it divides by the state or takes its "
+    "logarithm; start elsewhere, DEQ(layer, start=torch.ones_like), or give deqlm.solve another z0"
+)
 _RANDOM = (
     "f gives another value at every evaluation: noise of torch's own generators is held within a solve, that of "
     "another generator, of numpy or of random is not; draw it before the solve, and give it as an argument"
@@ -54,7 +58,10 @@ def likely_mistake(f: RowMap, layer: Any, sol: Solution) -> str:
 
 def _found(f: RowMap, layer: Any, sol: Solution) -> str:
     z0 = f.rows.z0.detach().nan_to_num()
-    first, again = _value(f, z0), _value(f, z0)
+    first = _value(f, z0)
+    if _fails_at_zero(f, z0, first):
+        return _START
+    again = _value(f, z0)
     if bool(rows_changed(again, first).any()):
         return _RANDOM
     if len(z0) > 1 and _mixes(f, z0, first):
@@ -62,6 +69,19 @@ def _found(f: RowMap, layer: Any, sol: Solution) -> str:
     told = torch.zeros_like(sol.failed) if sol.runaway is None else sol.runaway
     likely = told | (sol.failed & _grown(f, z0, first, sol.z.detach()))
     return RUNAWAY if bool((likely & _hands_on(f, z0, first, told)).any()) else ""
+
+
+def _fails_at_zero(f: RowMap, z0: Tensor, first: Tensor) -> bool:
+    """Say whether a row starts at zero, where f is not finite, though two steps from a positive state are.
+
+    Entries of that state differ, so that nothing that a layer subtracts from them leaves zeros.
+    """
+    lost = ~first.isfinite().all(1) & (z0 == 0).all(1)
+    if not bool(lost.any()):
+        return False
+    elsewhere = 1 + torch.arange(z0.shape[1], device=z0.device).remainder(3).to(z0.dtype)
+    second = _value(f, _value(f, elsewhere.expand_as(z0)))
+    return bool((lost & second.isfinite().all(1)).any())
 
 
 def _value(f: RowMap, z: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ from deqlm.wrap.once import close_call, made_once, open_call
 __all__ = ["Replay"]
 
 
+_ARGUMENTS = ("positional argument", "keyword argument", "keyword-only argument")
+"""What Python's errors of a call speak of."""
+
+
 class Replay:
     """Evaluates a layer again and again as if it were once.
 
@@ -41,6 +45,7 @@ class Replay:
         device: of the state, whose generator is watched beside those of the CPU and of the module's parts.
         module: whose buffers are watched; None is the layer, or the modules that it reads where it is a function.
         hint: noted on an error of the first evaluation, such as what the layer may not bear.
+        called: noted where the first evaluation cannot be called with its arguments: what these are.
         still: the layer is known to draw nothing and to move no buffer, so that nothing is watched.
     """
 
@@ -50,10 +55,11 @@ class Replay:
         device: torch.device,
         module: nn.Module | None = None,
         hint: str = "",
+        called: str = "",
         *,
         still: bool = False,
     ) -> None:
-        self.layer, self.hint, self.still = layer, hint, still
+        self.layer, self.hint, self.called, self.still = layer, hint, called, still
         self.evaluated = still
         self.sealed = False
         self.noisy = False
@@ -73,8 +79,10 @@ class Replay:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self.hint and not self.evaluated and isinstance(error, Exception) and not isinstance(error, TypeError):
-            error.add_note(self.hint)
+        if not self.evaluated and isinstance(error, Exception):
+            note = self._note(error)
+            if note:
+                error.add_note(note)
         close_call(self._outer)
         self.seal()
         self._turn.end()
@@ -100,6 +108,12 @@ class Replay:
         else:
             self._turn.end()
         return out
+
+    def _note(self, error: Exception) -> str:
+        """Return what to add to an error of the first evaluation."""
+        if not isinstance(error, TypeError):
+            return self.hint
+        return self.called if any(word in str(error) for word in _ARGUMENTS) else ""
 
     def seal(self) -> None:
         """Say that the call is over."""

@@ -23,6 +23,8 @@ from deqlm_solvers.core.kinds import memory_format, refuse_tracing, require_stat
 
 __all__ = ["RowMap", "Rows"]
 
+_KEPT = "f keeps the shape of its state, which is that of the start, or of x in a DEQ: change a width outside of it"
+
 
 class Rows:
     """Packs a state (a tensor or a tree of tensors) into rows (B, N), and unpacks what a solver returns.
@@ -126,7 +128,9 @@ class Rows:
                 raise TypeError(f"f must return tensors, got {type(leaf).__name__}")
             if leaf.device == self.device:
                 require_state(leaf, "f(z)")
-            require(leaf.shape == shape, "the shape of f(z)", tuple(leaf.shape), f"that of z, {tuple(shape)}")
+            if leaf.shape != shape:
+                told = f"must be that of z, {tuple(shape)}, got {tuple(leaf.shape)}"
+                raise ValueError(f"the shape of f(z) {told}; {_KEPT}")
             require(leaf.device == self.device, "the device of f(z)", leaf.device, f"that of z, {self.device}")
             if leaf.dtype != dtype:
                 cast = torch.is_autocast_enabled(self.device.type) and leaf.is_floating_point()

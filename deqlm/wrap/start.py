@@ -10,10 +10,19 @@ from torch import Tensor
 from deqlm.wrap.trees import first_tensor, tensors, zeros_like_tree
 from deqlm_solvers.core.kinds import require_state
 
-__all__ = ["AT_ZERO", "started"]
+__all__ = ["AT_ZERO", "CALLED", "started"]
 
-AT_ZERO = "deqlm: the layer raised at the start, a state of zeros; where it needs another one, give start="
+AT_ZERO = (
+    "deqlm: the layer raised at the start, a state of zeros; where it needs another one, give start=, such as "
+    "start=torch.ones_like"
+)
 """A note on what a layer raises there."""
+
+CALLED = (
+    'deqlm: the layer is called as layer(z + x), with inject="argument" as layer(z, x), and with the further arguments '
+    "of the call behind; one that takes others goes into an nn.Module whose forward calls it"
+)
+"""A note on a layer that cannot be called so."""
 
 
 def started(start: Tensor | Callable[[Any], Any] | None, u: Any, batch_dims: int | None, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -153,11 +153,18 @@ def in_order(state: Any, template: Any) -> Any:
 def structure_hint(want: Any, got: Any) -> str:
     """Return what to do about a layer that returns another structure than its state's."""
     if want.is_leaf() and not got.is_leaf():
-        text = "say which part is the new state, DEQ(layer, output=0), or wrap the layer in an nn.Module whose forward "
-        return f"; {text}returns it, such as layer(z)[0]; a lambda would hide its parameters"
+        part = repr(_first_name(got))
+        text = f"say which part is the new state, DEQ(layer, output={part}), or wrap the layer in an nn.Module whose "
+        return f"; {text}forward returns it, such as layer(z)[{part}]; a lambda would hide its parameters"
     if got.is_leaf():
         return "; the state has the structure of x: give what is no unknown as further arguments, deq(x, mask)"
     return ""
+
+
+def _first_name(spec: Any) -> Any:
+    """Return the key of the first entry of a dict, else the first position."""
+    tree = tree_unflatten([None] * spec.num_leaves, spec)
+    return next(iter(tree), 0) if isinstance(tree, Mapping) else 0
 
 
 def describe(spec: Any) -> str:

@@ -29,7 +29,7 @@ for _ in range(12):
     points.append(torch.cos(points[-1]))
 
 line = torch.linspace(0, 1.2, 50)
-figure, axis = plt.subplots(figsize=(4, 3.4))
+figure, axis = plt.subplots(figsize=(4, 3.4), layout="constrained")
 axis.plot(line, line, color="0.7")
 axis.plot(line, torch.cos(line))
 for before, after in pairwise(points):
@@ -62,11 +62,12 @@ def spiral(z):
 paths, stop = {}, deqlm.Stop(max_iter=300)
 for solver in ("fixed_point", "anderson"):
     seen = [torch.zeros(1, 2)]
-    deqlm.solve(spiral, seen[0], solver=solver, stop=stop, on_evaluation=lambda k, z, fz, seen=seen: seen.append(fz))
+    watch = {"on_evaluation": lambda k, z, fz, seen=seen: seen.append(fz)}
+    deqlm.solve(spiral, seen[0], solver=solver, stop=stop, **watch)
     paths[solver] = torch.cat(seen)
 print({solver: len(path) - 1 for solver, path in paths.items()})
 
-figure, axis = plt.subplots(figsize=(4.4, 3.4))
+figure, axis = plt.subplots(figsize=(4.4, 3.4), layout="constrained")
 for solver, path in paths.items():
     axis.plot(*path.T, marker=".", linewidth=0.8, label=f"{solver}, {len(path) - 1} evaluations")
 axis.set(title="Two ways to one fixed point", xlabel="first unknown", ylabel="second")
@@ -106,7 +107,7 @@ deq = deqlm.DEQ(layer, solver="fixed_point", stop=deqlm.Stop(max_iter=300))
 size = torch.logspace(-1, 1.3, 24)
 y, sol = deq(size[:, None] * torch.randn(24, 16).sign(), with_stats=True)
 
-figure, axis = plt.subplots(figsize=(4.4, 3))
+figure, axis = plt.subplots(figsize=(4.4, 3), layout="constrained")
 axis.semilogx(size, sol.steps, marker="o")
 axis.set(xlabel="size of the input", ylabel="evaluations", title="Every row has its own depth")
 
@@ -126,9 +127,10 @@ z = deqlm.solve(lambda z, a: torch.tanh(a * z + 0.1), torch.zeros_like(a), args=
 (slope,) = torch.autograd.grad(z.sum(), a)
 with torch.no_grad():
     differences = (z[2:] - z[:-2]) / (a[2:] - a[:-2])
-print(f"largest difference from (coarse) finite differences: {(slope[1:-1] - differences).abs().max():.0e}")
+apart = (slope[1:-1] - differences).abs().max()
+print(f"largest difference from (coarse) finite differences: {apart:.0e}")
 
-figure, axis = plt.subplots(figsize=(4.4, 3))
+figure, axis = plt.subplots(figsize=(4.4, 3), layout="constrained")
 axis.plot(a.detach(), z.detach())
 for i in range(6, 61, 8):
     reach = torch.tensor([-0.2, 0.2], dtype=torch.float64)

@@ -6,6 +6,8 @@
 # `deqlm.compile` takes Python out of the loop, and how `deqlm.export` takes it out of the process.
 
 # %%
+import textwrap
+
 import torch
 from torch import nn
 
@@ -98,7 +100,7 @@ print("relative difference below 1e-5:", bool((compiled - eager).norm() < 1e-5 *
 try:
     deqlm.compile(deqlm.DEQ(nn.Sequential(layer, nn.Dropout(0.1))))(x)
 except deqlm.NotCompiledError as error:
-    print(error)
+    print(textwrap.fill(str(error), 100))
 
 # %% [markdown]
 # With `on_refuse="eager"` the solve runs as it would without, and a warning tells the reason once.

@@ -40,7 +40,7 @@ class Neighbours(nn.Module):
         return self.forward_chunk(z, u, None)[0]
 
     def forward_chunk(self, z, u, cache):
-        """Go on behind the token in the cache; return the output, and the cache for what follows."""
+        """Go on behind the token in the cache; return the output, and the next cache."""
         first = torch.zeros_like(z[:, :1]) if cache is None else cache
         before = torch.cat([first, z[:, :-1]], dim=1)
         return torch.tanh(self.before(before) + self.itself(z) + u), z[:, -1:]
@@ -67,7 +67,8 @@ def solved(mode):
 whole, at_once = solved(deqlm.Simultaneous())
 for mode in (deqlm.Chunked(16), deqlm.Chunked(4), deqlm.Sequential()):
     z, sol = solved(mode)
-    print(f"{mode!s:28} apart by {(z - whole).abs().max():.0e}, {int(sol.converged.sum())} of {len(x)} rows converged")
+    apart, ended = (z - whole).abs().max(), int(sol.converged.sum())
+    print(f"{mode!s:28} apart by {apart:.0e}, {ended} of {len(x)} rows converged")
 
 # %% [markdown]
 # ## Another amount of work
@@ -78,7 +79,11 @@ for mode in (deqlm.Chunked(16), deqlm.Chunked(4), deqlm.Sequential()):
 
 # %%
 lengths = (8, 16, 32, 64)
-schedules = {"at once": deqlm.Simultaneous(), "chunks of 8": deqlm.Chunked(8), "one by one": deqlm.Sequential()}
+schedules = {
+    "at once": deqlm.Simultaneous(),
+    "chunks of 8": deqlm.Chunked(8),
+    "one by one": deqlm.Sequential(),
+}
 work = {name: [] for name in schedules}
 sequence = x
 for length in lengths:
@@ -86,12 +91,14 @@ for length in lengths:
     for name, mode in schedules.items():
         work[name].append(solved(mode)[1].cost.token_evaluations / (len(x) * length))
 
-figure, axis = plt.subplots(figsize=(4.6, 3.2))
+figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
 for name, numbers in work.items():
     axis.plot(lengths, numbers, marker="o", label=name)
-axis.set(xlabel="tokens", ylabel="evaluations per token", title="Work of one equation, three schedules")
+axis.set(xlabel="tokens", ylabel="evaluations per token")
+axis.set_title("Work of one equation, three schedules")
 axis.legend()
-print({name: [round(number, 1) for number in numbers] for name, numbers in work.items()})
+for name, numbers in work.items():
+    print(f"{name:12} {[round(number, 1) for number in numbers]}")
 
 # %% [markdown]
 # The work is not the time: one evaluation of 64 tokens takes hardly longer than one of 8, least of all on a GPU. At

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["World", "world"]
+__all__ = ["World", "leave", "world"]
 
 
 class World:
@@ -49,6 +50,17 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(held, src=0)
         return held[0]
+
+
+def leave(status: int) -> None:
+    """End a process of several at once; one that is alone goes on.
+
+    Threads of gloo that wait for a process that died never end, and to take down what holds them would wait for them.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 @contextmanager

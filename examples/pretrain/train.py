@@ -35,7 +35,7 @@ from examples.pretrain.documents import CorpusError, make_tokenizer
 from examples.pretrain.feed import Feed, StreamFeed, WindowFeed
 from examples.pretrain.metrics import Metrics
 from examples.pretrain.model import apply_phase, export, make_model, make_optimizer, place, without_grad
-from examples.pretrain.processes import World, world
+from examples.pretrain.processes import World, leave, world
 from examples.pretrain.settings import Settings, read_settings
 
 __all__ = ["Training", "main"]
@@ -301,6 +301,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except RuntimeError as error:
         print(f"error: training stopped, give the same command again to go on: {error}", file=sys.stderr)
+        leave(1)
         return 1
     return 0
 

@@ -29,6 +29,7 @@ from deqlm_solvers.methods.levenberg_marquardt import LevenbergMarquardt
 from deqlm_solvers.methods.momentum import Momentum
 from deqlm_solvers.methods.newton import Newton
 from deqlm_solvers.methods.newton_krylov import NewtonKrylov
+from deqlm_solvers.methods.noisy import Noisy
 from deqlm_solvers.methods.pseudo_transient import PseudoTransient
 from deqlm_solvers.methods.reversible import ReversibleIteration
 from deqlm_solvers.solve import Solve
@@ -62,6 +63,7 @@ __all__ = [
     "Momentum",
     "Newton",
     "NewtonKrylov",
+    "Noisy",
     "Options",
     "PseudoTransient",
     "ReadOut",

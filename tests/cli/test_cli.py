@@ -11,7 +11,7 @@ import tempfile
 import pytest
 
 from deqlm import GRADIENTS
-from deqlm.cli.main import main
+from deqlm.cli.main import COMMANDS, main
 from deqlm_solvers import SOLVERS, StepSolver, options, register_solver
 
 TINY = ["compare", "--problems", "symmetric:rho=0.5,unknowns=8,two_cycle:unknowns=4", "--repeats", "1"]
@@ -224,6 +224,15 @@ def test_help_teaches_with_examples(capsys):
     assert "module:callable" in text
     assert "anderson:memory=5" in text
     assert main(["--help"]) == 0
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_prose_of_the_help_follows_the_terminal(command, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([command, "--help"]) == 0
+    long = [line for line in capsys.readouterr().out.splitlines() if len(line) > min(columns, 120)]
+    assert all(line.startswith("    ") or line.lstrip().startswith(("deqlm ", "[")) for line in long), long
 
 
 def test_the_command_alone_prints_its_help(capsys):

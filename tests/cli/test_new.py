@@ -47,6 +47,13 @@ def test_its_entry_point_names_a_class_of_the_kind(kind, tmp_path, monkeypatch):
     assert issubclass(getattr(__import__(module), name), REGISTRIES[kind].base)
 
 
+def test_it_installs_for_editing_with_what_builds_us(tmp_path):
+    main(["new", "solver", "my_own", "--out", str(tmp_path)])
+    hatch = tomllib.loads((tmp_path / "my_own/pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert hatch["dev-mode-dirs"] == ["src"]  # else hatchling asks for a further package, editables
+    assert (tmp_path / "my_own/src/my_own/__init__.py").is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_tests_pass_as_they_are_written(kind, tmp_path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from deqlm.comparison import Comparison, Entry, ProblemResult, compare
+from deqlm.comparison.solvers.foremost import GREY, foremost, looks_of
 from deqlm.comparison.solvers.plots import draw_profile, draw_residuals, profile
-from deqlm.reporting.style import looks, steady
+from deqlm.reporting.style import family, looks, steady
 
 pytest.importorskip("matplotlib")
 
@@ -85,3 +86,32 @@ def test_the_user_keeps_her_settings():
     with steady():
         assert matplotlib.rcParams["svg.hashsalt"] == "deqlm"
     assert matplotlib.rcParams["font.size"] == before
+
+
+MANY = {f"own{i}": [1.0 + i] * 3 for i in range(9)} | {"scipy.a": [9.0] * 3, "scipy.b": [8.0] * 2, "peer.a": [50.0]}
+
+
+def test_of_many_the_foremost_have_colours_of_their_own():
+    assert foremost(MANY) == ["own0", "own1", "own2", "own3", "own4", "scipy.a", "peer.a"]
+    chosen = looks_of(MANY)
+    coloured = [(look.color, str(look.linestyle)) for look in chosen.values() if look.color != GREY]
+    assert set(chosen) == set(MANY)
+    assert len(set(coloured)) == len(coloured) == 7
+    assert [look.color == GREY for look in chosen.values()] == [True] * 5 + [False] * 7
+
+
+def test_of_a_few_none_is_grey():
+    few = dict(list(MANY.items())[-8:])
+    assert foremost(few) == list(few)
+    assert looks_of(few) == looks(list(few))
+
+
+def test_a_figure_of_many_counts_the_grey_ones():
+    entries = [Entry(solver=name, outcome="solved", evaluations=int(cost[0])) for name, cost in MANY.items()]
+    comparison = Comparison(problems=[ProblemResult("p", "", 1, 1, 1e-5, 10, entries=entries)])
+    with steady():
+        made = draw_residuals(comparison.to_dict(), "evaluations")
+    shown = [text.get_text() for text in made.legends[0].get_texts()]
+    assert "5 others" in shown
+    assert len([name for name in shown if name in MANY]) == 7
+    assert {family(name) for name in shown if name in MANY} == {"", "scipy", "peer"}

@@ -155,3 +155,66 @@ def test_a_map_that_raises_elsewhere_is_no_error() -> None:
 
     message = told(lambda: deqlm.solve(f, torch.full((3, 8), 4.5), solver="fixed_point", stop=FEW))
     assert HINT in message
+
+
+def test_a_backward_solve_sends_first_to_the_solve_before_it():
+    deq = DEQ(lambda z: 0.9 * z.cos(), gradient=deqlm.Implicit(solve=deqlm.Solve("fixed_point", FEW)))
+    loss = deq(torch.ones(2, 8, requires_grad=True)).sum()
+    text = told(loss.backward)
+    assert "backward solve: some rows ended MAX_ITER" in text
+    assert "Where the solve itself failed, mend that first. MAX_ITER" in text
+
+
+class Direction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, z: Tensor, u: Tensor) -> Tensor:
+        return torch.tanh(0.3 * self.linear(z / z.norm(dim=-1, keepdim=True)) + u)
+
+
+def test_a_map_without_a_value_at_zero_is_told_to_start_elsewhere():
+    torch.manual_seed(0)
+    layer, x = Direction(), torch.randn(4, 8)
+    text = told(lambda: DEQ(layer, inject="argument")(x))
+    assert "not finite at the start" in text
+    assert "start=torch.ones_like" in text
+    assert DEQ(layer, inject="argument", start=torch.ones_like)(x).isfinite().all()
+
+
+def test_inputs_that_are_not_finite_are_no_matter_of_the_start():
+    x = torch.randn(4, 8)
+    x[1, 2] = torch.nan
+    text = told(lambda: DEQ(nn.Sequential(nn.Linear(8, 8), nn.Tanh()))(x))
+    assert "NaN in the inputs" in text
+    assert "Likely" not in text
+
+
+@pytest.mark.parametrize("layer", [nn.MultiheadAttention(8, 2, batch_first=True), lambda z, more: z, lambda *, z: z])
+def test_a_layer_that_takes_other_arguments_is_told_how_it_is_called(layer):
+    with pytest.raises(TypeError) as caught:
+        DEQ(layer)(torch.ones(2, 3, 8))
+    assert any("layer(z + x)" in note for note in caught.value.__notes__)
+
+
+def test_other_errors_of_type_are_left_alone():
+    def layer(z: Tensor) -> Tensor:
+        raise TypeError("no")
+
+    with pytest.raises(TypeError) as caught:
+        DEQ(layer)(torch.ones(2, 8))
+    assert not getattr(caught.value, "__notes__", [])
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"), [(tuple, "output=0"), (lambda two: {"out": two[0], "more": two[1]}, "'out'")]
+)
+def test_the_part_that_is_the_state_is_named_as_the_layer_returns_it(parts, named):
+    with pytest.raises(TypeError, match=re.escape(named)):
+        DEQ(lambda z: parts((z.tanh(), z.mean())))(torch.ones(2, 8))
+
+
+def test_another_width_is_sent_outside_of_the_layer():
+    with pytest.raises(ValueError, match=r"that of z, \(2, 8\), got \(2, 3\); f keeps the shape .* outside of it"):
+        DEQ(nn.Linear(8, 3))(torch.ones(2, 8))

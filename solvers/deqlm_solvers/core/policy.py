@@ -98,7 +98,7 @@ def apply_policy(
     seen = [kind for kind in Status if kind.failed and bool((status == int(kind)).any())]
     names = ", ".join(kind.name for kind in seen)
     advice = f"Likely: {cause}." if cause else " ".join(f"{k.name}: {advise(k)}." for k in seen)
-    text = f"{what}: some rows ended {names}; {_WHERE[what]} says which. {advice}{more}"
+    text = f"{what}: some rows ended {names}; {_WHERE[what]} says which. {_FIRST[what]}{advice}{more}"
     warnings.warn(text, ConvergenceWarning, stacklevel=user_level())
 
 
@@ -110,6 +110,8 @@ _WHERE = {
     "solve": "Solution.summary()",
     "backward solve": "Solution.adjoint (its tolerance is that of gradient=Implicit(solve=Solve(solver, stop)))",
 }
+
+_FIRST = {"solve": "", "backward solve": "Where the solve itself failed, mend that first. "}
 
 
 def user_level() -> int:
