@@ -107,7 +107,10 @@ class Compiler:
         lane = None if key is None else self._lanes.get(key)
         if lane is None:
             return None
-        return lane(bare, module, z0, _cut(inputs))
+        try:
+            return lane(bare, module, z0, _cut(inputs))
+        except NotCompiledError:  # of a layer that was changed; the long way says why, or solves eagerly
+            return None
 
     def refuse(self, error: NotCompiledError) -> None:
         """Take note that a call cannot be compiled: raise ``error``, or say it once and never try again."""
@@ -133,7 +136,7 @@ class Compiler:
             self._allowed = asked
         return self._looks(f, modes)
 
-    def _looks(self, f: RowMap, modes: tuple[bool, ...]) -> str:
+    def _looks(self, f: RowMap, modes: tuple[Any, ...]) -> str:
         """Evaluate f once for each kind of state: it says itself what is wrong with it, and shows what it moves."""
         key = (f.rows.shapes[0][f.rows.batch_dims :], f.rows.dtype, modes)
         if key in self._looked:

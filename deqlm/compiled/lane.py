@@ -26,7 +26,7 @@ class Lane:
     Attributes:
         how: solver and stop, with a number for its tolerance.
         loop: the program.
-        modes: which parts of the layer were in train().
+        modes: what parts of the layer were, by `modes_of`.
         layout: what rows stand for.
         eps: of the dtype of the state.
         quiet: whether rows may fail without a word.
@@ -35,7 +35,7 @@ class Lane:
 
     how: Solve
     loop: Program
-    modes: tuple[bool, ...]
+    modes: tuple[Any, ...]
     layout: Layout
     eps: float
     quiet: bool
@@ -69,6 +69,6 @@ class Lane:
         def program(z: Tensor, drive: Tensor) -> Tensor:
             return self.loop(bare, inputs, z.view(shape), drive, None, dtype).view(z.shape)
 
-        z = z0.view(shape[0], -1)
+        z = z0.view(shape[0], shape[1:].numel())
         sol = run_from(self.fitted, self, program, z, self.how.stop, self.layout, dtype)
         return sol.replace(z=sol.z.view(shape), solver=self.how.solver)

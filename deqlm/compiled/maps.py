@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deqlm.compiled.adjoint import derive
 from deqlm.compiled.program import Compiled, Program, eager_function, inductor_function
+from deqlm.compiled.refused import NotCompiledError
 from deqlm.compiled.settings import Compile
 from deqlm.compiled.tied import LOCAL, Call, tied
 from deqlm.compiled.traced import evaluate, solve_loop
@@ -62,6 +63,8 @@ class CompiledMap(RowMap):
         """Return ``f`` with what was compiled for its layer; calls are counted together."""
         made = object.__new__(cls)
         made.__dict__.update(f.__dict__, programs=programs, in_steps=in_steps)
+        # a compiler takes no view that is negated or conjugated when it is read
+        made.prepared = map_tensors(_as_stored, f.prepared)
         return made
 
     def __call__(self, z: Tensor, bare: bool = False) -> Tensor:
@@ -75,7 +78,13 @@ class CompiledMap(RowMap):
         """Return the last point of a solve from ``z`` (B, N), inner dtype; see `deqlm_solvers.loop.program`."""
         inputs, held = map_tensors(Tensor.detach, (self.prepared, self._held()))
         state = z.reshape(self.rows.shapes[0])
-        return self.programs.loop(self.bare, inputs, state, drive, held, self.rows.dtypes[0]).reshape(z.shape)
+        try:
+            return self.programs.loop(self.bare, inputs, state, drive, held, self.rows.dtypes[0]).reshape(z.shape)
+        except NotCompiledError:
+            calls, rows = self.count.calls, self.count.rows
+            super().__call__(z.to(self.rows.dtype))  # says itself what is wrong with an f that was changed
+            self.count.calls, self.count.rows = calls, rows
+            raise
 
     def tie(self, z: Tensor, system: System) -> Tensor:
         """Return ``z`` (B, N), a solved point, tied to autograd; the adjoint is solved by a program."""
@@ -92,3 +101,7 @@ class CompiledMap(RowMap):
             return None
         shape = self.rows.shapes[0]
         return self.held.masked.reshape(shape), self.held.at.reshape(shape)
+
+
+def _as_stored(t: Tensor) -> Tensor:
+    return t.resolve_conj().resolve_neg() if t.is_conj() or t.is_neg() else t

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,12 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             facts = json.loads(archive.read(f"{_root(archive)}{FACTS}"))
-    except (zipfile.BadZipFile, KeyError, IndexError, json.JSONDecodeError):
+        made_by = facts["torch"]
+    except (zipfile.BadZipFile, zlib.error, KeyError, IndexError, TypeError, ValueError):
         raise ValueError(f"{str(path)!r} is no exported solve: deqlm.export writes such files") from None
-    if facts["torch"] != torch.__version__:
+    if made_by != torch.__version__:
         raise ValueError(
-            f"{str(path)!r} was exported with torch {facts['torch']}, and this is {torch.__version__}: machine code of "
+            f"{str(path)!r} was exported with torch {made_by}, and this is {torch.__version__}: machine code of "
             "one version does not run in another; export it again"
         )
     return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from deqlm.compiled.refused import NotCompiledError, by_compiler, drawn, reason_of
 from deqlm.compiled.settings import Compile
@@ -73,7 +75,7 @@ class Program:
         """
         self.compiling, start = False, time.perf_counter()
         try:
-            result = self._quietly(args) if torch.is_grad_enabled() else self.function(*args)
+            result = self._run(args)
         except Exception as error:
             if isinstance(inner := getattr(error, "inner_exception", None), NotCompiledError):
                 raise inner from None
@@ -83,6 +85,19 @@ class Program:
         if self.compiling:
             self.log.append(Compiled(self.part, time.perf_counter() - start, self.cached))
         return result
+
+    def _run(self, args: tuple[Any, ...]) -> Any:
+        graphs = torch.is_grad_enabled() or parametrize._cache_enabled  # what f reads may belong to one
+        call = self._quietly if graphs else self.function
+        given = (args,) if graphs else args
+        try:
+            return call(*given)
+        except Exception as error:
+            if not (by_compiler(error) and "SymFloat" in str(error)):
+                raise
+        # a number that has changed: the compiler made it an input, which loops do not take
+        with importlib.import_module("torch._dynamo.config").patch(specialize_float=True):  # type: ignore[attr-defined]
+            return call(*given)
 
     def _quietly(self, args: tuple[Any, ...]) -> Any:
         with warnings.catch_warnings():

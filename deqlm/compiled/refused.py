@@ -45,20 +45,20 @@ def hooked(module: nn.Module | None) -> str:
     return ""
 
 
-def modes_of(module: nn.Module) -> tuple[bool, ...] | None:
-    """Return which parts of ``module`` are in train(), in order; None where one has a hook."""
-    modes = []
+def modes_of(module: nn.Module) -> tuple[Any, ...] | None:
+    """Return the parts of ``module`` by type, and which are in train(), in order; None where one has a hook."""
+    modes: list[Any] = []
     for part in module.modules():
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
             return None
-        modes.append(part.training)
+        modes += (part.training, type(part))
     return tuple(modes)
 
 
 def what_moves(replay: Replay) -> str:
     """Return what an evaluation changes, in words: random numbers that it draws, or buffers; empty for nothing."""
     if replay.noisy:
-        noisy = [name for name, part in _modules(replay) if part.training and _draws(part)]
+        noisy = [name or type(part).__name__ for name, part in _modules(replay) if part.training and _draws(part)]
         return f"f draws random numbers{_of(noisy)}: call eval(), or set the dropout to 0"
     if replay.buffers:
         named = {id(part): name for name, part in _modules(replay)}
@@ -94,6 +94,11 @@ def by_compiler(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Return the compiler's own reason in one line, with the line of the user's code where it tells one."""
+    if type(error).__name__ == "FailOnRecompileLimitHit":
+        return (
+            "it was compiled for as many kinds of inputs as torch._dynamo.config.recompile_limit allows; give a number "
+            "that changes from call to call as a tensor"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
     where = [line for line in lines if line.startswith('File "')]

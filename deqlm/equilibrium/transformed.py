@@ -172,7 +172,7 @@ def _unpacked(lifted: Lifted, sol: Solution, tokens: int) -> Solution:
         with outside():
             t = t.movedim(axis, 0)
         t = lifted.given(t).movedim(0, axis)
-        return t.reshape(*t.shape[:axis], *rows.batch_shape, *t.shape[axis + 1 :])
+        return t.reshape((*t.shape[:axis], *rows.batch_shape, *t.shape[axis + 1 :]))
 
     # torch clones into other memory formats than its own nowhere in a vmap
     z = rows.unpack(sol.z) if lifted.levels.mapped else rows.result(sol.z)

@@ -67,6 +67,8 @@ class Along:
     def reach(self) -> Reach:
         """What tokens see through A at this point, found out by one product."""
         grid, rows = self.grid, self.like.shape[0]
+        if not self.like.numel():
+            return Reach(own=True, before=grid.tokens > 1, further=False)
         moved = moved_tokens(grid.tokens).to(self.like.device)
         numbers = signs_of(Grid(grid.tokens, grid.numbers, 1)).to(self.like)
         out = self._pushed((numbers * moved[:, None]).reshape(1, -1))[0].reshape(rows, grid.tokens, -1)

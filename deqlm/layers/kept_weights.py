@@ -84,7 +84,7 @@ def usable() -> bool:
     """Say whether what is made now may serve later calls: without grad, and nobody follows the operations."""
     return not (
         torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        or torch.compiler.is_dynamo_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None

@@ -15,6 +15,7 @@ from deqlm.equilibrium.module import Equilibrium
 from deqlm.gradients.base import Gradient
 from deqlm.wrap.hidden import reached
 from deqlm_solvers import Solution, Solve
+from deqlm_solvers.core.checks import require
 
 __all__ = ["CompiledSolve", "compile"]
 
@@ -45,6 +46,10 @@ class CompiledSolve(Equilibrium):
                 self.keep(sol)
                 return (sol.z, sol) if kwargs.get("with_stats") else sol.z
         return super().forward(self.f, z0, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a function is copied as it is, and with it what it reaches
+        return {**self.__dict__, "_reached": None}
 
     def _again(self, z0: Tensor, args: tuple[Any, ...], how: Solve, method: Gradient) -> Solution | None:
         """Return the solution of a call that is like one before in all but its numbers, or None."""
@@ -97,6 +102,7 @@ def compile(
 
     Raises:
         TypeError: settings for a module that has its own.
+        ValueError: a setting out of range; a module with ``graph=True``.
         NotCompiledError: at a call, with the reason.
 
     Examples:
@@ -113,6 +119,7 @@ def compile(
         return CompiledSolve(model, compile=how, **settings)
     if settings:
         raise TypeError(f"{min(settings)!r} is a setting of the module that is given: set it there")
+    require(not getattr(model, "graph", False), "graph", True, "False with compile")
     made = copy.copy(model)
     for kind in ("_modules", "_parameters", "_buffers"):
         setattr(made, kind, dict(getattr(model, kind)))

@@ -40,7 +40,8 @@ def export(deq: DEQ, example: Tensor | tuple[Any, ...], path: str | Path) -> Pat
 
     Raises:
         TypeError: no `DEQ`.
-        ValueError: another ending; one row, which hides that there may be more.
+        FileNotFoundError: no folder of that name.
+        ValueError: another ending; no input; one row, which hides that there may be more.
         NotCompiledError: a solve that cannot be exported, with the reason.
 
     Examples:
@@ -53,7 +54,10 @@ def export(deq: DEQ, example: Tensor | tuple[Any, ...], path: str | Path) -> Pat
     if not isinstance(deq, DEQ):
         raise TypeError(f"deq must be a DEQ, got {type(deq).__name__}")
     path = Path(path)
-    require(path.suffix == ".pt2", "path", str(path), "a file that ends in .pt2")
+    require(path.suffix == ".pt2" and not path.is_dir(), "path", str(path), "a file that ends in .pt2")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {str(path.parent)!r} to write the file to")
+    require(example != (), "example", example, "an input, or a tuple that begins with one")
     x, *args = example if isinstance(example, tuple) else (example,)
     with torch.no_grad():
         how, whole = _whole(deq, x, tuple(args))
@@ -90,7 +94,8 @@ def _whole(deq: DEQ, x: Any, args: tuple[Any, ...]) -> tuple[Any, nn.Module]:
     """
     if not isinstance(x, Tensor):
         raise NotCompiledError("the input is no tensor")
-    require(x.shape[0] > 1, "example", tuple(x.shape), "one of at least two rows, of which there may be any number")
+    rule = "one of at least two rows, of which there may be any number"
+    require(x.dim() > 0 and x.shape[0] > 1, "example", tuple(x.shape), rule)
     rowmap, replay = deq.on_rows(x, args, {})
     how = deq.settings(None, None, None)[0].resolve(rowmap.rows.z0)
     with replay:

@@ -323,3 +323,5 @@ def test_compile_takes_a_module_or_a_map():
         deqlm.compile(3)
     with pytest.raises(TypeError, match="'solver' is a setting of the module"):
         deqlm.compile(DEQ(nn.Tanh()), solver="broyden")
+    with pytest.raises(ValueError, match="graph must be False with compile"):
+        deqlm.compile(DEQ(nn.Tanh(), graph=True, stop=Stop(max_iter=3, rtol=0)))

@@ -78,7 +78,12 @@ def test_what_is_no_exported_solve_is_told_apart(tmp_path):
         archive.writestr("archive/data", "")
     empty = tmp_path / "empty.pt2"
     zipfile.ZipFile(empty, "w").close()
-    for path in (text, other, empty):
+    paths = [text, other, empty]
+    for name, told in {"list": b"[]", "bytes": b"\xff\xfe", "nothing": b"{}"}.items():
+        paths.append(tmp_path / f"{name}.pt2")
+        with zipfile.ZipFile(paths[-1], "w") as archive:
+            archive.writestr("model/deqlm.json", told)
+    for path in paths:
         with pytest.raises(ValueError, match="is no exported solve"):
             deqlm.load_exported(path)
     old = tmp_path / "old.pt2"
@@ -93,11 +98,13 @@ def test_what_is_no_exported_solve_is_told_apart(tmp_path):
     [
         (nn.Tanh(), torch.ones(2, 3), TypeError, "must be a DEQ"),
         (DEQ(nn.Tanh()), torch.ones(1, 3), ValueError, "at least two rows"),
+        (DEQ(nn.Tanh()), torch.ones(()), ValueError, "at least two rows"),
+        (DEQ(nn.Tanh()), (), ValueError, "an input, or a tuple that begins with one"),
         (DEQ(nn.Tanh(), batch_dims=0), torch.ones(2, 3), deqlm.NotCompiledError, "batch_dims=0"),
         (DEQ(torch.tanh), torch.ones(2, 3), deqlm.NotCompiledError, "the layer is a function"),
         (DEQ(nn.Tanh(), solver="newton"), torch.ones(2, 3), deqlm.NotCompiledError, "'newton'"),
         (DEQ(nn.Tanh(), stop=Stop(per="leaf")), torch.ones(2, 3), deqlm.NotCompiledError, "per='leaf'"),
-        (DEQ(nn.Dropout(0.5)), torch.ones(2, 3), deqlm.NotCompiledError, "random numbers"),
+        (DEQ(nn.Dropout(0.5)), torch.ones(2, 3), deqlm.NotCompiledError, r"random numbers \(Dropout\)"),
     ],
 )
 def test_what_cannot_be_exported_says_why(deq, example, error, why, tmp_path):
@@ -105,3 +112,5 @@ def test_what_cannot_be_exported_says_why(deq, example, error, why, tmp_path):
         deqlm.export(deq, example, tmp_path / "model.pt2")
     with pytest.raises(ValueError, match=r"ends in \.pt2"):
         deqlm.export(DEQ(nn.Tanh()), torch.ones(2, 3), tmp_path / "model.so")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        deqlm.export(DEQ(nn.Tanh()), torch.ones(2, 3), tmp_path / "none" / "model.pt2")

@@ -144,3 +144,9 @@ def test_a_process_that_dies_ends_the_other(tmp_path: Path) -> None:
     seconds, said = (tmp_path / "said.txt").read_text().split(" ", 1)
     assert float(seconds) < WAIT
     assert "a process of the group has ended, or does not take part" in said
+
+
+@pytest.mark.parametrize("group", [3, "gloo", True])
+def test_what_is_no_group_is_refused_at_birth(group: object) -> None:
+    with pytest.raises(TypeError, match="process_group must be a group"):
+        DEQ(torch.nn.Tanh(), process_group=group)

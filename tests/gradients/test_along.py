@@ -141,3 +141,12 @@ def test_options_that_would_be_ignored_are_refused():
     with pytest.raises(ValueError, match="no option but structure"):
         Implicit(solve=Solve(Deer(lags=0)))
     assert Implicit().backward(Deer(structure="diagonal", lags=0)).solver == Deer(structure="diagonal")
+
+
+def test_no_rows_have_no_gradient_of_their_own():
+    x = torch.randn(0, 5, 3, requires_grad=True)
+    w = torch.eye(3).mul(0.5).requires_grad_()
+    sol = deqlm.solve(lambda z, x: torch.tanh(before(z) @ w + x), torch.zeros(0, 5, 3), args=(x,), solver="deer")
+    sol.z.sum().backward()
+    assert x.grad.shape == x.shape
+    assert not w.grad.any()

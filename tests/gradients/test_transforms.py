@@ -261,3 +261,16 @@ def test_a_recurrence_that_is_solved_and_differentiated_by_a_scan() -> None:
 
     for transform in (jacrev, jacfwd):
         torch.testing.assert_close(transform(scanned)(x), transform(looped)(x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("batch_dims", [0, None])
+def test_a_state_that_is_one_row_without_a_batch(batch_dims):
+    def f(a: Tensor) -> Tensor:
+        z0 = torch.zeros_like(a) if batch_dims == 0 else torch.zeros((), dtype=a.dtype)
+        return deqlm.solve(lambda z, a: torch.cos(a * z), z0, args=(a,), batch_dims=batch_dims, stop=SHARP).z
+
+    a = torch.tensor([0.3, 0.7] if batch_dims == 0 else 0.3, dtype=F64)
+    z = f(a)
+    expected = -torch.sin(a * z) * z / (1 + torch.sin(a * z) * a)
+    torch.testing.assert_close(grad(lambda a: f(a).sum())(a), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(vmap(f)(torch.stack([a, a])), torch.stack([z, z]))

@@ -68,7 +68,7 @@ def unwatched(*given: Tensor | None) -> bool:
         if type(t) not in PLAIN or not t.is_cpu or t.is_neg() or t._is_zerotensor():
             return False
     return (
-        not torch.compiler.is_compiling()
+        not torch.compiler.is_dynamo_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._get_tracing_state() is None

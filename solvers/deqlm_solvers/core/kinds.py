@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["in_transform", "is_dense", "memory_format", "refuse_tracing", "refuse_transforms", "require_state"]
+__all__ = [
+    "compiling",
+    "in_transform",
+    "is_dense",
+    "memory_format",
+    "refuse_tracing",
+    "refuse_transforms",
+    "require_state",
+]
 
 _FOREIGN = {
     "MaskedTensor": ("a dense tensor", "a masked one", "use {name}.to_tensor(0.0), and token_mask for what is masked"),
@@ -118,6 +126,21 @@ def refuse_tracing() -> None:
             "layer (DEQ(torch.compile(layer)), or an exported one) and solve around it, or save the weights with "
             "state_dict() and build the DEQ again where it runs; deqlm.export writes a solve to a file"
         )
+
+
+def compiling() -> bool:
+    """Say whether torch.compile looks at what this thread does.
+
+    ``torch.compiler.is_compiling()`` is true on every thread while one of them compiles; a thread that is traced is in
+    dynamo, or has a mode that records operations.
+
+    Examples:
+        >>> compiling()
+        False
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    return torch.compiler.is_dynamo_compiling() or bool(torch._C._len_torch_dispatch_stack())
 
 
 def _records() -> bool:

@@ -69,7 +69,7 @@ def _unseen(t: Tensor) -> bool:
     return (
         type(t) is Tensor
         and not t.requires_grad
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_dynamo_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not in_transform(t)
         and forward_ad._current_level < 0

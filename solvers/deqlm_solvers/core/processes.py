@@ -25,12 +25,27 @@ class Processes:
     Attributes:
         group: of torch.distributed, or a device mesh of one dimension; None is all processes.
 
+    Raises:
+        TypeError: what is no group.
+
     Examples:
         >>> Processes().total(torch.tensor([2, 3])).tolist(), Processes().any(False, torch.device("cpu"))
         ([2, 3], False)
     """
 
     group: Any = None
+
+    def __post_init__(self) -> None:
+        if self.group is None or hasattr(self.group, "get_group"):
+            return
+        there = dist.is_available()
+        # those that are not in a group get a constant for it
+        outside = there and self.group == dist.GroupMember.NON_GROUP_MEMBER
+        if not outside and not (there and isinstance(self.group, dist.ProcessGroup)):
+            raise TypeError(
+                "process_group must be a group of torch.distributed, a device mesh of one dimension or None, got "
+                f"{type(self.group).__name__}"
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # a module that is copied stays in its group, and groups cannot be copied

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.cost import Cost
 from deqlm_solvers.core.kept import Kept
+from deqlm_solvers.core.kinds import compiling
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.native_rule import NativeRule, Update
 from deqlm_solvers.core.processes import Processes
@@ -61,13 +62,13 @@ class NativeBackend(Backend):
             return f"the state is a {type(z).__name__} of {z.dtype}"
         if torch.is_grad_enabled():
             return "its steps cannot be differentiated"
-        if torch.compiler.is_compiling():
+        if compiling():
             return "torch.compile traces torch operations only"
         return super().declines(method, stop, layout, z) or load().why
 
     @classmethod
     def again(cls, method: Method, evaluator: Evaluator, stop: Stop, layout: Layout, z: Tensor) -> NativeBackend | None:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _plain_rows(layout):
+        if torch.is_grad_enabled() or compiling() or not _plain_rows(layout):
             return None
         if type(z) is not Tensor or z.device.type != "cpu":
             return None

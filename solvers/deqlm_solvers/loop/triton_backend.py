@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deqlm_solvers.core.checks import LARGEST
 from deqlm_solvers.core.cost import Cost
+from deqlm_solvers.core.kinds import compiling
 from deqlm_solvers.core.layout import Layout
 from deqlm_solvers.core.native_rule import NativeRule
 from deqlm_solvers.core.solution import Solution
@@ -282,7 +283,7 @@ def _not_here(z: Tensor) -> str:
         return "the state has no unknowns"
     if torch.is_grad_enabled():
         return "its steps cannot be differentiated"
-    if torch.compiler.is_compiling():
+    if compiling():
         return "torch.compile traces torch operations only"
     return ""
 

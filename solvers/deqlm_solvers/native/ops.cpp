@@ -69,7 +69,7 @@ T* numbers(Handle tensor, bool dense) {
     int64_t dim = 0, *sizes = nullptr, *strides = nullptr, step = 1;
     aoti_torch_get_dim(tensor, &dim), aoti_torch_get_sizes(tensor, &sizes), aoti_torch_get_strides(tensor, &strides);
     for (int64_t d = dim - 1; d >= 0 && dense; --d) {
-        if (sizes[d] > 1 && strides[d] != step) throw std::runtime_error("deqlm: a point that is not contiguous");
+        if (sizes[d] > 1 && step && strides[d] != step) throw std::runtime_error("deqlm: a point that is not contiguous");
         step *= sizes[d];
     }
     return static_cast<T*>(at);
