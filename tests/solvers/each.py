@@ -18,7 +18,7 @@ __all__ = [
 STEP = [name for name in SOLVERS if issubclass(SOLVERS[name], StepSolver)]
 PLAIN = [name for name in STEP if not SOLVERS[name].steps_evaluate]
 SOLVES = {name for name in STEP if "known_answers" in SOLVERS[name].guarantees}
-UNSHORTENED = ("fixed_point", "momentum", "reversible")
+UNSHORTENED = ("fixed_point", "momentum", "noisy", "reversible")
 """Rules that have no shorter step to try."""
 
 each = pytest.mark.parametrize("name", STEP)
@@ -26,5 +26,7 @@ each_that_solves = pytest.mark.parametrize("name", [name for name in STEP if nam
 each_plain = pytest.mark.parametrize("name", PLAIN)
 """Solvers that need f alone, and no more than a call of it per step."""
 each_that_solves_plainly = pytest.mark.parametrize("name", [name for name in PLAIN if name in SOLVES])
-each_that_begins_plainly = pytest.mark.parametrize("name", [name for name in PLAIN if name != "reversible"])
+each_that_begins_plainly = pytest.mark.parametrize(
+    "name", [name for name in PLAIN if name not in ("noisy", "reversible")]
+)
 """Their first step is z <- f(z)."""
