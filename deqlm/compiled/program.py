@@ -125,7 +125,9 @@ def _written_since(begun: float) -> bool:
 
 def inductor_backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """Make machine code of a graph; a loop in it then runs without an interpreter."""
-    from torch._inductor.compile_fx import compile_fx
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's compiler uses parts of torch that warn of their age when it is loaded
+        from torch._inductor.compile_fx import compile_fx
 
     return compile_fx(graph, inputs, config_patches={"cpp_wrapper": True})
 

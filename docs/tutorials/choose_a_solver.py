@@ -62,7 +62,7 @@ def chandrasekhar(dtype=torch.float32):
 # runs everything that is registered; adapters such as `scipy.anderson` and `torchdeq.broyden` are rows like any other,
 # and so is a solver of your own. Every solver gets the same map, start, tolerance and number of evaluations.
 
-# %% volatile
+# %% free
 result = compare(
     [chandrasekhar],
     ["fixed_point", "anderson", "broyden", "scipy.anderson", "scipy.krylov", "torchdeq.anderson", "torchdeq.broyden"],
