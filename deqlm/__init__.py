@@ -1,8 +1,8 @@
 """Implicit (deep-equilibrium) models in PyTorch: wrap any layer, choose a solver and a gradient, see what happened."""
 
 import importlib
+import typing
 from collections.abc import Callable
-from typing import Any
 
 from deqlm._version import __version__
 from deqlm.compiled.package import ExportedSolve
@@ -83,14 +83,15 @@ from deqlm_solvers import (
 
 from deqlm import testing  # isort: skip  (needs what stands above)
 
-compare: Callable[..., Any]
+compare: Callable[..., typing.Any]
 
+if not typing.TYPE_CHECKING:  # a type checker would take any name for one of ours
 
-def __getattr__(name: str) -> Any:
-    """Import what compares when it is asked for: it loads more than a model needs, and stands above it in the house."""
-    if name != "compare":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module("deqlm.comparison.mine").compare
+    def __getattr__(name: str) -> typing.Any:
+        """Import what compares when it is asked for: it loads more than a model needs, and stands above it."""
+        if name != "compare":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module("deqlm.comparison.mine").compare
 
 
 __all__ = [

@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from torch import Tensor
 
@@ -101,12 +101,14 @@ class Solution:
         made.__dict__.update(known, _report=report, _worst=report.worst)
         return made
 
-    def __getattr__(self, name: str) -> Any:
-        report = self.__dict__.get("_report")
-        if report is None or name not in _names():
-            raise AttributeError(f"Solution has no field {name!r}")
-        value = self.__dict__[name] = report.field(name)
-        return value
+    if not TYPE_CHECKING:  # a type checker would take any name for a field
+
+        def __getattr__(self, name: str) -> Any:
+            report = self.__dict__.get("_report")
+            if report is None or name not in _names():
+                raise AttributeError(f"Solution has no field {name!r}")
+            value = self.__dict__[name] = report.field(name)
+            return value
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _names()}
